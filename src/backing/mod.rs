@@ -1,0 +1,23 @@
+//! Nameless arena files that hold ciphertext. Sees neither plaintext nor keys nor file names.
+
+use std::io;
+
+/// A set of byte arrays ("arenas") without names.
+///
+/// Reads and writes are positional and whole: a short transfer is an error.
+pub trait Backing: Send + Sync {
+    /// Number of arenas, at least 1. Arenas are numbered from 0.
+    fn arenas(&self) -> u32;
+
+    /// Fills `buf` from `offset` (bytes) of `arena`; never-written bytes read as zeros.
+    fn read_at(&self, arena: u32, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset` (bytes) of `arena`.
+    fn write_at(&self, arena: u32, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Gives the disk space of a range back (`fallocate(2)` with `FALLOC_FL_PUNCH_HOLE`).
+    fn discard(&self, arena: u32, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Bytes that can still be written before the disks are full.
+    fn available(&self) -> io::Result<u64>;
+}

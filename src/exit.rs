@@ -1,0 +1,1 @@
+//! Errors to exit codes: `sysexits.h` numbers, one exhaustive match.

@@ -1,0 +1,380 @@
+//! [`Scratch`]: every file-system semantic, without a kernel.
+//!
+//! Names are byte strings. Permission bits are stored, not checked: the kernel checks them (`default_permissions`),
+//! and callers inside the process are trusted.
+
+use std::sync::Arc;
+
+use crate::store::{Store, StoreError};
+
+/// Inode number of the root directory.
+pub const ROOT: u64 = 1;
+/// Longest name of a directory entry in bytes (POSIX `NAME_MAX`).
+pub const NAME_MAX: usize = 255;
+/// Most hard links of one file (POSIX `LINK_MAX`).
+pub const LINK_MAX: u32 = 65_000;
+
+/// Why an operation was refused: one variant per POSIX error it stands for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FsError {
+    /// `ENOENT`
+    #[error("no such file or directory")]
+    NotFound,
+    /// `EEXIST`
+    #[error("file exists")]
+    Exists,
+    /// `ENOTDIR`
+    #[error("not a directory")]
+    NotDirectory,
+    /// `EISDIR`
+    #[error("is a directory")]
+    IsDirectory,
+    /// `ENOTEMPTY`
+    #[error("directory not empty")]
+    NotEmpty,
+    /// `EINVAL`
+    #[error("invalid argument")]
+    Invalid,
+    /// `EPERM`
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// `ENAMETOOLONG`
+    #[error("name longer than 255 bytes")]
+    NameTooLong,
+    /// `EMLINK`
+    #[error("too many links")]
+    TooManyLinks,
+    /// `EFBIG`
+    #[error("file too large")]
+    TooLarge,
+    /// `ENOSPC`, inodes or xattr space (bytes come as [`StoreError::NoSpace`])
+    #[error("no inodes left")]
+    NoInodes,
+    /// `ENODATA`
+    #[error("no such attribute")]
+    NoAttribute,
+    /// `ERANGE`
+    #[error("buffer too small")]
+    Range,
+    /// `EOPNOTSUPP`
+    #[error("operation not supported")]
+    NotSupported,
+    /// `ESTALE`: an inode number that is not, or no longer, known.
+    #[error("stale inode number {0}")]
+    Stale(u64),
+    /// `ENOSPC` or `EIO`
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Kind of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// FIFO.
+    Fifo,
+    /// Socket.
+    Socket,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+}
+
+/// A point in time: seconds since 1970 (negative before) and nanoseconds (0..1e9) after that second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    /// Seconds since the epoch.
+    pub secs: i64,
+    /// Nanoseconds, always counted forward.
+    pub nanos: u32,
+}
+
+/// Attributes as `stat(2)` shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// Kind.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky (`07777`).
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node, in the encoding of `makedev(3)` as the kernel passes it.
+    pub rdev: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Space in units of 512 bytes.
+    pub blocks: u64,
+    /// Last access, as last set: reads do not move it (as with `noatime`).
+    pub atime: Time,
+    /// Last modification.
+    pub mtime: Time,
+    /// Last status change.
+    pub ctime: Time,
+}
+
+/// Who creates something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// File-system user id.
+    pub uid: u32,
+    /// File-system group id.
+    pub gid: u32,
+    /// Umask; applied unless the directory has a default ACL.
+    pub umask: u32,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The clock's time.
+    Now,
+    /// This time.
+    At(Time),
+}
+
+/// What to change; `None` leaves a value alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits (`07777`); keeps a POSIX access ACL in step.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size: truncate or extend.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last modification.
+    pub mtime: Option<SetTime>,
+    /// Status change; without it, ctime becomes now.
+    pub ctime: Option<Time>,
+    /// Clear setuid, and setgid of a group-executable file, if `size` or an owner changes (FUSE `HANDLE_KILLPRIV_V2`).
+    pub kill_suidgid: bool,
+}
+
+/// How a write treats metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteMode {
+    /// Leave mtime and ctime to the caller (the kernel owns them with a writeback cache).
+    pub keep_times: bool,
+    /// Clear setuid and setgid (FUSE `WRITE_KILL_SUIDGID`).
+    pub kill_suidgid: bool,
+}
+
+/// `fallocate(2)` modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallocate {
+    /// Mode 0, or `FALLOC_FL_KEEP_SIZE`.
+    Allocate {
+        /// Do not grow the size.
+        keep_size: bool,
+    },
+    /// `FALLOC_FL_PUNCH_HOLE` (always with `KEEP_SIZE`).
+    Punch,
+    /// `FALLOC_FL_ZERO_RANGE`.
+    Zero {
+        /// Do not grow the size.
+        keep_size: bool,
+    },
+}
+
+/// `renameat2(2)` flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// `RENAME_NOREPLACE`
+    pub no_replace: bool,
+    /// `RENAME_EXCHANGE`
+    pub exchange: bool,
+    /// `RENAME_WHITEOUT`
+    pub whiteout: bool,
+}
+
+/// `setxattr(2)` flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Create or replace.
+    #[default]
+    Any,
+    /// `XATTR_CREATE`
+    Create,
+    /// `XATTR_REPLACE`
+    Replace,
+}
+
+/// One entry handed out by [`Scratch::readdir`].
+#[derive(Clone, Copy, Debug)]
+pub struct DirEntry<'a> {
+    /// Name; `.` and `..` come first.
+    pub name: &'a [u8],
+    /// Inode number.
+    pub ino: u64,
+    /// Kind.
+    pub kind: Kind,
+    /// Pass this as `cookie` to go on behind this entry. Stable while the entry lives, whatever else changes.
+    pub cookie: u64,
+}
+
+/// Space and inodes for `statfs(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statfs {
+    /// Sectors (4096 bytes) in all.
+    pub sectors: u64,
+    /// Sectors free: the smaller of what the limit leaves and what the disk has.
+    pub sectors_free: u64,
+    /// Inodes in all.
+    pub inodes: u64,
+    /// Inodes free.
+    pub inodes_free: u64,
+}
+
+/// Limits and ownership of a new [`Scratch`].
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchOptions {
+    /// Most inodes.
+    pub max_inodes: u64,
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+    /// Permission bits of the root directory.
+    pub mode: u32,
+}
+
+/// The file system. All methods may be called from many threads at once.
+///
+/// Lifetime of inodes: every method documented with "takes a reference" adds one to the inode it returns, given
+/// back with [`Scratch::forget`]. An inode without links lives until its last reference is gone; then its key is
+/// wiped and its space freed.
+pub struct Scratch {
+    _store: Arc<Store>,
+}
+
+#[allow(unused_variables, missing_docs)]
+impl Scratch {
+    /// An empty file system over `store`.
+    pub fn new(store: Arc<Store>, options: ScratchOptions) -> Self {
+        Self { _store: store }
+    }
+    /// Takes a reference.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+        todo!()
+    }
+    pub fn forget(&self, ino: u64, count: u64) {
+        todo!()
+    }
+    pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
+        todo!()
+    }
+    pub fn setattr(&self, ino: u64, set: &SetAttr) -> Result<Attr, FsError> {
+        todo!()
+    }
+    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        todo!()
+    }
+    /// Makes a regular file, FIFO, socket or device node. Takes a reference.
+    pub fn mknod(
+        &self,
+        parent: u64,
+        name: &[u8],
+        kind: Kind,
+        mode: u32,
+        rdev: u32,
+        caller: &Caller,
+    ) -> Result<Attr, FsError> {
+        todo!()
+    }
+    /// Takes a reference.
+    pub fn mkdir(&self, parent: u64, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr, FsError> {
+        todo!()
+    }
+    /// Takes a reference.
+    pub fn symlink(&self, parent: u64, name: &[u8], target: &[u8], caller: &Caller) -> Result<Attr, FsError> {
+        todo!()
+    }
+    /// Takes a reference.
+    pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+        todo!()
+    }
+    pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        todo!()
+    }
+    pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn fallocate(&self, ino: u64, offset: u64, len: u64, mode: Fallocate) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn copy_file_range(
+        &self,
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64, FsError> {
+        todo!()
+    }
+    /// First range of data that ends behind `offset`, cut at `offset`.
+    pub fn next_data(&self, ino: u64, offset: u64) -> Result<Option<std::ops::Range<u64>>, FsError> {
+        todo!()
+    }
+    /// Hands entries behind `cookie` (0: from the start) to `take` until it answers `false` (that entry counts as not taken).
+    pub fn readdir(&self, ino: u64, cookie: u64, take: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<(), FsError> {
+        todo!()
+    }
+    /// As [`Scratch::readdir`], with attributes; takes a reference on each entry taken, except `.` and `..`.
+    pub fn readdirplus(
+        &self,
+        ino: u64,
+        cookie: u64,
+        take: &mut dyn FnMut(DirEntry<'_>, &Attr) -> bool,
+    ) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        todo!()
+    }
+    /// Names, each followed by a NUL byte.
+    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        todo!()
+    }
+    pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<(), FsError> {
+        todo!()
+    }
+    pub fn statfs(&self) -> Statfs {
+        todo!()
+    }
+}

@@ -1,0 +1,45 @@
+//! runseal gives a workflow an encrypted scratch whose key is born and dies with the run.
+//!
+//! Two paths lead data down, and both read from top to bottom in the table of layers:
+//!
+//! ```text
+//! write(2)      -> fuse -> fs -> store -> crypt, backing -> disk (ciphertext, nameless files)
+//! input, output -> run -> preflight gives Cleared -> stage -> fs -> the same three steps
+//! ```
+//!
+//! | layer | what lives there | may see |
+//! |---|---|---|
+//! | [`cli`], [`exit`] | flags to specifications, errors to exit codes | `run`, `spec` |
+//! | [`run`] | composition root: one family of processes per run | everything below |
+//! | [`fuse`] | FUSE opcodes to calls of `fs`; mount and session | `fs`, `sys` |
+//! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `spec` |
+//! | [`preflight`] | proof that the run can finish, before it starts | `spec`, `sys` |
+//! | [`fs`] | [`fs::Scratch`]: all file-system semantics, no kernel needed | `store` |
+//! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |
+//! | [`crypt`] | XTS-AES-256, key arena | `sys` |
+//! | [`backing`] | nameless arena files | `sys` |
+//! | [`spec`], [`units`], [`sys`] | vocabulary, thin wrappers of system calls | nothing |
+//!
+//! Imports go downward only; `tests/architecture.rs` enforces the table.
+#![deny(unsafe_code, missing_docs)]
+#![warn(clippy::undocumented_unsafe_blocks)]
+
+pub mod cli;
+pub mod exit;
+pub mod run;
+
+pub mod fuse;
+pub mod stage;
+
+pub mod preflight;
+
+pub mod fs;
+
+pub mod store;
+
+pub mod backing;
+pub mod crypt;
+
+pub mod spec;
+pub mod sys;
+pub mod units;

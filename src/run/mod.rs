@@ -1,0 +1,1 @@
+//! Composition root: preflight -> key -> store -> fs -> mount -> stage in -> command -> stage out -> wipe.

@@ -1,0 +1,1 @@
+//! Thin safe wrappers of system calls. Unsafe code lives here and in `crypt` only.
