@@ -36,6 +36,9 @@ pub enum FsError {
     /// `EINVAL`
     #[error("invalid argument")]
     Invalid,
+    /// `EACCES`: a default ACL for something that is not a directory.
+    #[error("only directories have a default ACL")]
+    Access,
     /// `EPERM`
     #[error("operation not permitted")]
     NotPermitted,
@@ -48,12 +51,16 @@ pub enum FsError {
     /// `EFBIG`
     #[error("file too large")]
     TooLarge,
-    /// `ENOSPC`, inodes or xattr space (bytes come as [`StoreError::NoSpace`])
-    #[error("no inodes left")]
+    /// `ENOSPC`: the inode limit, or the room for extended attributes of one inode (bytes come as
+    /// [`StoreError::NoSpace`]).
+    #[error("no inodes left, or no room for more extended attributes")]
     NoInodes,
     /// `ENODATA`
     #[error("no such attribute")]
     NoAttribute,
+    /// `E2BIG`: the value of an extended attribute.
+    #[error("attribute value longer than 65536 bytes")]
+    TooBig,
     /// `ERANGE`
     #[error("buffer too small")]
     Range,
