@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds runseal and runs the example: a small analysis of the phage lambda genome in a sealed scratch.
+# usage: scripts/quickstart.sh [OUTPUT]      (default: results/lambda, replaced if it exists)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+output=${1:-results/lambda}
+
+set -x
+cargo build --release
+mkdir -p "$(dirname "$output")"
+target/release/runseal run --input examples/lambda --output "$output" --overwrite -- \
+    sh -c 'sh "$RUNSEAL_INPUT/lambda/pipeline.sh"'
+{ set +x; } 2>/dev/null
+
+echo
+echo "Published to $output:"
+ls -l "$output"
+echo
+echo "EcoRI cuts phage lambda into:"
+grep EcoRI "$output/fragments.tsv"

@@ -1,0 +1,209 @@
+//! The rules of the source tree that a compiler does not check. The table of layers in `src/lib.rs` is the law for
+//! imports; everything else is listed in `CONTRIBUTING.md`.
+
+#[path = "architecture/source.rs"]
+mod source;
+#[path = "architecture/table.rs"]
+mod table;
+
+use source::{Source, Token};
+use table::Layers;
+
+/// Lines a file may have, tests not counted.
+const LONGEST_FILE: usize = 900;
+/// Where unsafe code may live.
+const UNSAFE_HOMES: [&str; 2] = ["src/sys/", "src/crypt/"];
+/// Who may write to standard output and standard error: the command line, and the helper through which `run` speaks.
+const SPEAKERS: [&str; 3] = ["src/main.rs", "src/cli/", "src/run/message.rs"];
+const SPEECH: [&str; 4] = ["print", "println", "eprint", "eprintln"];
+const UNFINISHED: [&str; 3] = ["dbg", "todo", "unimplemented"];
+
+#[test]
+fn imports_go_downward_only() {
+    let layers = Layers::of_the_crate();
+    require(imports_against(&layers, &source::all()));
+}
+
+#[test]
+fn every_module_of_the_crate_is_in_the_table() {
+    let layers = Layers::of_the_crate();
+    let missing = source::all()
+        .iter()
+        .filter(|file| !matches!(file.path.as_str(), "src/lib.rs" | "src/main.rs"))
+        .filter(|file| !layers.knows(file.layer()))
+        .map(|file| format!("{}:1: `{}` is not in the table of layers in src/lib.rs", file.path, file.layer()))
+        .collect();
+    require(missing);
+}
+
+#[test]
+fn staging_cannot_clear_itself() {
+    let calls = source::all()
+        .iter()
+        .filter(|file| file.layer() == "stage")
+        .flat_map(|file| {
+            find(file, &["preflight", ":", ":", "check"], "staging takes `Cleared`; only `run` calls check")
+        })
+        .collect();
+    require(calls);
+}
+
+#[test]
+fn unsafe_code_stays_at_home() {
+    let strays = source::all()
+        .iter()
+        .filter(|file| !UNSAFE_HOMES.iter().any(|home| file.path.starts_with(home)))
+        .flat_map(|file| {
+            let mut found = find(file, &["unsafe"], "unsafe code lives in src/sys and src/crypt only");
+            found.extend(find(file, &["allow", "(", "unsafe_code"], "unsafe code lives in src/sys and src/crypt only"));
+            found
+        })
+        .collect();
+    require(strays);
+}
+
+#[test]
+fn every_file_opens_with_its_purpose() {
+    let mute = source::all()
+        .iter()
+        .filter(|file| !file.text.starts_with("//! "))
+        .map(|file| format!("{}:1: the first line must be `//!` and say what lives here", file.path))
+        .collect();
+    require(mute);
+}
+
+#[test]
+fn only_the_command_line_prints() {
+    let printing = source::all()
+        .iter()
+        .filter(|file| !SPEAKERS.iter().any(|home| file.path.starts_with(home)))
+        .flat_map(|file| {
+            SPEECH.iter().flat_map(move |name| find(file, &[name, "!"], "use tracing, or return the text"))
+        })
+        .collect();
+    require(printing);
+}
+
+#[test]
+fn nothing_is_left_unfinished_or_unwrapped() {
+    let left = source::all()
+        .iter()
+        .flat_map(|file| {
+            let mut found = find(file, &[".", "unwrap", "("], "return the error, or expect(\"why it cannot fail\")");
+            for name in UNFINISHED {
+                found.extend(find(file, &[name, "!"], "finish it or delete it"));
+            }
+            found
+        })
+        .collect();
+    require(left);
+}
+
+#[test]
+fn files_can_be_held_in_mind() {
+    let long = source::all()
+        .iter()
+        .filter(|file| file.lines_without_tests() > LONGEST_FILE)
+        .map(|file| {
+            format!(
+                "{}:1: {} lines without tests, at most {LONGEST_FILE}: split by noun",
+                file.path,
+                file.lines_without_tests()
+            )
+        })
+        .collect();
+    require(long);
+}
+
+/// The scanner itself: what it must see, and what it must not mistake for code.
+mod scanner {
+    use super::*;
+
+    const TABLE: &str = "//! | layer | what | may see |\n//! |---|---|---|\n//! | [`top`] | a | everything below |\n\
+                         //! | [`mid`] | b | `low` |\n//! | [`low`] | c | nothing |\n//! | [`spec`], [`units`] | d | nothing |\n";
+
+    fn complaints(path: &str, text: &str) -> Vec<String> {
+        imports_against(&Layers::parse(TABLE), &[Source::new(path, text)])
+    }
+
+    #[test]
+    fn sees_every_spelling_of_an_upward_import() {
+        for text in [
+            "use crate::top::X;",
+            "use crate::{low::Y, top::{A, B}};",
+            "use crate::{\n    low,\n    top,\n};",
+            "fn f() { crate::top::g() }",
+            "use super::top::X;",
+            "type T = Vec<super :: top :: X>;",
+        ] {
+            assert_eq!(complaints("src/mid/mod.rs", text).len(), 1, "{text}");
+        }
+        assert_eq!(complaints("src/mid/deep.rs", "use super::super::top::X;").len(), 1);
+        assert_eq!(complaints("src/units.rs", "use crate::spec::X;").len(), 1, "left may see right, not right left");
+        assert_eq!(
+            complaints("src/low.rs", "use crate::mid::X;"),
+            ["src/low.rs:1: `low` must not see `mid` (it may see: spec, units)"]
+        );
+    }
+
+    #[test]
+    fn accepts_downward_imports_comments_strings_and_tests() {
+        for text in [
+            "use crate::low::X; use crate::units::Y; use crate::spec::Z;",
+            "//! see [`crate::top`]\n/* crate::top /* nested */ crate::top */ // crate::top",
+            "const S: &str = \"crate::top\"; const R: &str = r#\"crate::top \"quoted\"\"#; const B: &[u8] = b\"crate::top\";",
+            "fn f<'a>(c: char) -> bool { c == '\"' } // crate::top \"\n",
+            "#[cfg(test)]\nmod tests {\n    use crate::top::X;\n}",
+            "#[cfg(test)]\nuse crate::top::X;",
+            "use super::sibling;",
+        ] {
+            assert_eq!(complaints("src/mid/mod.rs", text), Vec::<String>::new(), "{text}");
+        }
+    }
+
+    #[test]
+    fn finds_tokens_with_their_line_and_skips_tests() {
+        let file = Source::new(
+            "src/x.rs",
+            "//! X.\nfn f() {\n    g() . unwrap ();\n}\n#[cfg(test)]\nmod t { fn h() { i().unwrap() } }\n",
+        );
+        assert_eq!(find(&file, &[".", "unwrap", "("], "no"), ["src/x.rs:3: `.unwrap(`: no"]);
+        assert_eq!(file.lines_without_tests(), 4);
+        let unsafe_word = Source::new("src/x.rs", "//! unsafe\n#![deny(unsafe_code)]\n");
+        assert!(find(&unsafe_word, &["unsafe"], "no").is_empty(), "`unsafe_code` is not `unsafe`");
+    }
+
+    #[test]
+    #[should_panic(expected = "must see lower rows only")]
+    fn refuses_a_table_that_points_up() {
+        Layers::parse("//! | layer | what | may see |\n//! | [`a`] | x | nothing |\n//! | [`b`] | x | `a` |\n");
+    }
+}
+
+/// One complaint per use of a layer that the table does not allow.
+fn imports_against(layers: &Layers, files: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for file in files {
+        let layer = file.layer();
+        for (line, seen) in file.references() {
+            if layers.knows(layer) && layers.knows(&seen) && seen != layer && !layers.allow(layer, &seen) {
+                let may = layers.visible(layer).join(", ");
+                complaints.push(format!("{}:{line}: `{layer}` must not see `{seen}` (it may see: {may})", file.path));
+            }
+        }
+    }
+    complaints
+}
+
+/// Every place where `pattern` stands in `file` outside tests, comments and strings.
+fn find(file: &Source, pattern: &[&str], advice: &str) -> Vec<String> {
+    file.tokens
+        .windows(pattern.len())
+        .filter(|window| window.iter().map(|Token { text, .. }| text.as_str()).eq(pattern.iter().copied()))
+        .map(|window| format!("{}:{}: `{}`: {advice}", file.path, window[0].line, pattern.concat()))
+        .collect()
+}
+
+fn require(complaints: Vec<String>) {
+    assert!(complaints.is_empty(), "\n  {}\n", complaints.join("\n  "));
+}
