@@ -1,12 +1,20 @@
 //! Nameless arena files that hold ciphertext. Sees neither plaintext nor keys nor file names.
 
+mod anon;
+mod fault;
+mod memory;
+
 use std::io;
+
+pub use self::anon::{AnonBacking, BackingError};
+pub use self::fault::{Fault, FaultyBacking};
+pub use self::memory::MemoryBacking;
 
 /// A set of byte arrays ("arenas") without names.
 ///
 /// Reads and writes are positional and whole: a short transfer is an error.
 pub trait Backing: Send + Sync {
-    /// Number of arenas, at least 1. Arenas are numbered from 0.
+    /// Number of arenas, 1 to 65535, numbered from 0.
     fn arenas(&self) -> u32;
 
     /// Fills `buf` from `offset` (bytes) of `arena`; never-written bytes read as zeros.
@@ -20,4 +28,26 @@ pub trait Backing: Send + Sync {
 
     /// Bytes that can still be written before the disks are full.
     fn available(&self) -> io::Result<u64>;
+}
+
+impl<B: Backing + ?Sized> Backing for std::sync::Arc<B> {
+    fn arenas(&self) -> u32 {
+        (**self).arenas()
+    }
+
+    fn read_at(&self, arena: u32, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(arena, buf, offset)
+    }
+
+    fn write_at(&self, arena: u32, buf: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(arena, buf, offset)
+    }
+
+    fn discard(&self, arena: u32, offset: u64, len: u64) -> io::Result<()> {
+        (**self).discard(arena, offset, len)
+    }
+
+    fn available(&self) -> io::Result<u64> {
+        (**self).available()
+    }
 }

@@ -62,12 +62,15 @@ impl Keyring {
 
     /// Encrypts whole sectors from `src` into `dst` (same length, a multiple of 4096). The first has data-unit
     /// sequence number `unit`, the following ones count up.
-    pub fn encrypt(&self, _slot: SlotId, _unit: u64, src: &[u8], dst: &mut [u8]) {
+    pub fn encrypt(&self, _slot: SlotId, _unit: u64, src: &[u8], dst: &mut [u8]) -> Result<(), CryptError> {
         dst.copy_from_slice(src);
+        Ok(())
     }
 
     /// Decrypts whole sectors in place; the inverse of [`Keyring::encrypt`].
-    pub fn decrypt(&self, _slot: SlotId, _unit: u64, _buf: &mut [u8]) {}
+    pub fn decrypt(&self, _slot: SlotId, _unit: u64, _buf: &mut [u8]) -> Result<(), CryptError> {
+        Ok(())
+    }
 
     /// Slots alive now.
     pub fn live_slots(&self) -> u64 {

@@ -1,15 +1,32 @@
 //! The encrypted store: plaintext above, ciphertext below. Knows no paths and no inodes.
+//!
+//! A [`Content`] is the bytes of one file; the [`Store`] is what all contents of a run share. Down from here:
+//! `content` cuts a byte range ([`range`]), finds or allocates sectors ([`extent`], [`alloc`], [`space`]), has the
+//! keyring encrypt them into a pooled buffer ([`buffer`]), and writes that to the backing.
+
+mod alloc;
+mod buffer;
+mod content;
+mod extent;
+mod range;
+mod space;
+#[cfg(test)]
+mod tests;
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use serde::Serialize;
 
+use self::alloc::Run;
+use self::buffer::{BufferPool, CHUNK_SECTORS};
+pub use self::content::Content;
+use self::extent::Extent;
+use self::space::Space;
 use crate::backing::Backing;
-use crate::crypt::{CryptError, Keyring};
-use crate::units::SECTOR_U64;
+use crate::crypt::{CryptError, Keyring, SlotId};
+use crate::units::{SECTOR, SECTOR_U64};
 
 /// Why the store refused.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +35,7 @@ pub enum StoreError {
     #[error("no space left in the encrypted store")]
     NoSpace,
     /// An earlier write of ciphertext failed: the store has latched and takes no more data.
-    #[error("the encrypted store stopped after a failed write")]
+    #[error("the encrypted store takes no more data because an earlier write to the backing failed")]
     Latched,
     /// Reading or writing ciphertext failed.
     #[error("backing {op} failed: {source}")]
@@ -28,7 +45,7 @@ pub enum StoreError {
         /// The error of the system call.
         source: io::Error,
     },
-    /// A key could not be made.
+    /// A key could not be made, or all keys have been wiped.
     #[error(transparent)]
     Key(#[from] CryptError),
 }
@@ -42,146 +59,188 @@ pub struct Usage {
     pub used: u64,
 }
 
+/// What went through the store since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StoreStats {
+    /// Bytes encrypted and written.
+    pub bytes_encrypted: u64,
+    /// Bytes read and decrypted.
+    pub bytes_decrypted: u64,
+    /// Writes to the backing.
+    pub backing_writes: u64,
+    /// Reads from the backing.
+    pub backing_reads: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    bytes_encrypted: AtomicU64,
+    bytes_decrypted: AtomicU64,
+    backing_writes: AtomicU64,
+    backing_reads: AtomicU64,
+}
+
 /// The shared part of all [`Content`]s of a run.
 pub struct Store {
-    limit: u64,
-    used: AtomicU64,
+    keyring: Keyring,
+    space: Space,
+    buffers: BufferPool,
+    latched: AtomicBool,
+    counters: Counters,
 }
 
 impl Store {
     /// A store of at most `limit` bytes (rounded down to sectors) over `backing`, with the keys of `keyring`.
-    pub fn new(_backing: Box<dyn Backing>, _keyring: Keyring, limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit: limit / SECTOR_U64, used: AtomicU64::new(0) })
+    pub fn new(backing: Box<dyn Backing>, keyring: Keyring, limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            keyring,
+            space: Space::new(backing, limit / SECTOR_U64),
+            buffers: BufferPool::default(),
+            latched: AtomicBool::new(false),
+            counters: Counters::default(),
+        })
     }
 
     /// Space allowed and taken.
     pub fn usage(&self) -> Usage {
-        Usage { limit: self.limit, used: self.used.load(Ordering::Relaxed) }
+        Usage { limit: self.space.limit(), used: self.space.used() }
     }
 
-    /// Whether a failed write has stopped the store for good.
+    /// Sectors that can still be written: what the limit leaves, or the disk if that is less.
+    pub fn available(&self) -> u64 {
+        let left = self.space.limit().saturating_sub(self.space.used());
+        self.space.backing().available().map_or(left, |bytes| left.min(bytes / SECTOR_U64))
+    }
+
+    /// The keys of the run.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// Totals since the store was made.
+    pub fn stats(&self) -> StoreStats {
+        StoreStats {
+            bytes_encrypted: self.counters.bytes_encrypted.load(Ordering::Relaxed),
+            bytes_decrypted: self.counters.bytes_decrypted.load(Ordering::Relaxed),
+            backing_writes: self.counters.backing_writes.load(Ordering::Relaxed),
+            backing_reads: self.counters.backing_reads.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether a failed write has stopped the store for good: contents may be incomplete and must not be published.
     pub fn latched(&self) -> bool {
-        false
+        self.latched.load(Ordering::Acquire)
     }
 
     /// Waits until freed space has been given back to the disk.
-    pub fn flush_discards(&self) {}
+    pub fn flush_discards(&self) {
+        self.space.flush_discards();
+    }
 
     /// Destroys every key; all contents are unreadable from here on. Reads and writes afterwards fail with
-    /// [`StoreError::Latched`].
-    pub fn wipe(&self) {}
-}
-
-/// The bytes of one file: a sparse array of up to 2^63-1 bytes with its own lock and its own key slot.
-///
-/// Bytes never written read as zeros. All methods may be called from several threads at once. A content does not
-/// know its store (to stay small): pass the same one each time, and call [`Content::clear`] before dropping.
-pub struct Content {
-    inner: RwLock<Vec<u8>>,
-}
-
-impl Default for Content {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Content {
-    /// No bytes, no space, no key.
-    pub const fn new() -> Self {
-        Self { inner: RwLock::new(Vec::new()) }
+    /// [`StoreError::Key`].
+    pub fn wipe(&self) {
+        self.keyring.wipe();
     }
 
-    /// Size in bytes.
-    pub fn size(&self) -> u64 {
-        self.inner.read().len() as u64
+    /// Refuses when an earlier write failed.
+    fn check_latch(&self) -> Result<(), StoreError> {
+        if self.latched() { Err(StoreError::Latched) } else { Ok(()) }
     }
 
-    /// Sectors allocated.
-    pub fn sectors(&self) -> u64 {
-        (self.inner.read().len() as u64).div_ceil(SECTOR_U64)
-    }
-
-    /// Reads at `offset` up to the end of `buf` or of the content; returns the bytes read.
-    pub fn read_at(&self, _store: &Store, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
-        let data = self.inner.read();
-        let start = (offset as usize).min(data.len());
-        let n = buf.len().min(data.len() - start);
-        buf[..n].copy_from_slice(&data[start..start + n]);
-        Ok(n)
-    }
-
-    /// Writes all of `data` at `offset`, growing the content as needed. On error the bytes before the failed
-    /// sector may have been written, the size has not grown past them.
-    pub fn write_at(&self, _store: &Store, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        let mut inner = self.inner.write();
-        let end = offset as usize + data.len();
-        if inner.len() < end {
-            inner.resize(end, 0);
+    /// Encrypts `plain` (whole sectors) and writes it to a place with fresh sequence numbers. Takes up to
+    /// [`CHUNK_SECTORS`] sectors and returns what it wrote, perhaps less if space is fragmented; the charge and one
+    /// reference to `slot` per sector pass to the returned extent.
+    fn place(&self, slot: SlotId, plain: &[u8], cipher: &mut [u8]) -> Result<Extent, StoreError> {
+        let wanted = (plain.len() / SECTOR).min(CHUNK_SECTORS) as u64;
+        self.check_latch()?;
+        if !self.space.charge(wanted) {
+            return Err(StoreError::NoSpace);
         }
-        inner[offset as usize..end].copy_from_slice(data);
-        Ok(())
-    }
-
-    /// Sets the size: truncates, or extends with zeros without taking space.
-    pub fn set_size(&self, _store: &Store, size: u64) -> Result<(), StoreError> {
-        self.inner.write().resize(size as usize, 0);
-        Ok(())
-    }
-
-    /// Reserves space for a range (`fallocate(2)` mode 0); grows the size unless `keep_size`.
-    pub fn allocate(&self, _store: &Store, offset: u64, len: u64, keep_size: bool) -> Result<(), StoreError> {
-        let mut inner = self.inner.write();
-        let end = (offset + len) as usize;
-        if !keep_size && inner.len() < end {
-            inner.resize(end, 0);
+        for arena in self.space.arena_order() {
+            let Some(run) = self.space.allocate(arena, wanted) else { continue };
+            let extent = extent_of(arena, run, slot);
+            match self.write_extent(&extent, &plain[..run.len as usize * SECTOR], cipher) {
+                Ok(()) => {
+                    self.space.discharge(wanted - run.len);
+                    self.keyring.retain(slot, extent.len);
+                    return Ok(extent);
+                }
+                Err(error) => {
+                    // `free` takes the charge of the run back; the rest stays charged for the next arena.
+                    self.space.free(arena, run.block, run.len);
+                    if !matches!(error, StoreError::NoSpace) || !self.space.charge(run.len) {
+                        self.space.discharge(wanted - run.len);
+                        return Err(error);
+                    }
+                }
+            }
         }
-        Ok(())
+        self.space.discharge(wanted);
+        Err(StoreError::NoSpace)
     }
 
-    /// Turns a range into a hole (`FALLOC_FL_PUNCH_HOLE`); the size stays.
-    pub fn punch(&self, _store: &Store, offset: u64, len: u64) -> Result<(), StoreError> {
-        let mut inner = self.inner.write();
-        let size = inner.len();
-        let start = (offset as usize).min(size);
-        let end = ((offset + len) as usize).min(size);
-        inner[start..end].fill(0);
-        Ok(())
+    /// Charges and allocates space without data, perhaps less than `wanted` sectors.
+    fn reserve(&self, wanted: u64) -> Result<Extent, StoreError> {
+        self.check_latch()?;
+        let wanted = wanted.min(u64::from(u32::MAX));
+        if !self.space.charge(wanted) {
+            return Err(StoreError::NoSpace);
+        }
+        let found = self.space.arena_order().find_map(|arena| Some((arena, self.space.allocate(arena, wanted)?)));
+        let Some((arena, run)) = found else {
+            self.space.discharge(wanted);
+            return Err(StoreError::NoSpace);
+        };
+        self.space.discharge(wanted - run.len);
+        Ok(Extent::reserved(arena, run.block, run.len as u32))
     }
 
-    /// Copies a range of `source` (never `self`; copy inside one content with [`Content::copy_within`]), sharing
-    /// sectors where both ends are aligned; returns the bytes copied, short only at the end of `source`.
-    pub fn copy_from(
-        &self,
-        store: &Store,
-        offset: u64,
-        source: &Content,
-        source_offset: u64,
-        len: u64,
-    ) -> Result<u64, StoreError> {
-        let mut buf = vec![0; len.min(source.size().saturating_sub(source_offset)) as usize];
-        let n = source.read_at(store, source_offset, &mut buf)?;
-        self.write_at(store, offset, &buf[..n])?;
-        Ok(n as u64)
+    /// Encrypts `plain` (at most [`CHUNK_SECTORS`] whole sectors, as long as the extent) and writes it there.
+    fn write_extent(&self, extent: &Extent, plain: &[u8], cipher: &mut [u8]) -> Result<(), StoreError> {
+        self.check_latch()?;
+        let cipher = &mut cipher[..plain.len()];
+        self.keyring.encrypt(extent.slot, extent.seq, plain, cipher)?;
+        let offset = extent.block * SECTOR_U64;
+        self.counters.backing_writes.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_encrypted.fetch_add(plain.len() as u64, Ordering::Relaxed);
+        self.space.backing().write_at(u32::from(extent.arena), cipher, offset).map_err(|source| {
+            if is_full(&source) {
+                return StoreError::NoSpace;
+            }
+            self.latched.store(true, Ordering::Release);
+            tracing::error!(error = %source, "writing ciphertext failed; the scratch takes no more data");
+            StoreError::Backing { op: "write", source }
+        })
     }
 
-    /// Copies a range inside this content; the ranges must not overlap.
-    pub fn copy_within(&self, store: &Store, offset: u64, source_offset: u64, len: u64) -> Result<u64, StoreError> {
-        let mut buf = vec![0; len.min(self.size().saturating_sub(source_offset)) as usize];
-        let n = self.read_at(store, source_offset, &mut buf)?;
-        self.write_at(store, offset, &buf[..n])?;
-        Ok(n as u64)
+    /// Reads and decrypts an extent into `buf`, which is as long as the extent.
+    fn read_extent(&self, extent: &Extent, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.counters.backing_reads.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_decrypted.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.space
+            .backing()
+            .read_at(u32::from(extent.arena), buf, extent.block * SECTOR_U64)
+            .map_err(|source| StoreError::Backing { op: "read", source })?;
+        Ok(self.keyring.decrypt(extent.slot, extent.seq, buf)?)
     }
 
-    /// The first range of data (not hole) that ends after `offset`, cut at `offset` and at the size; `None` when
-    /// only a hole or nothing follows.
-    pub fn next_data(&self, offset: u64) -> Option<Range<u64>> {
-        let size = self.size();
-        (offset < size).then_some(offset..size)
+    /// Gives one reference to each extent back: space and keys with the last.
+    fn release(&self, extents: &[Extent]) {
+        for extent in extents {
+            let freed = self.space.release(extent);
+            if !extent.is_reserved() && freed > 0 {
+                self.keyring.release(extent.slot, freed as u32);
+            }
+        }
     }
+}
 
-    /// Gives back all space and the key slot; size becomes 0.
-    pub fn clear(&self, _store: &Store) {
-        self.inner.write().clear();
-    }
+fn extent_of(arena: u16, run: Run, slot: SlotId) -> Extent {
+    Extent { block: run.block, seq: run.seq, slot, len: run.len as u32, arena, shared: false }
+}
+
+/// Whether an error means that this arena's disk is full, rather than broken.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
 }

@@ -1,0 +1,82 @@
+//! Pooled buffers: ciphertext on its way to the disk, and single sectors of plaintext that are wiped before reuse.
+
+use parking_lot::Mutex;
+use zeroize::Zeroize;
+
+use crate::units::SECTOR;
+
+/// Sectors that are encrypted and written in one go: one FUSE request of the largest size.
+pub(super) const CHUNK_SECTORS: usize = 256;
+
+/// Working memory of one operation.
+pub(super) struct Buffers {
+    /// Ciphertext only; never holds plaintext, so never wiped.
+    pub cipher: Box<[u8]>,
+    /// One sector of plaintext; wiped when the buffers go back to the pool.
+    pub plain: Box<[u8; SECTOR]>,
+}
+
+/// As many [`Buffers`] as operations ever ran at once.
+#[derive(Default)]
+pub(super) struct BufferPool {
+    free: Mutex<Vec<Buffers>>,
+}
+
+impl BufferPool {
+    /// Borrows buffers for one operation. The content of `cipher` is arbitrary, `plain` is zero.
+    pub fn take(&self) -> Lease<'_> {
+        let pooled = self.free.lock().pop();
+        let buffers = pooled.unwrap_or_else(|| Buffers {
+            cipher: vec![0; CHUNK_SECTORS * SECTOR].into_boxed_slice(),
+            plain: Box::new([0; SECTOR]),
+        });
+        Lease { pool: self, buffers: Some(buffers) }
+    }
+}
+
+/// Buffers that go back to their pool when dropped.
+pub(super) struct Lease<'a> {
+    pool: &'a BufferPool,
+    buffers: Option<Buffers>,
+}
+
+impl std::ops::Deref for Lease<'_> {
+    type Target = Buffers;
+
+    fn deref(&self) -> &Buffers {
+        self.buffers.as_ref().expect("taken in drop only")
+    }
+}
+
+impl std::ops::DerefMut for Lease<'_> {
+    fn deref_mut(&mut self) -> &mut Buffers {
+        self.buffers.as_mut().expect("taken in drop only")
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if let Some(mut buffers) = self.buffers.take() {
+            buffers.plain.zeroize();
+            self.pool.free.lock().push(buffers);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_is_wiped_before_reuse_and_memory_is_reused() {
+        let pool = BufferPool::default();
+        let address = {
+            let mut lease = pool.take();
+            lease.plain.fill(7);
+            lease.plain.as_ptr()
+        };
+        let lease = pool.take();
+        assert_eq!(lease.plain.as_ptr(), address);
+        assert!(lease.plain.iter().all(|b| *b == 0));
+    }
+}

@@ -1,0 +1,306 @@
+//! Places for sectors: per-arena allocators, reference counts of shared sectors, and the thread that gives freed
+//! space back to the disk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::alloc::ArenaAlloc;
+use super::extent::Extent;
+use crate::backing::Backing;
+use crate::units::SECTOR_U64;
+
+/// How long freed space waits for reuse before it goes back to the disk.
+const DISCARD_DELAY: Duration = Duration::from_millis(500);
+/// Sectors of one arena: 8 TiB, below the 16 TiB that ext4 allows a file.
+const ARENA_SECTORS: u64 = 1 << 31;
+/// Sequence numbers of arena `n` start at `n << ARENA_SEQ_BITS`: 2^48 sectors (one exbibyte) are never exhausted.
+const ARENA_SEQ_BITS: u32 = 48;
+
+/// Reference counts by arena and first block: `(sectors, count)`, only where the count is at least 2.
+type SharedCounts = BTreeMap<(u16, u64), (u32, u32)>;
+
+struct Inner {
+    backing: Box<dyn Backing>,
+    arenas: Vec<Mutex<ArenaAlloc>>,
+    shared: Mutex<SharedCounts>,
+    /// Set once the first range is shared, so that freeing need not look at `shared` before.
+    any_shared: AtomicBool,
+    limit: u64,
+    used: AtomicU64,
+    discard: Mutex<DiscardState>,
+    wake: Condvar,
+    idle: Condvar,
+}
+
+#[derive(Default)]
+struct DiscardState {
+    pending: bool,
+    hurry: bool,
+    working: bool,
+    stop: bool,
+}
+
+/// All space of a run.
+pub(super) struct Space {
+    inner: Arc<Inner>,
+    discarder: Option<JoinHandle<()>>,
+}
+
+impl Space {
+    /// Space for `limit` sectors over `backing`.
+    pub fn new(backing: Box<dyn Backing>, limit: u64) -> Self {
+        let arenas = (0..u64::from(backing.arenas()))
+            .map(|arena| Mutex::new(ArenaAlloc::new(ARENA_SECTORS, arena << ARENA_SEQ_BITS)))
+            .collect();
+        let inner = Arc::new(Inner {
+            backing,
+            arenas,
+            shared: Mutex::default(),
+            any_shared: AtomicBool::new(false),
+            limit,
+            used: AtomicU64::new(0),
+            discard: Mutex::default(),
+            wake: Condvar::new(),
+            idle: Condvar::new(),
+        });
+        let worker = Arc::clone(&inner);
+        let discarder = std::thread::Builder::new()
+            .name("runseal-discard".into())
+            .spawn(move || worker.discard_loop())
+            .inspect_err(|error| tracing::warn!(%error, "freed space is given back at the end of the run only"))
+            .ok();
+        Self { inner, discarder }
+    }
+
+    /// The arenas' bytes.
+    pub fn backing(&self) -> &dyn Backing {
+        &*self.inner.backing
+    }
+
+    /// Sectors that may be allocated in all.
+    pub fn limit(&self) -> u64 {
+        self.inner.limit
+    }
+
+    /// Sectors allocated or charged.
+    pub fn used(&self) -> u64 {
+        self.inner.used.load(Ordering::Relaxed)
+    }
+
+    /// Arenas in the order this thread should try them: its home first, so that threads rarely meet.
+    pub fn arena_order(&self) -> impl Iterator<Item = u16> {
+        static NEXT_HOME: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static HOME: usize = NEXT_HOME.fetch_add(1, Ordering::Relaxed);
+        }
+        let (home, count) = (HOME.with(|home| *home), self.inner.arenas.len());
+        (0..count).map(move |step| ((home + step) % count) as u16)
+    }
+
+    /// Charges `sectors` against the limit; `false`, and no charge, if it would be exceeded.
+    pub fn charge(&self, sectors: u64) -> bool {
+        let grow = |used: u64| used.checked_add(sectors).filter(|used| *used <= self.inner.limit);
+        self.inner.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok()
+    }
+
+    /// Takes a charge back.
+    pub fn discharge(&self, sectors: u64) {
+        self.inner.used.fetch_sub(sectors, Ordering::Relaxed);
+    }
+
+    /// Up to `len` contiguous sectors of `arena` with fresh sequence numbers; their charge is the caller's.
+    pub fn allocate(&self, arena: u16, len: u64) -> Option<super::alloc::Run> {
+        self.inner.arenas[usize::from(arena)].lock().allocate(len)
+    }
+
+    /// Fresh sequence numbers for sectors of `arena` that already have a place.
+    pub fn sequence(&self, arena: u16, len: u64) -> u64 {
+        self.inner.arenas[usize::from(arena)].lock().sequence(len)
+    }
+
+    /// Gives one reference to an extent's sectors back, frees and discharges those that were the last; returns
+    /// how many were freed.
+    pub fn release(&self, extent: &Extent) -> u64 {
+        if !extent.shared || !self.inner.any_shared.load(Ordering::Acquire) {
+            self.free(extent.arena, extent.block, u64::from(extent.len));
+            return u64::from(extent.len);
+        }
+        let freed = {
+            let mut shared = self.inner.shared.lock();
+            unshare(&mut shared, extent)
+        };
+        freed.iter().for_each(|&(block, len)| self.free(extent.arena, block, len));
+        freed.iter().map(|(_, len)| len).sum()
+    }
+
+    /// Adds one reference to the sectors of an extent.
+    pub fn share(&self, extent: &Extent) {
+        self.inner.any_shared.store(true, Ordering::Release);
+        share(&mut self.inner.shared.lock(), extent);
+    }
+
+    /// Gives back sectors that were allocated and charged.
+    pub fn free(&self, arena: u16, block: u64, len: u64) {
+        self.inner.arenas[usize::from(arena)].lock().free(block, len);
+        self.discharge(len);
+        let mut state = self.inner.discard.lock();
+        if !state.pending {
+            state.pending = true;
+            self.inner.wake.notify_all();
+        }
+    }
+
+    /// Waits until everything freed so far has been given back to the disk.
+    pub fn flush_discards(&self) {
+        if self.discarder.is_none() {
+            return;
+        }
+        let mut state = self.inner.discard.lock();
+        while state.pending || state.working {
+            state.hurry = true;
+            self.inner.wake.notify_all();
+            self.inner.idle.wait(&mut state);
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.inner.discard.lock().stop = true;
+        self.inner.wake.notify_all();
+        if let Some(thread) = self.discarder.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inner {
+    fn discard_loop(&self) {
+        loop {
+            {
+                let mut state = self.discard.lock();
+                while !state.pending && !state.stop {
+                    self.wake.wait(&mut state);
+                }
+                let deadline = std::time::Instant::now() + DISCARD_DELAY;
+                while !state.stop && !state.hurry && !self.wake.wait_until(&mut state, deadline).timed_out() {}
+                if state.stop {
+                    return;
+                }
+                (state.pending, state.hurry, state.working) = (false, false, true);
+            }
+            (0..self.arenas.len()).for_each(|arena| self.discard_arena(arena));
+            let mut state = self.discard.lock();
+            state.working = false;
+            self.idle.notify_all();
+        }
+    }
+
+    fn discard_arena(&self, arena: usize) {
+        loop {
+            let Some((block, len)) = self.arenas[arena].lock().take_dirty() else { return };
+            if let Err(error) = self.backing.discard(arena as u32, block * SECTOR_U64, len * SECTOR_U64) {
+                tracing::debug!(%error, arena, block, len, "space not given back; it will be reused instead");
+            }
+            self.arenas[arena].lock().discarded(block, len);
+            if self.discard.lock().stop {
+                return;
+            }
+        }
+    }
+}
+
+/// Adds one reference to every sector of `extent`.
+fn share(counts: &mut SharedCounts, extent: &Extent) {
+    let (start, end) = (extent.block, extent.block + u64::from(extent.len));
+    split_at(counts, extent.arena, start);
+    split_at(counts, extent.arena, end);
+    let mut at = start;
+    while at < end {
+        let next = counts.range((extent.arena, at)..(extent.arena, end)).next().map(|(key, value)| (key.1, *value));
+        match next {
+            Some((block, (len, count))) if block == at => {
+                counts.insert((extent.arena, block), (len, count + 1));
+                at += u64::from(len);
+            }
+            other => {
+                let gap_end = other.map_or(end, |(block, _)| block);
+                counts.insert((extent.arena, at), ((gap_end - at) as u32, 2));
+                at = gap_end;
+            }
+        }
+    }
+}
+
+/// Takes one reference from every sector of `extent`; returns those that had only one, as `(block, len)`.
+fn unshare(counts: &mut SharedCounts, extent: &Extent) -> Vec<(u64, u64)> {
+    let (start, end) = (extent.block, extent.block + u64::from(extent.len));
+    split_at(counts, extent.arena, start);
+    split_at(counts, extent.arena, end);
+    let inside: Vec<(u64, (u32, u32))> =
+        counts.range((extent.arena, start)..(extent.arena, end)).map(|(&(_, block), &value)| (block, value)).collect();
+    let (mut freed, mut at) = (Vec::new(), start);
+    for (block, (len, count)) in inside {
+        if at < block {
+            freed.push((at, block - at));
+        }
+        match count {
+            2 => counts.remove(&(extent.arena, block)),
+            _ => counts.insert((extent.arena, block), (len, count - 1)),
+        };
+        at = block + u64::from(len);
+    }
+    if at < end {
+        freed.push((at, end - at));
+    }
+    freed
+}
+
+fn split_at(counts: &mut SharedCounts, arena: u16, at: u64) {
+    let found = counts.range(..(arena, at)).next_back().map(|(key, value)| (*key, *value));
+    if let Some(((found_arena, block), (len, count))) = found
+        && found_arena == arena
+        && at < block + u64::from(len)
+    {
+        counts.insert((arena, block), ((at - block) as u32, count));
+        counts.insert((arena, at), ((block + u64::from(len) - at) as u32, count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crypt::SlotId;
+
+    proptest! {
+        /// Against one counter per sector.
+        #[test]
+        fn shared_counts_agree_with_a_counter_per_sector(ops in prop::collection::vec((any::<bool>(), 0u64..20, 1u32..8), 1..50)) {
+            let mut counts = SharedCounts::new();
+            let mut model: HashMap<u64, u32> = (0..40).map(|s| (s, 1)).collect();
+            for (add, block, len) in ops {
+                let extent = Extent { block, seq: 0, slot: SlotId(0), len, arena: 1, shared: true };
+                let range = block..block + u64::from(len);
+                if add {
+                    share(&mut counts, &extent);
+                    range.for_each(|s| *model.get_mut(&s).unwrap() += 1);
+                } else {
+                    let freed: u64 = unshare(&mut counts, &extent).iter().map(|(_, l)| l).sum();
+                    let expected = range.clone().filter(|s| model[s] == 1).count() as u64;
+                    prop_assert_eq!(freed, expected);
+                    // A freed sector is allocated anew at once, so that every sector always has an owner.
+                    range.for_each(|s| { let c = model.get_mut(&s).unwrap(); *c = (*c - 1).max(1); });
+                }
+            }
+        }
+    }
+}
