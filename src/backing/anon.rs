@@ -188,7 +188,7 @@ fn kind_of(fs: FsType) -> FsKind {
     const RAMFS: i64 = 0x8584_58f6;
     const NETWORK: [(i64, &str); 5] =
         [(0x6969, "NFS"), (0x517b, "SMB"), (0xff53_4d42, "CIFS"), (0xfe53_4d42, "SMB2"), (0x5346_414f, "AFS")];
-    let magic = i64::from(fs.0);
+    let magic = fs.0;
     if fs == statfs::TMPFS_MAGIC || magic == RAMFS {
         return FsKind::Memory;
     }

@@ -172,7 +172,7 @@ mod tests {
         #[test]
         fn sectors_are_exclusive_and_sequence_numbers_unique(ops in prop::collection::vec((0u8..4, 1u64..9, any::<prop::sample::Index>()), 1..80)) {
             let mut alloc = ArenaAlloc::new(64, 500);
-            let (mut live, mut discarding): (Vec<(u64, u64)>, Vec<(u64, u64)>) = (Vec::new(), Vec::new());
+            let (mut live, mut discarding) = (Vec::<(u64, u64)>::new(), Vec::<(u64, u64)>::new());
             let mut seqs = std::collections::HashSet::new();
             for (op, len, index) in ops {
                 match op {

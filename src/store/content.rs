@@ -205,10 +205,15 @@ impl Content {
         self.inner.write().write_edge(store, buffers, sector, 0, tail)
     }
 
-    /// Overwrites the sectors at `sector` in place as far as they are written and not shared; returns the bytes done.
+    /// Overwrites the sectors at `sector` in place as far as they are written, not shared, and inside the size;
+    /// returns the bytes done.
     fn overwrite(&self, store: &Store, buffers: &mut Buffers, sector: u64, body: &[u8]) -> Result<usize, StoreError> {
         let inner = self.inner.read();
-        let wanted = (body.len() / SECTOR).min(CHUNK_SECTORS) as u64;
+        let inside = (inner.size / SECTOR_U64).saturating_sub(sector);
+        let wanted = inside.min((body.len() / SECTOR).min(CHUNK_SECTORS) as u64);
+        if wanted == 0 {
+            return Ok(0);
+        }
         match inner.map.segment(sector, wanted) {
             Segment::Written(extent) if !extent.shared => {
                 let bytes = extent.len as usize * SECTOR;
@@ -219,15 +224,16 @@ impl Content {
         }
     }
 
-    /// Writes sectors that need a new place (holes, shared sectors) or a first writing (reserved ones); returns the
-    /// bytes done.
+    /// Writes sectors that need a new place (holes, shared sectors), a first writing (reserved ones) or a new size;
+    /// returns the bytes done.
     fn write_new(&self, store: &Store, buffers: &mut Buffers, sector: u64, body: &[u8]) -> Result<usize, StoreError> {
         let wanted = (body.len() / SECTOR).min(CHUNK_SECTORS) as u64;
         let mut inner = self.inner.write();
         let segment = inner.map.segment(sector, wanted);
         let bytes = segment.len() as usize * SECTOR;
-        if let Segment::Reserved(reserved) = segment {
-            inner.write_reserved(store, sector, reserved, &body[..bytes], &mut buffers.cipher)?;
+        let has_place = !matches!(segment, Segment::Hole(_) | Segment::Written(Extent { shared: true, .. }));
+        if has_place {
+            inner.replace_sectors(store, sector, segment, &body[..bytes], &mut buffers.cipher)?;
             inner.grow(sector, bytes);
             return Ok(bytes);
         }
@@ -323,7 +329,7 @@ impl Inner {
             _ => plain.fill(0),
         }
         plain[skip..skip + data.len()].copy_from_slice(data);
-        self.replace_sector(store, sector, old, &plain[..], cipher)?;
+        self.replace_sectors(store, sector, old, &plain[..], cipher)?;
         self.size = self.size.max(end);
         Ok(())
     }
@@ -340,11 +346,11 @@ impl Inner {
         store.read_extent(&extent, &mut plain[..])?;
         let base = sector * SECTOR_U64;
         plain[(start - base) as usize..(end - base) as usize].fill(0);
-        self.replace_sector(store, sector, old, &plain[..], cipher)
+        self.replace_sectors(store, sector, old, &plain[..], cipher)
     }
 
-    /// Gives one sector new bytes, wherever it lay before.
-    fn replace_sector(
+    /// Gives the sectors of one segment (at most a chunk; one sector where a new place is needed) new bytes.
+    fn replace_sectors(
         &mut self,
         store: &Store,
         sector: u64,

@@ -86,7 +86,7 @@ pub(super) enum ExtentMap {
     /// One extent, starting at this logical sector.
     One(u64, Extent),
     /// Any number.
-    Many(Box<BTreeMap<u64, Extent>>),
+    Many(BTreeMap<u64, Extent>),
 }
 
 impl ExtentMap {
@@ -193,7 +193,7 @@ impl ExtentMap {
             Self::Empty => *self = Self::One(start, extent),
             Self::One(only, _) if *only == start => *self = Self::One(start, extent),
             Self::One(other, old) => {
-                *self = Self::Many(Box::new(BTreeMap::from([(*other, *old), (start, extent)])));
+                *self = Self::Many(BTreeMap::from([(*other, *old), (start, extent)]));
             }
             Self::Many(map) => {
                 map.insert(start, extent);

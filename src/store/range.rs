@@ -43,11 +43,11 @@ mod tests {
 
     #[test]
     fn every_small_range_is_covered_once_and_in_order() {
-        let interesting = [0, 1, 2, 4094, 4095];
+        let interesting = [0usize, 1, 2, 4094, 4095];
         for sector in 0..3 {
             for skip in interesting {
                 for len in (0..3).flat_map(|n| interesting.map(|l| n * SECTOR + l)) {
-                    let offset = sector * SECTOR_U64 + skip;
+                    let offset = sector * SECTOR_U64 + skip as u64;
                     let split = Split::new(offset, len);
                     assert_eq!(split.head + split.body + split.tail, len);
                     assert_eq!(split.body % SECTOR, 0);

@@ -138,7 +138,7 @@ fn the_backing_sees_only_ciphertext_and_every_sector_differs() {
     let store = store_over(Arc::clone(&memory), 1024);
     let content = Content::new();
     content.write_at(&store, 0, &vec![0x41; 64 * SECTOR]).unwrap();
-    content.write_at(&store, 64 * S, &vec![0x41; 100]).unwrap();
+    content.write_at(&store, 64 * S, &[0x41; 100]).unwrap();
     let image = memory.image();
     assert!(!image.windows(16).any(|w| w == [0x41; 16]));
     let sectors: BTreeSet<&[u8]> = image.chunks(SECTOR).filter(|s| s.iter().any(|b| *b != 0)).collect();
