@@ -382,3 +382,12 @@ fn contents_may_be_cut_copied_and_written_at_once() {
     contents.iter().for_each(|content| content.clear(&store));
     assert_eq!((store.usage().used, store.keyring.live_slots()), (0, 0));
 }
+
+#[test]
+fn overwriting_a_partial_last_sector_as_a_whole_grows_the_size() {
+    let store = store();
+    let content = Content::new();
+    content.write_at(&store, 0, &[1; SECTOR + 10]).unwrap();
+    content.write_at(&store, 0, &[2; 2 * SECTOR]).unwrap();
+    assert_eq!(bytes(&content, &store), [2; 2 * SECTOR]);
+}
