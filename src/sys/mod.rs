@@ -1,1 +1,3 @@
 //! Thin safe wrappers of system calls. Unsafe code lives here and in `crypt` only.
+
+pub mod memory;
