@@ -29,6 +29,9 @@ const MAX_CHUNKS: usize = 1 << 12;
 const FREE: u32 = 1 << 31;
 /// End of the list of free slots.
 const END: u32 = FREE - 1;
+/// A count that reaches this stays there, so that it can never overflow into [`FREE`]: a slot with 2^30 references
+/// (4 TiB shared by copies) lives until the whole arena is wiped.
+const PINNED: u32 = 1 << 30;
 
 /// All slots of a run: 36 bytes each.
 ///
@@ -93,8 +96,10 @@ impl SlotArena {
 
     /// Adds `n` references to a live slot.
     pub fn retain(&self, slot: SlotId, n: u32) {
-        let before = self.slot(slot).1.fetch_add(n, Ordering::Relaxed);
-        debug_assert!(n == 0 || (1..FREE - n).contains(&before), "retain of slot {} at {before:#x}", slot.0);
+        let add = |count: u32| Some(count.saturating_add(n).min(PINNED));
+        let before =
+            self.slot(slot).1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).unwrap_or_else(|same| same);
+        debug_assert!((1..=PINNED).contains(&before), "retain of slot {} at {before:#x}", slot.0);
     }
 
     /// Gives `n` references back. With the last one, wipes the secret and returns true: the caller then ends every
@@ -102,9 +107,10 @@ impl SlotArena {
     #[must_use]
     pub fn release(&self, slot: SlotId, n: u32) -> bool {
         let (words, state) = self.slot(slot);
+        let subtract = |count: u32| if count == PINNED { None } else { count.checked_sub(n) };
         // AcqRel: what other holders did with the slot happened before it is wiped.
-        let before = state.fetch_sub(n, Ordering::AcqRel);
-        debug_assert!(before & FREE == 0 && before >= n, "release of {n} from slot {} at {before:#x}", slot.0);
+        let before = state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, subtract).unwrap_or_else(|same| same);
+        debug_assert!((n..=PINNED).contains(&before), "release of {n} from slot {} at {before:#x}", slot.0);
         let last = before == n && n > 0;
         if last {
             wipe_words(words);
@@ -218,6 +224,18 @@ mod tests {
         assert!(arena.secret(slot).is_none());
         assert!(arena.is_wiped(slot));
         assert_eq!(arena.live(), 0);
+    }
+
+    #[test]
+    fn a_count_that_would_overflow_pins_the_slot() {
+        let arena = SlotArena::new(MemoryLock::Try);
+        let slot = arena.insert(&[5; SLOT_BYTES]).expect("slot");
+        for _ in 0..4 {
+            arena.retain(slot, PINNED - 1);
+        }
+        assert!(!arena.release(slot, PINNED - 1));
+        assert!(!arena.release(slot, 1));
+        assert_eq!(arena.secret(slot).expect("live")[..], [5; SLOT_BYTES]);
     }
 
     #[test]
