@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{Whence, lseek};
 use tempfile::TempDir;
 
 /// A mounted ext4 image; unmounted and removed on drop.
@@ -93,13 +95,19 @@ impl Disk {
         File::open(self.folder.path().join("image")).and_then(|image| image.sync_all()).expect("fsync of the image");
     }
 
+    /// Hands out the image piece by piece; holes of the image file, never written, are left out.
     fn chunks(&self, mut take: impl FnMut(&[u8])) {
-        let mut image = File::open(self.folder.path().join("image")).expect("the image can be opened");
+        let image = File::open(self.folder.path().join("image")).expect("the image can be opened");
         let mut chunk = vec![0; 4 << 20];
-        loop {
-            match image.read(&mut chunk).expect("the image can be read") {
-                0 => break,
-                n => take(&chunk[..n]),
+        let mut at = 0;
+        while let Ok(data) = lseek(&image, at, Whence::SeekData) {
+            let hole = lseek(&image, data, Whence::SeekHole).expect("a hole follows, at the latest at the end");
+            at = data;
+            while at < hole {
+                let length = chunk.len().min(usize::try_from(hole - at).expect("positive"));
+                image.read_exact_at(&mut chunk[..length], at.unsigned_abs()).expect("the image can be read");
+                take(&chunk[..length]);
+                at += i64::try_from(length).expect("small");
             }
         }
     }
