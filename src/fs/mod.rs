@@ -2,9 +2,35 @@
 //!
 //! Names are byte strings. Permission bits are stored, not checked: the kernel checks them (`default_permissions`),
 //! and callers inside the process are trusted.
+//!
+//! # Order of locks
+//!
+//! 1. the mutex of directory moves ([`rename`]),
+//! 2. entries of directories, in ascending inode number,
+//! 3. attributes of one inode,
+//! 4. a shard of the inode table, or a content's own lock; nothing is locked while one of these is held.
+//!
+//! A directory is removed under its parent's lock alone; [`dir`] says how.
+
+mod acl;
+mod dir;
+mod file;
+mod inode;
+mod namespace;
+mod rename;
+mod table;
+#[cfg(test)]
+mod testing;
+mod xattr;
 
 use std::sync::Arc;
 
+use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
+
+use self::dir::{Directory, Entries};
+use self::inode::{Inode, Meta, Node};
+use self::table::Table;
 use crate::store::{Store, StoreError};
 
 /// Inode number of the root directory.
@@ -265,123 +291,86 @@ pub struct ScratchOptions {
 ///
 /// Lifetime of inodes: every method documented with "takes a reference" adds one to the inode it returns, given
 /// back with [`Scratch::forget`]. An inode without links lives until its last reference is gone; then its key is
-/// wiped and its space freed.
+/// wiped and its space freed. Without a reference, an inode number is good while the object has a link.
 pub struct Scratch {
-    _store: Arc<Store>,
+    store: Arc<Store>,
+    table: Table,
+    /// Held while a directory moves to another parent, so that the tree above any directory stands still.
+    moves: Mutex<()>,
 }
 
-#[allow(unused_variables, missing_docs)]
 impl Scratch {
     /// An empty file system over `store`.
     pub fn new(store: Arc<Store>, options: ScratchOptions) -> Self {
-        Self { _store: store }
+        let root = Meta::root(options.mode, options.uid, options.gid, Time::now());
+        let table = Table::new(options.max_inodes, root, Node::Directory(Box::new(Directory::new(ROOT))));
+        Self { store, table, moves: Mutex::new(()) }
     }
-    /// Takes a reference.
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
-        todo!()
-    }
+
+    /// Gives `count` references back.
     pub fn forget(&self, ino: u64, count: u64) {
-        todo!()
+        let Some(inode) = self.table.get(ino) else { return };
+        if inode.release(count) {
+            self.table.remove(ino);
+        }
     }
+
+    /// Attributes (stat(2)).
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
-        todo!()
+        Ok(self.inode(ino)?.attr())
     }
+
+    /// Changes attributes (chmod(2), chown(2), truncate(2), utimensat(2)) and returns them. A new owner clears
+    /// setuid, and setgid of a group-executable file, on everything but directories. A new size moves mtime.
     pub fn setattr(&self, ino: u64, set: &SetAttr) -> Result<Attr, FsError> {
-        todo!()
+        let inode = self.inode(ino)?;
+        if let Some(size) = set.size {
+            inode.file()?.set_size(size)?;
+        }
+        inode.meta().set(set, inode.kind(), Time::now());
+        Ok(inode.attr())
     }
-    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
-        todo!()
-    }
-    /// Makes a regular file, FIFO, socket or device node. Takes a reference.
-    pub fn mknod(
-        &self,
-        parent: u64,
-        name: &[u8],
-        kind: Kind,
-        mode: u32,
-        rdev: u32,
-        caller: &Caller,
-    ) -> Result<Attr, FsError> {
-        todo!()
-    }
-    /// Takes a reference.
-    pub fn mkdir(&self, parent: u64, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr, FsError> {
-        todo!()
-    }
-    /// Takes a reference.
-    pub fn symlink(&self, parent: u64, name: &[u8], target: &[u8], caller: &Caller) -> Result<Attr, FsError> {
-        todo!()
-    }
-    /// Takes a reference.
-    pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
-        todo!()
-    }
-    pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn rename(
-        &self,
-        parent: u64,
-        name: &[u8],
-        new_parent: u64,
-        new_name: &[u8],
-        flags: RenameFlags,
-    ) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
-        todo!()
-    }
-    pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn fallocate(&self, ino: u64, offset: u64, len: u64, mode: Fallocate) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn copy_file_range(
-        &self,
-        from: u64,
-        from_offset: u64,
-        to: u64,
-        to_offset: u64,
-        len: u64,
-    ) -> Result<u64, FsError> {
-        todo!()
-    }
-    /// First range of data that ends behind `offset`, cut at `offset`.
-    pub fn next_data(&self, ino: u64, offset: u64) -> Result<Option<std::ops::Range<u64>>, FsError> {
-        todo!()
-    }
-    /// Hands entries behind `cookie` (0: from the start) to `take` until it answers `false` (that entry counts as not taken).
-    pub fn readdir(&self, ino: u64, cookie: u64, take: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<(), FsError> {
-        todo!()
-    }
-    /// As [`Scratch::readdir`], with attributes; takes a reference on each entry taken, except `.` and `..`.
-    pub fn readdirplus(
-        &self,
-        ino: u64,
-        cookie: u64,
-        take: &mut dyn FnMut(DirEntry<'_>, &Attr) -> bool,
-    ) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {
-        todo!()
-    }
-    pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        todo!()
-    }
-    /// Names, each followed by a NUL byte.
-    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>, FsError> {
-        todo!()
-    }
-    pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<(), FsError> {
-        todo!()
-    }
+
+    /// Space and inodes in all and free.
     pub fn statfs(&self) -> Statfs {
-        todo!()
+        let usage = self.store.usage();
+        Statfs {
+            sectors: usage.limit,
+            sectors_free: usage.limit.saturating_sub(usage.used),
+            inodes: self.table.max(),
+            inodes_free: self.table.max().saturating_sub(self.table.live()),
+        }
+    }
+
+    fn inode(&self, ino: u64) -> Result<Arc<Inode>, FsError> {
+        self.table.get(ino).ok_or(FsError::Stale(ino))
+    }
+
+    /// Takes away a link that has just lost its entry.
+    fn unlink_inode(&self, inode: &Inode, now: Time) {
+        if inode.unlink(now) {
+            self.table.remove(inode.ino);
+        }
+    }
+}
+
+/// Directories let go of their entries while the table still holds every inode, so that nothing is dropped inside
+/// the drop of something else: a tree may be deeper than the stack.
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.table.for_each(|inode| {
+            if let Node::Directory(directory) = &inode.node {
+                *directory.entries.write() = Entries::default();
+            }
+        });
+    }
+}
+
+impl Time {
+    /// The time by the clock the kernel stamps its own inodes with: under a writeback cache it sets mtime and ctime
+    /// of files, and a finer clock here would run ahead of it.
+    fn now() -> Self {
+        let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).expect("Linux has had this clock since 2.6.32");
+        Self { secs: now.tv_sec(), nanos: now.tv_nsec() as u32 }
     }
 }

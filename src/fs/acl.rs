@@ -1,0 +1,150 @@
+//! POSIX access control lists, in the form the kernel passes them as extended attributes (acl(5), `posix_acl_xattr.h`).
+
+use super::FsError;
+
+const VERSION: u32 = 2;
+const HEADER: usize = 4;
+const ENTRY: usize = 8;
+/// Id of entries that name nobody.
+const NO_ID: u32 = u32::MAX;
+
+/// A valid list: one entry each for owner, group and others, any number of named users and groups, and a mask when
+/// somebody is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Acl(Box<[Entry]>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    tag: Tag,
+    /// `07`
+    permissions: u8,
+    id: u32,
+}
+
+/// Whom an entry is about, in the order a list must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tag {
+    Owner = 0x01,
+    User = 0x02,
+    OwningGroup = 0x04,
+    Group = 0x08,
+    Mask = 0x10,
+    Other = 0x20,
+}
+
+impl Acl {
+    /// Decodes a list; `None` is the empty one, which removes an ACL.
+    pub(super) fn decode(value: &[u8]) -> Result<Option<Self>, FsError> {
+        if value.is_empty() {
+            return Ok(None);
+        }
+        let (version, entries) = value.split_first_chunk::<HEADER>().ok_or(FsError::Invalid)?;
+        if u32::from_le_bytes(*version) != VERSION {
+            return Err(FsError::NotSupported);
+        }
+        let (entries, rest) = entries.as_chunks::<ENTRY>();
+        if !rest.is_empty() {
+            return Err(FsError::Invalid);
+        }
+        let entries: Box<[Entry]> = entries.iter().map(Entry::decode).collect::<Result<_, _>>()?;
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        let acl = Self(entries);
+        if acl.is_valid() { Ok(Some(acl)) } else { Err(FsError::Invalid) }
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(HEADER + ENTRY * self.0.len());
+        value.extend(VERSION.to_le_bytes());
+        self.0.iter().for_each(|entry| entry.encode(&mut value));
+        value
+    }
+
+    /// Whether permission bits alone can say the same.
+    pub(super) fn is_minimal(&self) -> bool {
+        self.0.len() == 3
+    }
+
+    /// The permission bits that show this list: the group bits show the mask if there is one.
+    pub(super) fn permissions(&self) -> u32 {
+        self.0.iter().filter_map(|e| Some(u32::from(e.permissions) << self.shift(e.tag)?)).sum()
+    }
+
+    /// Keeps the list in step with new permission bits (chmod(2)).
+    pub(super) fn set_permissions(&mut self, mode: u32) {
+        self.for_each_shown(|permissions, shift| *permissions = (mode >> shift & 7) as u8);
+    }
+
+    /// Takes away what `mode` does not grant, and returns `mode` without what the list does not grant.
+    pub(super) fn restrict(&mut self, mode: u32) -> u32 {
+        self.for_each_shown(|permissions, shift| *permissions &= (mode >> shift & 7) as u8);
+        mode & !0o777 | self.permissions()
+    }
+
+    /// The entries that permission bits show, each with the place of its bits.
+    fn for_each_shown(&mut self, mut change: impl FnMut(&mut u8, u32)) {
+        for at in 0..self.0.len() {
+            if let Some(shift) = self.shift(self.0[at].tag) {
+                change(&mut self.0[at].permissions, shift);
+            }
+        }
+    }
+
+    fn shift(&self, tag: Tag) -> Option<u32> {
+        match tag {
+            Tag::Owner => Some(6),
+            Tag::Mask => Some(3),
+            Tag::OwningGroup => (!self.has(Tag::Mask)).then_some(3),
+            Tag::Other => Some(0),
+            Tag::User | Tag::Group => None,
+        }
+    }
+
+    fn has(&self, tag: Tag) -> bool {
+        self.0.iter().any(|entry| entry.tag == tag)
+    }
+
+    /// As `posix_acl_valid` of the kernel: the order of tags, each unnamed one once, a mask if anybody is named.
+    fn is_valid(&self) -> bool {
+        let once = |tag| self.0.iter().filter(|entry| entry.tag == tag).count() == 1;
+        let named = self.has(Tag::User) || self.has(Tag::Group);
+        self.0.is_sorted_by_key(|entry| entry.tag)
+            && [Tag::Owner, Tag::OwningGroup, Tag::Other].into_iter().all(once)
+            && if named { once(Tag::Mask) } else { once(Tag::Mask) || !self.has(Tag::Mask) }
+    }
+}
+
+impl Entry {
+    fn decode(bytes: &[u8; ENTRY]) -> Result<Self, FsError> {
+        let [tag_low, tag_high, low, high, id @ ..] = *bytes;
+        let tag = Tag::decode(u16::from_le_bytes([tag_low, tag_high]))?;
+        let permissions = u16::from_le_bytes([low, high]);
+        let id = u32::from_le_bytes(id);
+        let named = matches!(tag, Tag::User | Tag::Group);
+        if permissions > 7 || named && id == NO_ID {
+            return Err(FsError::Invalid);
+        }
+        Ok(Self { tag, permissions: permissions as u8, id: if named { id } else { NO_ID } })
+    }
+
+    fn encode(&self, value: &mut Vec<u8>) {
+        value.extend((self.tag as u16).to_le_bytes());
+        value.extend(u16::from(self.permissions).to_le_bytes());
+        value.extend(self.id.to_le_bytes());
+    }
+}
+
+impl Tag {
+    fn decode(tag: u16) -> Result<Self, FsError> {
+        match tag {
+            0x01 => Ok(Self::Owner),
+            0x02 => Ok(Self::User),
+            0x04 => Ok(Self::OwningGroup),
+            0x08 => Ok(Self::Group),
+            0x10 => Ok(Self::Mask),
+            0x20 => Ok(Self::Other),
+            _ => Err(FsError::Invalid),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Directories: entries in creation order, an index by name, and the life of a directory.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::RwLock;
+
+use super::FsError;
+use super::inode::Inode;
+
+/// Cookies of `.` and `..`; real entries start at [`PAGE`].
+pub(super) const COOKIE_SELF: u64 = 1;
+/// See [`COOKIE_SELF`].
+pub(super) const COOKIE_PARENT: u64 = 2;
+
+/// Cookies in a row that share a page.
+const PAGE: u64 = 64;
+/// Set in [`Directory::population`] once the directory is removed.
+const DEAD: u64 = 1 << 63;
+/// What one entry counts in the size of a directory, as on tmpfs.
+const ENTRY_SIZE: u64 = 20;
+
+/// The directory part of an inode.
+pub(super) struct Directory {
+    pub(super) entries: RwLock<Entries>,
+    /// Inode number behind `..`; changed under the rename mutex only.
+    parent: AtomicU64,
+    /// Entries there are or are about to be, and [`DEAD`]. It decides between a thread that inserts (holding this
+    /// directory's lock) and one that removes the directory (holding its parent's) without either waiting.
+    population: AtomicU64,
+}
+
+impl Directory {
+    pub(super) fn new(parent: u64) -> Self {
+        Self { entries: RwLock::new(Entries::default()), parent: AtomicU64::new(parent), population: AtomicU64::new(0) }
+    }
+
+    pub(super) fn parent(&self) -> u64 {
+        self.parent.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_parent(&self, ino: u64) {
+        self.parent.store(ino, Ordering::Release);
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.population.load(Ordering::Acquire) & DEAD != 0
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        ((self.population.load(Ordering::Relaxed) & !DEAD) + 2) * ENTRY_SIZE
+    }
+
+    /// Announces an entry; a removed directory takes none.
+    pub(super) fn reserve(&self) -> Result<(), FsError> {
+        self.population
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n & DEAD == 0).then_some(n + 1))
+            .map_err(|_| FsError::NotFound)?;
+        Ok(())
+    }
+
+    /// An entry is gone, or did not come after [`Directory::reserve`].
+    pub(super) fn release(&self) {
+        self.population.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Removes the directory if it is empty.
+    pub(super) fn die(&self) -> Result<(), FsError> {
+        self.population
+            .compare_exchange(0, DEAD, Ordering::AcqRel, Ordering::Acquire)
+            .map_err(|_| FsError::NotEmpty)?;
+        Ok(())
+    }
+}
+
+/// The entries of a directory: name to inode, each with a cookie that grows with the time of creation.
+///
+/// Entries live in pages of 64 cookies in a row. That costs half of a tree with a node per entry, and a page leaves
+/// when its last entry does, so that listing skips at most 63 gaps per entry found.
+#[derive(Default)]
+pub(super) struct Entries {
+    /// Cookie / [`PAGE`] to its page. No page is empty.
+    pages: BTreeMap<u64, Page>,
+    index: HashTable<Indexed>,
+    /// Keyed at random: names that collide on purpose cannot be found.
+    hasher: RandomState,
+    next: u64,
+}
+
+#[derive(Default)]
+struct Page {
+    slots: Vec<Option<Entry>>,
+    live: u32,
+}
+
+struct Entry {
+    name: Box<[u8]>,
+    inode: Arc<Inode>,
+}
+
+/// The cookie of a name. Half of the hash is kept so that a growing index needs not look at the names again.
+#[derive(Clone, Copy)]
+#[repr(C, packed(4))]
+struct Indexed {
+    cookie: u64,
+    hash: u32,
+}
+
+impl Entries {
+    pub(super) fn get(&self, name: &[u8]) -> Option<&Arc<Inode>> {
+        let cookie = self.cookie(name)?;
+        Some(&entry(&self.pages, cookie).inode)
+    }
+
+    /// Adds an entry. `name` is not there yet.
+    pub(super) fn insert(&mut self, name: &[u8], inode: Arc<Inode>) {
+        let cookie = self.next_cookie();
+        let page = self.pages.entry(cookie / PAGE).or_default();
+        debug_assert_eq!(page.slots.len() as u64, cookie % PAGE);
+        page.slots.push(Some(Entry { name: name.into(), inode }));
+        page.live += 1;
+        self.next = cookie + 1;
+        self.index_name(name, cookie);
+    }
+
+    /// Takes an entry out.
+    pub(super) fn remove(&mut self, name: &[u8]) -> Option<Arc<Inode>> {
+        let cookie = self.unindex_name(name)?;
+        let number = cookie / PAGE;
+        let page = self.pages.get_mut(&number).expect("an indexed cookie has its page");
+        let entry = page.slots[(cookie % PAGE) as usize].take().expect("an indexed cookie has its entry");
+        page.live -= 1;
+        if page.live == 0 {
+            self.pages.remove(&number);
+        }
+        self.shrink();
+        Some(entry.inode)
+    }
+
+    /// Puts another inode behind an existing name; the place in the listing stays.
+    pub(super) fn replace(&mut self, name: &[u8], inode: Arc<Inode>) -> Option<Arc<Inode>> {
+        let cookie = self.cookie(name)?;
+        Some(std::mem::replace(&mut self.entry_mut(cookie).inode, inode))
+    }
+
+    /// Gives an entry a name that is not there yet. It keeps its place in the listing: a program that renames what
+    /// it lists comes to an end.
+    pub(super) fn rename(&mut self, old: &[u8], new: &[u8]) {
+        let Some(cookie) = self.unindex_name(old) else { return };
+        self.entry_mut(cookie).name = new.into();
+        self.index_name(new, cookie);
+    }
+
+    /// Entries behind `cookie` in the order of their creation.
+    pub(super) fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &[u8], &Arc<Inode>)> {
+        let from = cookie.saturating_add(1);
+        let pages = self.pages.range(from / PAGE..);
+        pages.flat_map(|(number, page)| page.entries(number * PAGE)).skip_while(move |entry| entry.0 < from)
+    }
+
+    /// The next cookie. A page that has emptied and left never comes back, so pages fill without gaps.
+    fn next_cookie(&self) -> u64 {
+        let next = self.next.max(PAGE);
+        if !next.is_multiple_of(PAGE) && !self.pages.contains_key(&(next / PAGE)) {
+            next.next_multiple_of(PAGE)
+        } else {
+            next
+        }
+    }
+
+    fn cookie(&self, name: &[u8]) -> Option<u64> {
+        let hash = self.hash(name);
+        self.index.find(spread(hash), is_name(&self.pages, name, hash)).map(|slot| slot.cookie)
+    }
+
+    fn index_name(&mut self, name: &[u8], cookie: u64) {
+        let hash = self.hash(name);
+        self.index.insert_unique(spread(hash), Indexed { cookie, hash }, |slot| spread(slot.hash));
+    }
+
+    fn unindex_name(&mut self, name: &[u8]) -> Option<u64> {
+        let hash = self.hash(name);
+        let slot = self.index.find_entry(spread(hash), is_name(&self.pages, name, hash)).ok()?;
+        Some(slot.remove().0.cookie)
+    }
+
+    fn entry_mut(&mut self, cookie: u64) -> &mut Entry {
+        let page = self.pages.get_mut(&(cookie / PAGE)).expect("an indexed cookie has its page");
+        page.slots[(cookie % PAGE) as usize].as_mut().expect("an indexed cookie has its entry")
+    }
+
+    fn hash(&self, name: &[u8]) -> u32 {
+        self.hasher.hash_one(name) as u32
+    }
+
+    /// Gives memory back after most entries have gone.
+    fn shrink(&mut self) {
+        if self.index.capacity() > 64 && self.index.len() < self.index.capacity() / 8 {
+            self.index.shrink_to(self.index.len() * 2, |slot| spread(slot.hash));
+        }
+    }
+}
+
+impl Page {
+    /// The entries with their cookies, the first slot having the cookie `first`.
+    fn entries(&self, first: u64) -> impl Iterator<Item = (u64, &[u8], &Arc<Inode>)> {
+        let entries = (first..).zip(&self.slots);
+        entries.filter_map(|(cookie, slot)| slot.as_ref().map(|entry| (cookie, &*entry.name, &entry.inode)))
+    }
+}
+
+fn entry(pages: &BTreeMap<u64, Page>, cookie: u64) -> &Entry {
+    pages[&(cookie / PAGE)].slots[(cookie % PAGE) as usize].as_ref().expect("an indexed cookie has its entry")
+}
+
+fn is_name(pages: &BTreeMap<u64, Page>, name: &[u8], hash: u32) -> impl Fn(&Indexed) -> bool {
+    move |slot| slot.hash == hash && *entry(pages, slot.cookie).name == *name
+}
+
+/// Spreads half a hash over all bits: the index takes places from the low and tags from the high ones.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

@@ -1,0 +1,299 @@
+//! Inodes: what an object is, its attributes, and when it dies.
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::acl::Acl;
+use super::dir::Directory;
+use super::file::File;
+use super::xattr::Extended;
+use super::{Attr, Caller, FsError, Kind, SetAttr, SetTime, Time};
+
+const SETUID: u32 = 0o4000;
+const SETGID: u32 = 0o2000;
+const STICKY: u32 = 0o1000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// One object of the file system.
+pub(super) struct Inode {
+    pub(super) ino: u64,
+    meta: Mutex<Meta>,
+    pub(super) node: Node,
+}
+
+/// What an inode is.
+pub(super) enum Node {
+    File(File),
+    /// Boxed, so that the many files do not pay for the size of the few directories.
+    Directory(Box<Directory>),
+    Symlink(Box<[u8]>),
+    Special {
+        kind: Kind,
+        rdev: u32,
+    },
+}
+
+/// Attributes behind the inode's lock.
+///
+/// Invariant: an inode with an entry in a directory has `nlink` > 0, so whoever finds it under that directory's lock
+/// may take a reference. An inode whose `nlink` is 0 never gets a link again.
+pub(super) struct Meta {
+    pub(super) nlink: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// `07777`
+    mode: u16,
+    atime: Stamp,
+    mtime: Stamp,
+    ctime: Stamp,
+    references: u64,
+    /// `None` when nothing is in it.
+    pub(super) extended: Option<Box<Extended>>,
+}
+
+/// A [`Time`] in 12 bytes instead of 16: there are three in every inode.
+#[derive(Clone, Copy)]
+#[repr(C, packed(4))]
+struct Stamp {
+    secs: i64,
+    nanos: u32,
+}
+
+impl Inode {
+    pub(super) fn new(ino: u64, meta: Meta, node: Node) -> Self {
+        Self { ino, meta: Mutex::new(meta), node }
+    }
+
+    pub(super) fn meta(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock()
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.node.kind()
+    }
+
+    pub(super) fn is_directory(&self) -> bool {
+        matches!(self.node, Node::Directory(_))
+    }
+
+    pub(super) fn directory(&self) -> Result<&Directory, FsError> {
+        match &self.node {
+            Node::Directory(directory) => Ok(directory),
+            _ => Err(FsError::NotDirectory),
+        }
+    }
+
+    pub(super) fn file(&self) -> Result<&File, FsError> {
+        match &self.node {
+            Node::File(file) => Ok(file),
+            Node::Directory(_) => Err(FsError::IsDirectory),
+            Node::Symlink(_) | Node::Special { .. } => Err(FsError::Invalid),
+        }
+    }
+
+    /// The attributes. Size and space are read after the lock is released: the content has a lock of its own, and
+    /// no attribute waits for it.
+    pub(super) fn attr(&self) -> Attr {
+        let mut attr = self.meta.lock().attr(self.ino, self.kind());
+        match &self.node {
+            Node::File(file) => {
+                attr.size = file.size();
+                attr.blocks = file.blocks();
+            }
+            Node::Directory(directory) => attr.size = directory.size(),
+            Node::Symlink(target) => attr.size = target.len() as u64,
+            Node::Special { rdev, .. } => attr.rdev = *rdev,
+        }
+        attr
+    }
+
+    /// Takes a reference; `false` when the inode is already dead.
+    pub(super) fn acquire(&self) -> bool {
+        let mut meta = self.meta.lock();
+        let alive = !meta.is_dead();
+        meta.references += u64::from(alive);
+        alive
+    }
+
+    /// Gives references back; `true` when the inode is dead now.
+    pub(super) fn release(&self, count: u64) -> bool {
+        let mut meta = self.meta.lock();
+        meta.references = meta.references.saturating_sub(count);
+        meta.is_dead()
+    }
+
+    /// Takes away one link of a file, or the life of a directory; `true` when the inode is dead now.
+    pub(super) fn unlink(&self, now: Time) -> bool {
+        let mut meta = self.meta.lock();
+        meta.nlink = if self.is_directory() { 0 } else { meta.nlink - 1 };
+        meta.changed(now);
+        meta.is_dead()
+    }
+}
+
+impl Node {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Node::File(_) => Kind::File,
+            Node::Directory(_) => Kind::Directory,
+            Node::Symlink(_) => Kind::Symlink,
+            Node::Special { kind, .. } => *kind,
+        }
+    }
+}
+
+impl Meta {
+    /// Attributes of a directory nobody has made: the root.
+    pub(super) fn root(mode: u32, uid: u32, gid: u32, now: Time) -> Self {
+        Self::new(Kind::Directory, mode, uid, gid, now)
+    }
+
+    /// Attributes of a new object in the directory `self`, with one reference: group and set-group-ID bit are
+    /// inherited from a set-group-ID directory, the ACL from the default ACL, which also replaces the umask.
+    pub(super) fn child(&self, kind: Kind, mode: u32, caller: &Caller, now: Time) -> Self {
+        let inherits = self.mode() & SETGID != 0;
+        let gid = if inherits { self.gid } else { caller.gid };
+        let mut mode = match kind {
+            Kind::Directory => mode & (0o777 | STICKY) | if inherits { SETGID } else { 0 },
+            Kind::Symlink => 0o777,
+            _ => mode & 0o7777,
+        };
+        let mut extended = None;
+        if kind != Kind::Symlink {
+            match self.extended.as_ref().and_then(|x| x.default_acl.as_ref()) {
+                Some(acl) => extended = inherit_acl(acl, kind, &mut mode),
+                None => mode &= !caller.umask,
+            }
+        }
+        Self { references: 1, extended, ..Self::new(kind, mode, caller.uid, gid, now) }
+    }
+
+    /// Attributes of a whiteout of overlayfs, as `RENAME_WHITEOUT` leaves it; without a reference.
+    pub(super) fn whiteout(now: Time) -> Self {
+        Self::new(Kind::CharDevice, 0, 0, 0, now)
+    }
+
+    fn new(kind: Kind, mode: u32, uid: u32, gid: u32, now: Time) -> Self {
+        let stamp = Stamp::from(now);
+        Self {
+            nlink: if kind == Kind::Directory { 2 } else { 1 },
+            uid,
+            gid,
+            mode: (mode & 0o7777) as u16,
+            atime: stamp,
+            mtime: stamp,
+            ctime: stamp,
+            references: 0,
+            extended: None,
+        }
+    }
+
+    pub(super) fn mode(&self) -> u32 {
+        u32::from(self.mode)
+    }
+
+    /// One more reference, to an inode known to be alive.
+    pub(super) fn add_reference(&mut self) {
+        self.references += 1;
+    }
+
+    /// Replaces the permission bits and nothing else: the caller keeps an ACL in step.
+    pub(super) fn set_permissions(&mut self, permissions: u32) {
+        self.mode = (self.mode & !0o777) | (permissions & 0o777) as u16;
+    }
+
+    /// The status changed.
+    pub(super) fn changed(&mut self, now: Time) {
+        self.ctime = now.into();
+    }
+
+    /// The content, or the entries of a directory, changed.
+    pub(super) fn modified(&mut self, now: Time) {
+        self.mtime = now.into();
+        self.ctime = now.into();
+    }
+
+    /// Clears setuid, and setgid where it stands for a privilege (without group execute it once meant mandatory
+    /// locking, and Linux leaves it alone too).
+    pub(super) fn clear_suid_sgid(&mut self) {
+        let mut mode = self.mode() & !SETUID;
+        if mode & GROUP_EXECUTE != 0 {
+            mode &= !SETGID;
+        }
+        self.mode = mode as u16;
+    }
+
+    /// Applies everything of `set` but the size, which has been set already.
+    pub(super) fn set(&mut self, set: &SetAttr, kind: Kind, now: Time) {
+        if *set == SetAttr::default() {
+            return;
+        }
+        let new_owner = set.uid.is_some() || set.gid.is_some();
+        if new_owner && kind != Kind::Directory || set.size.is_some() && set.kill_suidgid {
+            self.clear_suid_sgid();
+        }
+        self.uid = set.uid.unwrap_or(self.uid);
+        self.gid = set.gid.unwrap_or(self.gid);
+        if let Some(mode) = set.mode {
+            self.chmod(mode);
+        }
+        let stamp = |time: SetTime| match time {
+            SetTime::Now => Stamp::from(now),
+            SetTime::At(time) => Stamp::from(time),
+        };
+        if set.size.is_some() {
+            self.mtime = now.into();
+        }
+        self.mtime = set.mtime.map_or(self.mtime, stamp);
+        self.atime = set.atime.map_or(self.atime, stamp);
+        self.ctime = set.ctime.unwrap_or(now).into();
+    }
+
+    fn chmod(&mut self, mode: u32) {
+        self.mode = (mode & 0o7777) as u16;
+        if let Some(acl) = self.extended.as_mut().and_then(|x| x.access_acl.as_mut()) {
+            acl.set_permissions(mode);
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.nlink == 0 && self.references == 0
+    }
+
+    fn attr(&self, ino: u64, kind: Kind) -> Attr {
+        Attr {
+            ino,
+            kind,
+            mode: self.mode(),
+            nlink: self.nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            atime: self.atime.into(),
+            mtime: self.mtime.into(),
+            ctime: self.ctime.into(),
+        }
+    }
+}
+
+/// The ACLs of a new object below a directory with the default ACL `default`, and its mode: the permission bits
+/// asked for and those of the ACL restrict each other (acl(5), "object creation and default ACLs").
+fn inherit_acl(default: &Acl, kind: Kind, mode: &mut u32) -> Option<Box<Extended>> {
+    let mut access = default.clone();
+    *mode = access.restrict(*mode);
+    let default = (kind == Kind::Directory).then(|| default.clone());
+    Extended::inherited((!access.is_minimal()).then_some(access), default)
+}
+
+impl From<Time> for Stamp {
+    fn from(time: Time) -> Self {
+        Self { secs: time.secs, nanos: time.nanos }
+    }
+}
+
+impl From<Stamp> for Time {
+    fn from(stamp: Stamp) -> Self {
+        Self { secs: stamp.secs, nanos: stamp.nanos }
+    }
+}

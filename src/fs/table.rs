@@ -1,0 +1,90 @@
+//! The inode table: every living inode by number, in shards so that threads seldom meet.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::RwLock;
+use rustc_hash::FxBuildHasher;
+
+use super::inode::{Inode, Meta, Node};
+use super::{FsError, ROOT};
+
+const SHARDS: usize = 64;
+
+/// All living inodes. Its locks are leaves: nothing else is locked while one is held.
+pub(super) struct Table {
+    shards: [RwLock<HashTable<Arc<Inode>>>; SHARDS],
+    next: AtomicU64,
+    live: AtomicU64,
+    max: u64,
+}
+
+impl Table {
+    /// A table of at most `max` inodes, holding the root directory.
+    pub(super) fn new(max: u64, meta: Meta, node: Node) -> Self {
+        let table = Self {
+            shards: std::array::from_fn(|_| RwLock::default()),
+            next: AtomicU64::new(ROOT + 1),
+            live: AtomicU64::new(1),
+            max,
+        };
+        table.put(Arc::new(Inode::new(ROOT, meta, node)));
+        table
+    }
+
+    pub(super) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        self.shard(ino).read().find(hash(ino), |inode| inode.ino == ino).cloned()
+    }
+
+    /// Makes an inode with a number never used before.
+    pub(super) fn create(&self, meta: Meta, node: Node) -> Result<Arc<Inode>, FsError> {
+        self.live
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < self.max).then_some(live + 1))
+            .map_err(|_| FsError::NoInodes)?;
+        let inode = Arc::new(Inode::new(self.next.fetch_add(1, Ordering::Relaxed), meta, node));
+        self.put(inode.clone());
+        Ok(inode)
+    }
+
+    /// Strikes out a dead inode; its content goes with the last `Arc`. Harmless when repeated.
+    pub(super) fn remove(&self, ino: u64) {
+        // The shard is unlocked before the inode is dropped: clearing a content may take long.
+        let removed = {
+            let mut shard = self.shard(ino).write();
+            shard.find_entry(hash(ino), |inode| inode.ino == ino).ok().map(|entry| entry.remove().0)
+        };
+        if removed.is_some() {
+            self.live.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn max(&self) -> u64 {
+        self.max
+    }
+
+    pub(super) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Every inode, one shard at a time.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&Arc<Inode>)) {
+        for shard in &self.shards {
+            shard.read().iter().for_each(&mut visit);
+        }
+    }
+
+    fn put(&self, inode: Arc<Inode>) {
+        self.shard(inode.ino).write().insert_unique(hash(inode.ino), inode, |inode| hash(inode.ino));
+    }
+
+    fn shard(&self, ino: u64) -> &RwLock<HashTable<Arc<Inode>>> {
+        &self.shards[ino as usize % SHARDS]
+    }
+}
+
+/// Numbers are given out by us, one after the other, so nobody can choose colliding ones: no keyed hash is needed.
+fn hash(ino: u64) -> u64 {
+    FxBuildHasher.hash_one(ino)
+}
