@@ -84,13 +84,10 @@ impl Scratch {
             return Ok(0);
         }
         end(to_offset, len)?;
-        let copied = if from != to {
-            file.content.copy_from(&file.store, to_offset, &source.content, from_offset, len)?
-        } else if from_offset.abs_diff(to_offset) < len {
+        if from == to && from_offset.abs_diff(to_offset) < len {
             return Err(FsError::Invalid);
-        } else {
-            file.content.copy_within(&file.store, to_offset, from_offset, len)?
-        };
+        }
+        let copied = file.content.copy_from(&file.store, to_offset, &source.content, from_offset, len)?;
         target.meta().modified(Time::now());
         Ok(copied)
     }

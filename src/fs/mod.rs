@@ -336,7 +336,7 @@ impl Scratch {
         let usage = self.store.usage();
         Statfs {
             sectors: usage.limit,
-            sectors_free: usage.limit.saturating_sub(usage.used),
+            sectors_free: self.store.available(),
             inodes: self.table.max(),
             inodes_free: self.table.max().saturating_sub(self.table.live()),
         }
