@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Every test, with both cipher engines. Installs what it needs (root and apt), prints cargo's summaries and the totals,
+# fails on any failure and on anything left behind. usage: scripts/test.sh
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=()
+
+step() { # name, command...
+    echo
+    echo "=== $1"
+    local start=$SECONDS
+    "${@:2}" 2>&1 | tee -a "$log"
+    local status=${PIPESTATUS[0]}
+    [ "$status" -eq 0 ] || failed+=("$1 (exit status $status)")
+    echo "=== $1: $([ "$status" -eq 0 ] && echo ok || echo FAILED), $((SECONDS - start)) s"
+}
+
+# What outlives a test that does not clean up: mounts, loop devices, and processes that run a binary of this folder.
+left_behind() {
+    findmnt -rno SOURCE,TARGET -t fuse,fuse.runseal | grep '^runseal' | sed 's/^/mount: /'
+    losetup -ln -O NAME,BACK-FILE 2>/dev/null | grep runseal | sed 's/^/loop device: /'
+    for process in /proc/[0-9]*; do
+        case $(readlink "$process/exe" 2>/dev/null) in
+        "$PWD"/target/*/runseal*) echo "process: ${process#/proc/} $(tr '\0' ' ' <"$process/cmdline")" ;;
+        esac
+    done
+    return 0
+}
+
+step "dependencies" scripts/install-deps.sh
+before=$(left_behind)
+
+step "build" cargo build --release
+export RUNSEAL=$PWD/target/release/runseal
+step "tests" cargo test --no-fail-fast --all-targets -- --show-output
+step "documentation tests" cargo test --doc
+step "tests that mount, portable engine" env RUNSEAL_ENGINE=portable cargo test --no-fail-fast --test '*' -- --show-output
+for engine in aws-lc portable; do
+    step "pjdfstest, $engine" env RUNSEAL_ENGINE=$engine scripts/pjdfstest.sh
+    step "fsx, $engine" env RUNSEAL_ENGINE=$engine scripts/fsx.sh
+done
+step "example" scripts/quickstart.sh "target/quickstart"
+step "genomics" scripts/demo-genomics.sh
+
+after=$(left_behind)
+if [ "$before" != "$after" ]; then
+    failed+=("left behind")
+    printf '\nleft behind:\n%s\n' "$after"
+fi
+
+echo
+grep -h '^SKIP' "$log" | sort | uniq -c
+awk '/^test result: / { passed += $4; failed += $6; ignored += $8 }
+     END { printf "cargo tests: %d passed, %d failed, %d ignored", passed, failed, ignored }' "$log"
+printf '; %d skips; %d s in all\n' "$(grep -c '^SKIP' "$log")" "$SECONDS"
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'FAILED: %s\n' "${failed[@]}"
+    exit 1
+fi
+echo "all steps passed"
