@@ -1,3 +1,4 @@
 //! Thin safe wrappers of system calls. Unsafe code lives here and in `crypt` only.
 
 pub mod memory;
+pub mod path;

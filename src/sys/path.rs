@@ -1,0 +1,320 @@
+//! Operations on paths of any length: the kernel refuses paths of `PATH_MAX` bytes, trees may be deeper.
+//!
+//! Every function goes as far as one call reaches, holds that directory open, and continues from there. The last
+//! component is never followed when it is a symbolic link, except by [`stat_followed`].
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag};
+use nix::sys::stat::{self, FileStat, Mode, SFlag, UtimensatFlags};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{self, Gid, Uid, UnlinkatFlags};
+
+/// Longest path one system call takes: `PATH_MAX` of Linux counts the final NUL byte.
+const REACH: usize = 4095;
+
+/// Kind of a file outside the scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// FIFO, socket or device, with its English name.
+    Special(&'static str),
+}
+
+/// What `stat(2)` says, as far as staging needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Kind.
+    pub kind: FileKind,
+    /// Permission bits (`07777`).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device of the file system.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Space in units of 512 bytes.
+    pub blocks: u64,
+    /// Last modification: seconds since 1970, nanoseconds.
+    pub mtime: (i64, u32),
+    /// Last status change: seconds since 1970, nanoseconds.
+    pub ctime: (i64, u32),
+}
+
+impl Stat {
+    /// Of an open file.
+    pub fn of(file: impl AsFd) -> io::Result<Self> {
+        Ok(stat::fstat(file)?.into())
+    }
+
+    /// Whether both describe one unchanged file: same inode, size, modification and status change.
+    pub fn unchanged(&self, later: &Self) -> bool {
+        let mark = |s: &Self| (s.dev, s.ino, s.size, s.mtime, s.ctime);
+        mark(self) == mark(later)
+    }
+}
+
+impl From<FileStat> for Stat {
+    // The widths of the fields of `struct stat` differ between architectures.
+    #[allow(clippy::unnecessary_cast)]
+    fn from(s: FileStat) -> Self {
+        Self {
+            kind: kind_of(s.st_mode as u32),
+            mode: s.st_mode as u32 & 0o7777,
+            uid: s.st_uid,
+            gid: s.st_gid,
+            dev: s.st_dev as u64,
+            ino: s.st_ino as u64,
+            size: s.st_size as u64,
+            blocks: s.st_blocks as u64,
+            mtime: (s.st_mtime as i64, s.st_mtime_nsec as u32),
+            ctime: (s.st_ctime as i64, s.st_ctime_nsec as u32),
+        }
+    }
+}
+
+fn kind_of(mode: u32) -> FileKind {
+    match SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFREG => FileKind::File,
+        SFlag::S_IFDIR => FileKind::Directory,
+        SFlag::S_IFLNK => FileKind::Symlink,
+        SFlag::S_IFIFO => FileKind::Special("FIFO"),
+        SFlag::S_IFSOCK => FileKind::Special("socket"),
+        SFlag::S_IFCHR => FileKind::Special("character device"),
+        SFlag::S_IFBLK => FileKind::Special("block device"),
+        _ => FileKind::Special("file of an unknown kind"),
+    }
+}
+
+/// `lstat(2)`.
+pub fn stat(path: &Path) -> io::Result<Stat> {
+    let at = Reached::by(path)?;
+    Ok(stat::fstatat(&at, at.rest, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
+}
+
+/// `stat(2)`.
+pub fn stat_followed(path: &Path) -> io::Result<Stat> {
+    let at = Reached::by(path)?;
+    Ok(stat::fstatat(&at, at.rest, AtFlags::empty())?.into())
+}
+
+/// Opens a regular file for reading. A FIFO in its place does not block, a symbolic link is refused (`ELOOP`).
+pub fn open(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY, 0)
+}
+
+/// Opens a directory, to list, sync or lock it.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
+}
+
+/// Makes a new file for writing, readable by its owner only (`0600`); an existing name is refused (`EEXIST`).
+pub fn create(path: &Path) -> io::Result<File> {
+    open_with(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)
+}
+
+fn open_with(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
+    let at = Reached::by(path)?;
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(fcntl::openat(&at, at.rest, flags, Mode::from_bits_truncate(mode as _))?.into())
+}
+
+/// Names in a directory, sorted by their bytes, without `.` and `..`.
+pub fn list(path: &Path) -> io::Result<Vec<OsString>> {
+    let mut dir = nix::dir::Dir::from_fd(open_directory(path)?.into())?;
+    let mut names = Vec::new();
+    for entry in dir.iter() {
+        let name = entry?.file_name().to_bytes().to_owned();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// `mkdir(2)`; the umask applies.
+pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    Ok(stat::mkdirat(&at, at.rest, Mode::from_bits_truncate(mode as _))?)
+}
+
+/// `symlink(2)`.
+pub fn make_symlink(target: &OsStr, path: &Path) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    Ok(unistd::symlinkat(target, &at, at.rest)?)
+}
+
+/// `readlink(2)`.
+pub fn read_symlink(path: &Path) -> io::Result<OsString> {
+    let at = Reached::by(path)?;
+    Ok(fcntl::readlinkat(&at, at.rest)?)
+}
+
+/// `chmod(2)` with all of `07777`; never on a symbolic link.
+pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    let bits = Mode::from_bits_truncate(mode as _);
+    Ok(stat::fchmodat(&at, at.rest, bits, stat::FchmodatFlags::FollowSymlink)?)
+}
+
+/// `lchown(2)`.
+pub fn set_owner(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    Ok(unistd::fchownat(&at, at.rest, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+/// Sets the modification time (seconds since 1970, nanoseconds) and leaves the access time alone.
+pub fn set_mtime(path: &Path, mtime: (i64, u32)) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    let mtime = TimeSpec::new(mtime.0 as _, mtime.1 as _);
+    Ok(stat::utimensat(&at, at.rest, &TimeSpec::UTIME_OMIT, &mtime, UtimensatFlags::NoFollowSymlink)?)
+}
+
+/// `rename(2)`: replaces what has the new name.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (Reached::by(from)?, Reached::by(to)?);
+    Ok(fcntl::renameat(&from, from.rest, &to, to.rest)?)
+}
+
+/// Renames, or answers `EEXIST` when the new name is taken (`RENAME_NOREPLACE`).
+///
+/// Where the file system has no such rename (NFS), a file is linked to its new name and unlinked from the old one,
+/// which is as strict. A directory is renamed plainly there, which can replace an empty directory but nothing else.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (a, b) = (Reached::by(from)?, Reached::by(to)?);
+    match fcntl::renameat2(&a, a.rest, &b, b.rest, fcntl::RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL | Errno::ENOSYS) if stat(from)?.kind == FileKind::Directory => rename(from, to),
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            unistd::linkat(&a, a.rest, &b, b.rest, AtFlags::empty())?;
+            remove_file(from)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// `unlink(2)`.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    Ok(unistd::unlinkat(&at, at.rest, UnlinkatFlags::NoRemoveDir)?)
+}
+
+/// `rmdir(2)`.
+pub fn remove_directory(path: &Path) -> io::Result<()> {
+    let at = Reached::by(path)?;
+    Ok(unistd::unlinkat(&at, at.rest, UnlinkatFlags::RemoveDir)?)
+}
+
+/// Removes a directory and all below it, without recursion and with one descriptor at a time.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let mut directories = vec![path.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = directories.get(next).cloned() {
+        for name in list(&directory)? {
+            let child = directory.join(name);
+            match stat(&child)?.kind {
+                FileKind::Directory => directories.push(child),
+                _ => remove_file(&child)?,
+            }
+        }
+        next += 1;
+    }
+    directories.iter().rev().try_for_each(|d| remove_directory(d))
+}
+
+/// The last directory of a long path that was opened, and what remains to be named from there.
+struct Reached<'a> {
+    directory: Option<OwnedFd>,
+    rest: &'a Path,
+}
+
+impl<'a> Reached<'a> {
+    fn by(path: &'a Path) -> io::Result<Self> {
+        let mut rest = path.as_os_str().as_bytes();
+        let mut directory: Option<OwnedFd> = None;
+        while rest.len() > REACH {
+            let cut = rest[..=REACH].iter().rposition(|&b| b == b'/').filter(|&cut| cut > 0);
+            let (head, tail) = rest.split_at(cut.ok_or(Errno::ENAMETOOLONG)?);
+            let from = directory.as_ref().map_or(AT_FDCWD, |d| d.as_fd());
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            directory = Some(fcntl::openat(from, OsStr::from_bytes(head), flags, Mode::empty())?);
+            let slashes = tail.iter().take_while(|&&b| b == b'/').count();
+            rest = &tail[slashes..];
+        }
+        Ok(Self { directory, rest: Path::new(OsStr::from_bytes(rest)) })
+    }
+}
+
+impl AsFd for Reached<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_ref().map_or(AT_FDCWD, |d| d.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn paths_longer_than_path_max_work() {
+        let root = tempfile::tempdir().unwrap();
+        let mut deep = root.path().to_owned();
+        for _ in 0..60 {
+            deep.push("d".repeat(200));
+            make_directory(&deep, 0o700).unwrap();
+        }
+        assert!(deep.as_os_str().len() > 2 * REACH);
+        create(&deep.join("file")).unwrap().write_all(b"data").unwrap();
+        make_symlink(OsStr::new("file"), &deep.join("link")).unwrap();
+        rename_new(&deep.join("file"), &deep.join("renamed")).unwrap();
+        assert_eq!(list(&deep).unwrap(), ["link", "renamed"]);
+        assert_eq!(read_symlink(&deep.join("link")).unwrap(), "file");
+        let mut text = String::new();
+        open(&deep.join("renamed")).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "data");
+        let top = root.path().join("d".repeat(200));
+        remove_tree(&top).unwrap();
+        assert_eq!(stat(&top).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_taken_name_is_not_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, b) = (root.path().join("a"), root.path().join("b"));
+        create(&a).unwrap();
+        create(&b).unwrap();
+        assert_eq!(rename_new(&a, &b).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(create(&a).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        rename(&a, &b).unwrap();
+        assert_eq!(list(root.path()).unwrap(), ["b"]);
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        let link = root.path().join("link");
+        create(&root.path().join("file")).unwrap();
+        make_symlink(OsStr::new("file"), &link).unwrap();
+        assert_eq!(open(&link).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
+        assert_eq!(stat(&link).unwrap().kind, FileKind::Symlink);
+        assert_eq!(stat_followed(&link).unwrap().kind, FileKind::File);
+    }
+}
