@@ -1,0 +1,135 @@
+//! Tries the output directory as publishing will use it, and leaves no trace.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::report::{Code, Finding, shown};
+use crate::sys::path::{self, FileKind};
+
+/// Checks `output`; answers with the path by which publishing will find it.
+pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings: &mut Vec<Finding>) -> PathBuf {
+    let resolved = resolve(output);
+    if let Some(input) = inputs.iter().find(|i| overlaps(i, &resolved)) {
+        findings.push(overlap(output, input));
+        return resolved;
+    }
+    match path::stat_followed(output) {
+        Ok(seen) if seen.kind != FileKind::Directory => findings.push(refusal(
+            output,
+            "exists and is not a directory".into(),
+            "name a directory with --output; it is made if it is missing".into(),
+        )),
+        Ok(_) => {
+            findings.extend(contents(&resolved, overwrite));
+            findings.extend(try_to_write(&resolved).err().map(|e| not_writable(output, &e)));
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => findings.extend(try_to_make(output, &resolved)),
+        Err(e) => findings.push(not_writable(output, &e)),
+    }
+    resolved
+}
+
+/// Inputs that exist are absolute; others have a finding of their own.
+fn overlaps(input: &Path, output: &Path) -> bool {
+    input.is_absolute() && (input.starts_with(output) || output.starts_with(input))
+}
+
+/// Absolute and free of symbolic links as far as it exists.
+fn resolve(output: &Path) -> PathBuf {
+    let absolute = std::path::absolute(output).unwrap_or_else(|_| output.to_owned());
+    let of_parent = || Some(fs::canonicalize(absolute.parent()?).ok()?.join(absolute.file_name()?));
+    fs::canonicalize(&absolute).ok().or_else(of_parent).unwrap_or(absolute)
+}
+
+/// What is in the way inside an existing output.
+fn contents(output: &Path, overwrite: bool) -> Vec<Finding> {
+    let names = match path::list(output) {
+        Ok(names) => names,
+        Err(e) => return vec![not_writable(output, &e)],
+    };
+    let (partial, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with(".runseal-") && name.ends_with(".partial")
+    });
+    let mut findings: Vec<Finding> = partial.iter().map(|name| leftover(&output.join(name))).collect();
+    if let Some(first) = rest.first().filter(|_| !overwrite) {
+        let count = rest.len();
+        let names = if count == 1 { "name" } else { "names" };
+        findings.push(Finding {
+            code: Code::OutputNotEmpty,
+            subject: shown(output),
+            problem: format!("holds {count} {names} already, the first is `{}`", shown(Path::new(first))),
+            remedy: "choose an empty or new directory, or allow replacing with --overwrite".into(),
+        });
+    }
+    findings
+}
+
+/// Unpublished results of another run. Its publisher holds a lock on the directory as long as it lives.
+fn leftover(partial: &Path) -> Finding {
+    let locked = path::open_directory(partial)
+        .is_ok_and(|dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).is_err());
+    if locked {
+        let remedy = "wait for that run to end, or choose another --output".into();
+        refusal(partial, "another run is publishing there now".into(), remedy)
+    } else {
+        let problem = "unfinished results of a run that ended while it was publishing".into();
+        refusal(partial, problem, format!("remove them: rm -r '{}'", shown(partial)))
+    }
+}
+
+/// Makes the missing directory, writes in it, and takes both away again.
+fn try_to_make(output: &Path, resolved: &Path) -> Option<Finding> {
+    let parent = resolved.parent().unwrap_or(Path::new("/"));
+    if path::read_symlink(resolved).is_ok() {
+        let remedy = "make the directory it points to, or name another --output".into();
+        return Some(refusal(output, "is a symbolic link to nothing".into(), remedy));
+    }
+    if let Err(e) = path::stat_followed(parent) {
+        let remedy = format!("make it: mkdir -p '{}'", shown(parent));
+        return Some(refusal(output, format!("its parent {} cannot be used: {e}", shown(parent)), remedy));
+    }
+    if let Err(e) = path::make_directory(resolved, 0o777) {
+        return Some(not_writable(parent, &e));
+    }
+    let tried = try_to_write(resolved);
+    let removed = path::remove_directory(resolved);
+    tried.and(removed).err().map(|e| not_writable(output, &e))
+}
+
+/// Makes, fills and removes one file of a name nobody else uses.
+fn try_to_write(directory: &Path) -> io::Result<()> {
+    let probe = directory.join(format!(".runseal-probe-{}", process::id()));
+    let mut file = path::create(&probe)?;
+    let written = file.write_all(&[0; 4096]).and_then(|()| file.sync_all());
+    let removed = path::remove_file(&probe);
+    written.and(removed)
+}
+
+fn refusal(subject: &Path, problem: String, remedy: String) -> Finding {
+    Finding { code: Code::ExportFailed, subject: shown(subject), problem, remedy }
+}
+
+fn not_writable(path: &Path, error: &io::Error) -> Finding {
+    let user = nix::unistd::geteuid();
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("let user {user} write there (chown, chmod, setfacl -m u:{user}:rwx), or choose another --output")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "mount it writable, or choose another --output".into(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space or inodes there, or choose another --output".into()
+        }
+        _ => "choose another --output".into(),
+    };
+    refusal(path, format!("cannot be written: {error}"), remedy)
+}
+
+fn overlap(output: &Path, input: &Path) -> Finding {
+    let problem = format!("output and input {} contain one another: results would mix with inputs", shown(input));
+    refusal(output, problem, "choose an --output outside of every input".into())
+}
