@@ -259,7 +259,12 @@ fn unreadable(path: &Path, done: &str, error: &io::Error) -> Finding {
 
 fn special(path: &Path, kind: &str) -> Finding {
     let remedy = "copy its contents to a regular file, or leave it out of the inputs".into();
-    finding(Code::ImportFailed, path, format!("is a {kind}; files, directories and symbolic links can be staged"), remedy)
+    finding(
+        Code::ImportFailed,
+        path,
+        format!("is a {kind}; files, directories and symbolic links can be staged"),
+        remedy,
+    )
 }
 
 fn changing(path: &Path) -> Finding {

@@ -1,11 +1,9 @@
 //! Tries the output directory as publishing will use it, and leaves no trace.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
-
-use nix::fcntl::{Flock, FlockArg};
 
 use super::report::{Code, Finding, shown};
 use crate::sys::path::{self, FileKind};
@@ -71,8 +69,7 @@ fn contents(output: &Path, overwrite: bool) -> Vec<Finding> {
 
 /// Unpublished results of another run. Its publisher holds a lock on the directory as long as it lives.
 fn leftover(partial: &Path) -> Finding {
-    let locked = path::open_directory(partial)
-        .is_ok_and(|dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).is_err());
+    let locked = path::open_directory(partial).is_ok_and(|dir| matches!(dir.try_lock(), Err(TryLockError::WouldBlock)));
     if locked {
         let remedy = "wait for that run to end, or choose another --output".into();
         refusal(partial, "another run is publishing there now".into(), remedy)

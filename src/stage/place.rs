@@ -1,0 +1,128 @@
+//! Results from the hidden directory into their place: only renames, the manifest last.
+//!
+//! A directory that the output does not have yet is renamed whole, so an empty output fills in as many steps as it
+//! has names. An entry that is in its place is never touched again, which makes the whole repeatable.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::manifest::{self, MANIFEST};
+use super::plan::TOP;
+use super::publish::{Publication, as_far_as_kept, sync};
+use super::{StageError, Totals, outside};
+use crate::fs::Kind;
+use crate::sys::path::{self, FileKind, Stat};
+
+impl Publication {
+    /// Refuses when anything is in the way, before anything is renamed.
+    pub(super) fn check_places(&self) -> Result<(), StageError> {
+        // By entry: whether a directory of the output may hold something of its name.
+        let mut exists = vec![false; self.plan.entries.len()];
+        exists[TOP] = true;
+        for (i, entry) in self.plan.entries.iter().enumerate().skip(1) {
+            if exists[entry.parent] && !self.placed[i] {
+                let is_directory = entry.attr.kind == Kind::Directory;
+                exists[i] = self.check_place(&self.final_path(i), is_directory)?;
+            }
+        }
+        self.check_place(&self.output.join(MANIFEST), false).map(drop)
+    }
+
+    /// Whether something that may be replaced is at `place`.
+    fn check_place(&self, place: &Path, is_directory: bool) -> Result<bool, StageError> {
+        let path = || place.to_owned();
+        match path::stat(place) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(outside("examining", place)(e)),
+            Ok(_) if !self.overwrite => Err(StageError::Appeared { path: path() }),
+            Ok(Stat { kind, .. }) if (kind == FileKind::Directory) != is_directory => {
+                Err(StageError::InTheWay { path: path() })
+            }
+            Ok(_) => Ok(true),
+        }
+    }
+
+    /// Renames everything into place. May be called again after an error.
+    pub(super) fn place(&mut self) -> Result<Totals, StageError> {
+        if self.overwrite {
+            self.withdraw_manifest()?;
+        }
+        let mut changed = vec![TOP];
+        for i in TOP + 1..self.plan.entries.len() {
+            if !self.placed[i] {
+                self.place_entry(i, &mut changed)?;
+            }
+        }
+        self.settle_directories()?;
+        for &i in changed.iter().rev() {
+            let directory = self.final_path(i);
+            sync(&directory).map_err(outside("syncing", directory))?;
+        }
+        self.place_manifest()?;
+        Ok(self.plan.totals())
+    }
+
+    /// An old manifest must not vouch for new files.
+    fn withdraw_manifest(&self) -> Result<(), StageError> {
+        let manifest = self.output.join(MANIFEST);
+        match path::remove_file(&manifest) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("removing", manifest)(e)),
+            _ => sync(&self.output).map_err(outside("syncing", &self.output)),
+        }
+    }
+
+    fn place_entry(&mut self, i: usize, changed: &mut Vec<usize>) -> Result<(), StageError> {
+        let parent = self.plan.entries[i].parent;
+        if parent != TOP && self.placed[parent] {
+            self.placed[i] = true;
+            return Ok(());
+        }
+        let (from, to) = (self.partial.join(self.plan.path(i)), self.final_path(i));
+        match path::rename_new(&from, &to) {
+            Ok(()) => self.placed[i] = true,
+            Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
+                let is_directory = self.plan.entries[i].attr.kind == Kind::Directory;
+                self.check_place(&to, is_directory)?;
+                if is_directory {
+                    changed.push(i);
+                } else {
+                    path::rename(&from, &to).map_err(outside("replacing", to))?;
+                    self.placed[i] = true;
+                }
+            }
+            Err(e) => return Err(outside("creating", to)(e)),
+        }
+        Ok(())
+    }
+
+    /// Gives new directories their permission bits; one that was there keeps its own.
+    fn settle_directories(&self) -> Result<(), StageError> {
+        for i in self.plan.of_kind(Kind::Directory).rev().filter(|&i| self.placed[i]) {
+            let place = self.final_path(i);
+            let set = path::set_mode(&place, self.plan.entries[i].attr.mode);
+            as_far_as_kept(set).map_err(outside("writing", place))?;
+        }
+        Ok(())
+    }
+
+    fn place_manifest(&self) -> Result<(), StageError> {
+        let (from, to) = (self.partial.join(MANIFEST), self.output.join(MANIFEST));
+        let _ = path::remove_file(&from);
+        let write = || {
+            let file = path::create(&from)?;
+            manifest::write(&file, &self.run, &self.plan, &self.learnt)?;
+            as_far_as_kept(path::set_mode(&from, 0o644))?;
+            file.sync_all()
+        };
+        write().map_err(outside("writing", &to))?;
+        match path::rename_new(&from, &to) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(StageError::Appeared { path: to }),
+            renamed => renamed.map_err(outside("creating", to)),
+        }?;
+        sync(&self.output).map_err(outside("syncing", &self.output))
+    }
+
+    fn final_path(&self, i: usize) -> PathBuf {
+        if i == TOP { self.output.clone() } else { self.output.join(self.plan.path(i)) }
+    }
+}

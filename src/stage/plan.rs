@@ -1,0 +1,104 @@
+//! What is to be published: names, attributes, totals; pure.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use super::Totals;
+use crate::fs::{Attr, Kind};
+
+/// Index of the directory that is published itself.
+pub(super) const TOP: usize = 0;
+
+/// One name below the results.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The directory it is in: a smaller index of the same plan.
+    pub(super) parent: usize,
+    pub(super) name: OsString,
+    pub(super) attr: Attr,
+}
+
+/// Everything below one directory of the scratch, parents before children; special files stand apart.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) entries: Vec<Entry>,
+    pub(super) skipped: Vec<Entry>,
+}
+
+impl Plan {
+    pub(super) fn new(top: Attr) -> Self {
+        Self { entries: vec![Entry { parent: TOP, name: OsString::new(), attr: top }], skipped: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, parent: usize, name: &OsStr, attr: Attr) {
+        let entry = Entry { parent, name: name.to_owned(), attr };
+        match attr.kind {
+            Kind::File | Kind::Directory | Kind::Symlink => self.entries.push(entry),
+            Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => self.skipped.push(entry),
+        }
+    }
+
+    /// Path relative to the results.
+    pub(super) fn path(&self, entry: usize) -> PathBuf {
+        self.path_of(&self.entries[entry])
+    }
+
+    /// As [`Plan::path`], for one of [`Plan::skipped`] too.
+    pub(super) fn path_of(&self, entry: &Entry) -> PathBuf {
+        let mut names = vec![entry.name.as_os_str()];
+        let mut at = entry.parent;
+        while at != TOP {
+            names.push(&self.entries[at].name);
+            at = self.entries[at].parent;
+        }
+        names.into_iter().rev().collect()
+    }
+
+    /// Entries of one kind, in order, without the top.
+    pub(super) fn of_kind(&self, kind: Kind) -> impl DoubleEndedIterator<Item = usize> {
+        (TOP + 1..self.entries.len()).filter(move |&i| self.entries[i].attr.kind == kind)
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        Totals {
+            files: self.of_kind(Kind::File).count() as u64,
+            directories: self.of_kind(Kind::Directory).count() as u64,
+            symlinks: self.of_kind(Kind::Symlink).count() as u64,
+            bytes: self.of_kind(Kind::File).map(|i| self.entries[i].attr.size).sum(),
+            skipped: self.skipped.len() as u64,
+        }
+    }
+
+    /// Bytes the data of all files takes; holes take none.
+    pub(super) fn space(&self) -> u64 {
+        self.of_kind(Kind::File).map(|i| &self.entries[i].attr).map(|a| a.blocks.saturating_mul(512).min(a.size)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::Time;
+    use std::path::Path;
+
+    fn attr(kind: Kind, size: u64, blocks: u64) -> Attr {
+        let t = Time::default();
+        let (ino, mode, nlink, uid, gid, rdev) = (1, 0, 1, 0, 0, 0);
+        Attr { ino, kind, mode, nlink, uid, gid, rdev, size, blocks, atime: t, mtime: t, ctime: t }
+    }
+
+    #[test]
+    fn totals_count_each_kind_and_holes_take_no_space() {
+        let mut plan = Plan::new(attr(Kind::Directory, 0, 0));
+        plan.add(TOP, OsStr::new("d"), attr(Kind::Directory, 0, 0));
+        plan.add(1, OsStr::new("f"), attr(Kind::File, 10_000, 8));
+        plan.add(1, OsStr::new("g"), attr(Kind::File, 5, 8));
+        plan.add(1, OsStr::new("l"), attr(Kind::Symlink, 3, 0));
+        plan.add(1, OsStr::new("p"), attr(Kind::Fifo, 0, 0));
+        let totals = Totals { files: 2, directories: 1, symlinks: 1, bytes: 10_005, skipped: 1 };
+        assert_eq!(plan.totals(), totals);
+        assert_eq!(plan.space(), 4096 + 5);
+        assert_eq!(plan.path(2), Path::new("d/f"));
+        assert_eq!(plan.path_of(&plan.skipped[0]), Path::new("d/p"));
+    }
+}

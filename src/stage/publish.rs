@@ -1,0 +1,298 @@
+//! Results out of the scratch, into a hidden directory of the output.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown, geteuid};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::manifest::{Learnt, MANIFEST, Sum};
+use super::plan::{Plan, TOP};
+use super::{Hold, Progress, StageError, inside, outside, pool};
+use crate::fs::{Attr, FsError, Kind, Scratch};
+use crate::spec::RunId;
+use crate::sys::path;
+
+/// What holes read as.
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Results that are written and synced, on their way into place.
+///
+/// Invariant: what is below `partial` is complete but for permission bits of directories. Dropping removes it.
+pub(super) struct Publication {
+    pub(super) output: PathBuf,
+    pub(super) overwrite: bool,
+    pub(super) run: RunId,
+    pub(super) partial: PathBuf,
+    pub(super) plan: Plan,
+    /// By entry of the plan.
+    pub(super) learnt: Vec<Learnt>,
+    /// By entry of the plan: whether it is in its place.
+    pub(super) placed: Vec<bool>,
+    /// `partial`, locked to tell preflight of other runs that it is in use. Released after `partial` is gone.
+    locked: File,
+}
+
+impl Publication {
+    /// Writes and syncs everything below `from`.
+    pub(super) fn write(
+        output: &Path,
+        overwrite: bool,
+        run: &RunId,
+        scratch: &Scratch,
+        progress: &dyn Progress,
+        from: u64,
+    ) -> Result<Self, StageError> {
+        let mut holds = Vec::new();
+        let plan = survey(scratch, from, &mut holds)?;
+        let mut publication = Self::begin(output, overwrite, run, plan)?;
+        publication.check_places()?;
+        publication.check_room()?;
+        let totals = publication.plan.totals();
+        progress.start("publishing", totals.files, totals.bytes);
+        let writer = Writer { to: &publication, scratch, progress, root: geteuid().is_root() };
+        publication.learnt = writer.write()?;
+        publication.check_places()?;
+        progress.finish();
+        Ok(publication)
+    }
+
+    /// Makes the hidden directory, and the output where it is missing.
+    fn begin(output: &Path, overwrite: bool, run: &RunId, plan: Plan) -> Result<Self, StageError> {
+        let name = format!(".runseal-{run}.partial");
+        let reserved =
+            |entry: &super::plan::Entry| entry.parent == TOP && (entry.name == MANIFEST || entry.name == *name);
+        if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
+            return Err(StageError::Reserved { path: plan.path_of(entry) });
+        }
+        match path::make_directory(output, 0o777) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(outside("creating", output)(e)),
+            _ => {}
+        }
+        let partial = output.join(name);
+        match path::make_directory(&partial, 0o700) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(StageError::Appeared { path: partial }),
+            made => made.map_err(outside("creating", &partial))?,
+        }
+        let locked = path::open_directory(&partial).map_err(outside("opening", &partial))?;
+        // Some network file systems have no locks; then only the message of preflight is less exact.
+        let _ = locked.try_lock();
+        let placed = vec![false; plan.entries.len()];
+        let (output, run) = (output.to_owned(), run.clone());
+        Ok(Self { output, overwrite, run, partial, plan, learnt: Vec::new(), placed, locked })
+    }
+
+    /// Whether what was written is still there to be renamed.
+    pub(super) fn is_intact(&self) -> bool {
+        let opened = path::Stat::of(&self.locked);
+        opened.is_ok_and(|opened| path::stat(&self.partial).is_ok_and(|named| named.ino == opened.ino))
+    }
+
+    /// Refuses early what cannot fit, rather than after writing for hours.
+    fn check_room(&self) -> Result<(), StageError> {
+        let disk =
+            nix::sys::statvfs::fstatvfs(&self.locked).map_err(|e| outside("examining", &self.output)(e.into()))?;
+        let blocks = if geteuid().is_root() { disk.blocks_free() } else { disk.blocks_available() };
+        let free = blocks.saturating_mul(disk.fragment_size());
+        let needed = self.plan.space();
+        // A file system that does not know its size reports none.
+        if needed > free && disk.blocks() > 0 {
+            return Err(StageError::NoRoom { path: self.output.clone(), needed, free });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        match path::remove_tree(&self.partial) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {e}", self.partial.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Reads the names below `from`, keeping every inode alive in `holds`.
+fn survey<'a>(scratch: &'a Scratch, from: u64, holds: &mut Vec<Hold<'a>>) -> Result<Plan, StageError> {
+    let mut plan = Plan::new(scratch.getattr(from).map_err(inside("examining", ""))?);
+    let mut next = TOP;
+    while next < plan.entries.len() {
+        let Attr { ino, kind, .. } = plan.entries[next].attr;
+        if kind == Kind::Directory {
+            let listed = scratch.readdirplus(ino, 0, &mut |entry, attr| {
+                if entry.name != b"." && entry.name != b".." {
+                    holds.push(Hold::new(scratch, attr.ino));
+                    plan.add(next, OsStr::from_bytes(entry.name), *attr);
+                }
+                true
+            });
+            listed.map_err(|e| inside("reading", plan.path(next))(e))?;
+        }
+        next += 1;
+    }
+    Ok(plan)
+}
+
+struct Writer<'a> {
+    to: &'a Publication,
+    scratch: &'a Scratch,
+    progress: &'a dyn Progress,
+    /// Whether this is root, who keeps owners.
+    root: bool,
+}
+
+impl Writer<'_> {
+    fn write(&self) -> Result<Vec<Learnt>, StageError> {
+        let plan = &self.to.plan;
+        for i in plan.of_kind(Kind::Directory) {
+            path::make_directory(&self.path(i), 0o700).map_err(self.outside("creating", i))?;
+        }
+        let mut learnt = vec![Learnt::Nothing; plan.entries.len()];
+        for i in plan.of_kind(Kind::Symlink) {
+            learnt[i] = Learnt::Target(self.symlink(i)?);
+        }
+        let files = Mutex::new(plan.of_kind(Kind::File));
+        let sums: Mutex<Vec<(usize, Sum)>> = Mutex::new(Vec::new());
+        pool::run(
+            || files.lock().next(),
+            |buffer, i| {
+                let sum = self.file(buffer, i)?;
+                sums.lock().push((i, sum));
+                self.progress.file_done();
+                Ok(())
+            },
+        )?;
+        for (i, sum) in sums.into_inner() {
+            learnt[i] = Learnt::Sum(sum);
+        }
+        self.directories()?;
+        Ok(learnt)
+    }
+
+    fn symlink(&self, i: usize) -> Result<OsString, StageError> {
+        let attr = &self.to.plan.entries[i].attr;
+        let target = self.scratch.readlink(attr.ino).map_err(self.inside("reading", i))?;
+        let (target, path) = (OsString::from_vec(target), self.path(i));
+        path::make_symlink(&target, &path).map_err(self.outside("creating", i))?;
+        self.own_and_date(i, &path)?;
+        Ok(target)
+    }
+
+    fn file(&self, buffer: &mut [u8], i: usize) -> Result<Sum, StageError> {
+        let attr = &self.to.plan.entries[i].attr;
+        let file = path::create(&self.path(i)).map_err(self.outside("creating", i))?;
+        let sum = self.copy(buffer, i, &file)?;
+        self.finish(&file, attr).map_err(self.outside("writing", i))?;
+        let size = path::Stat::of(&file).map_err(self.outside("examining", i))?.size;
+        let now = self.scratch.getattr(attr.ino).map_err(self.inside("examining", i))?;
+        if (size, now.size, now.mtime) != (attr.size, attr.size, attr.mtime) {
+            return Err(StageError::Unsettled { path: self.to.plan.path(i) });
+        }
+        Ok(sum)
+    }
+
+    /// Copies the data and skips the holes, which count in the checksum all the same.
+    fn copy(&self, buffer: &mut [u8], i: usize, file: &File) -> Result<Sum, StageError> {
+        let Attr { ino, size, .. } = self.to.plan.entries[i].attr;
+        let mut hash = Sha256::new();
+        let mut at = 0;
+        while at < size {
+            let data = self.scratch.next_data(ino, at).map_err(self.inside("reading", i))?;
+            let data = data.map_or(size..size, |d| d.start.clamp(at, size)..d.end.min(size));
+            hash_zeros(&mut hash, data.start - at);
+            self.progress.advance(data.start - at);
+            at = data.start;
+            while at < data.end {
+                let want = buffer.len().min((data.end - at) as usize);
+                let got = self.scratch.read(ino, at, &mut buffer[..want]).map_err(self.inside("reading", i))?;
+                if got == 0 {
+                    return Err(StageError::Unsettled { path: self.to.plan.path(i) });
+                }
+                hash.update(&buffer[..got]);
+                file.write_all_at(&buffer[..got], at).map_err(self.outside("writing", i))?;
+                self.progress.advance(got as u64);
+                at += got as u64;
+            }
+        }
+        Ok(hash.finalize().into())
+    }
+
+    /// Gives a written file its size (a hole may be at its end), owner, bits and time, and syncs it.
+    fn finish(&self, file: &File, attr: &Attr) -> io::Result<()> {
+        file.set_len(attr.size)?;
+        if self.root {
+            // Before the bits: a new owner clears setuid.
+            as_far_as_kept(fchown(file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid))))?;
+        }
+        as_far_as_kept(fchmod(file, Mode::from_bits_truncate(attr.mode)))?;
+        let mtime = TimeSpec::new(attr.mtime.secs, attr.mtime.nanos.into());
+        as_far_as_kept(futimens(file, &TimeSpec::UTIME_OMIT, &mtime))?;
+        file.sync_all()
+    }
+
+    /// Owners and times of directories, deepest first. Their bits follow in place: one without the right to write
+    /// cannot be renamed.
+    fn directories(&self) -> Result<(), StageError> {
+        for i in self.to.plan.of_kind(Kind::Directory).rev() {
+            let path = self.path(i);
+            self.own_and_date(i, &path)?;
+            sync(&path).map_err(self.outside("syncing", i))?;
+        }
+        sync(&self.to.partial).map_err(outside("syncing", &self.to.partial))
+    }
+
+    fn own_and_date(&self, i: usize, path: &Path) -> Result<(), StageError> {
+        let attr = &self.to.plan.entries[i].attr;
+        if self.root {
+            as_far_as_kept(path::set_owner(path, attr.uid, attr.gid)).map_err(self.outside("writing", i))?;
+        }
+        let mtime = path::set_mtime(path, (attr.mtime.secs, attr.mtime.nanos));
+        as_far_as_kept(mtime).map_err(self.outside("writing", i))
+    }
+
+    fn path(&self, i: usize) -> PathBuf {
+        self.to.partial.join(self.to.plan.path(i))
+    }
+
+    /// Errors name the path people know, not the hidden one.
+    fn outside(&self, action: &'static str, i: usize) -> impl FnOnce(io::Error) -> StageError {
+        move |e| outside(action, self.to.output.join(self.to.plan.path(i)))(e)
+    }
+
+    fn inside(&self, action: &'static str, i: usize) -> impl FnOnce(FsError) -> StageError {
+        move |e| inside(action, self.to.plan.path(i))(e)
+    }
+}
+
+/// Makes the names in a directory durable, where the file system can be asked to.
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
+    as_far_as_kept(path::open_directory(directory)?.sync_all())
+}
+
+/// Owners, bits, times and directory syncs that the file system does not have (FAT, NFS with root squashed) are done
+/// without: the contents matter more.
+pub(super) fn as_far_as_kept(result: Result<(), impl Into<io::Error>>) -> io::Result<()> {
+    let missing = [Errno::EPERM, Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP].map(|e| Some(e as i32));
+    match result.map_err(Into::into) {
+        Err(e) if missing.contains(&e.raw_os_error()) => Ok(()),
+        result => result,
+    }
+}
+
+fn hash_zeros(hash: &mut Sha256, mut len: u64) {
+    while len > 0 {
+        let n = len.min(ZEROS.len() as u64);
+        hash.update(&ZEROS[..n as usize]);
+        len -= n;
+    }
+}
