@@ -21,7 +21,6 @@ use serde::Serialize;
 use crate::fs::{FsError, Scratch};
 use crate::preflight::Cleared;
 use crate::spec::RunId;
-use crate::store::StoreError;
 use crate::units::ByteSize;
 use publish::Publication;
 
@@ -131,7 +130,7 @@ fn remedy_outside(error: &io::Error) -> &'static str {
 
 fn remedy_inside(error: &FsError) -> &'static str {
     match error {
-        FsError::Store(StoreError::NoSpace) => "; raise --size, or free space below --backing",
+        FsError::Store(_) => "; if the scratch is full, raise --size or free space below --backing",
         _ => "",
     }
 }

@@ -22,7 +22,7 @@ use crate::spec::RunId;
 use crate::sys::path;
 
 /// What holes read as.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Results that are written and synced, on their way into place.
 ///
@@ -115,7 +115,7 @@ impl Drop for Publication {
     fn drop(&mut self) {
         match path::remove_tree(&self.partial) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("cannot remove {}: {e}", self.partial.display());
+                tracing::warn!("cannot remove the hidden directory in the output: {e}");
             }
             _ => {}
         }
