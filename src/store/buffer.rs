@@ -1,7 +1,6 @@
 //! Pooled buffers: ciphertext on its way to the disk, and single sectors of plaintext that are wiped before reuse.
 
 use parking_lot::Mutex;
-use zeroize::Zeroize;
 
 use crate::units::SECTOR;
 
@@ -57,7 +56,8 @@ impl std::ops::DerefMut for Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if let Some(mut buffers) = self.buffers.take() {
-            buffers.plain.zeroize();
+            // An ordinary store is enough: the buffer lives on in the pool, so the compiler cannot drop it as dead.
+            buffers.plain.fill(0);
             self.pool.free.lock().push(buffers);
         }
     }
