@@ -15,6 +15,7 @@ const IEEE_1619: &str = include_str!("vectors/ieee1619_xts_aes_256.txt");
 const CAVP: &str = include_str!("vectors/cavp_xts_gen_aes_256_seq_no.rsp");
 const WYCHEPROOF: &str = include_str!("vectors/wycheproof_aes_xts.json");
 
+// promise: T-20
 #[test]
 fn ieee_1619_annex_b_vectors_10_to_14() {
     let vectors: Vec<_> = records(IEEE_1619)
@@ -34,6 +35,7 @@ fn ieee_1619_annex_b_vectors_10_to_14() {
     vectors.iter().for_each(Vector::check);
 }
 
+// promise: T-20
 #[test]
 fn nist_cavp_vectors_with_data_unit_sequence_numbers() {
     let records = records(CAVP);
@@ -109,6 +111,7 @@ fn sequence_numbers_past_64_bits_do_not_wrap() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
+    // promise: T-20
     #[test]
     fn decryption_inverts_encryption_and_engines_agree(
         seed in any::<[u8; 32]>(),

@@ -177,6 +177,7 @@ fn is_unit_length(len: usize) -> bool {
 mod tests {
     use super::*;
 
+    // promise: T-22
     #[test]
     fn equal_halves_are_refused() {
         let mut bytes = [7; 64];

@@ -251,6 +251,7 @@ mod tests {
         assert_ne!(a.slots.secret(s), a.slots.secret(t));
     }
 
+    // promise: T-06
     #[test]
     fn the_last_release_wipes_slot_and_cached_keys() {
         for keys in keyrings() {
@@ -273,6 +274,7 @@ mod tests {
         }
     }
 
+    // promise: T-13
     #[test]
     fn a_wipe_leaves_nothing_and_every_later_use_fails() {
         for keys in keyrings() {
@@ -370,6 +372,7 @@ mod tests {
         assert!(!keys.engine().is_empty());
     }
 
+    // promise: T-12
     #[test]
     fn a_small_memory_limit_is_refused_or_recorded() {
         if std::env::var_os(CHILD).is_none() {

@@ -58,6 +58,7 @@ mod tests {
         }
     }
 
+    // promise: T-21
     #[test]
     fn another_key_fails_the_test() {
         for &engine in Engine::ALL {

@@ -132,6 +132,7 @@ proptest! {
     }
 }
 
+// promise: T-01, T-04
 #[test]
 fn the_backing_sees_only_ciphertext_and_every_sector_differs() {
     let memory = Arc::new(MemoryBacking::new(2));
@@ -146,6 +147,7 @@ fn the_backing_sees_only_ciphertext_and_every_sector_differs() {
     content.clear(&store);
 }
 
+// promise: T-04
 #[test]
 fn reused_space_is_encrypted_under_new_sequence_numbers() {
     let memory = Arc::new(MemoryBacking::new(1));
@@ -159,6 +161,7 @@ fn reused_space_is_encrypted_under_new_sequence_numbers() {
     }
 }
 
+// promise: S-30
 #[test]
 fn the_limit_holds_and_freed_space_counts_again() {
     let store = store_over(MemoryBacking::new(2), 4);
@@ -175,6 +178,7 @@ fn the_limit_holds_and_freed_space_counts_again() {
     assert_eq!(store.usage(), Usage { limit: 4, used: 4 });
 }
 
+// promise: S-12
 #[test]
 fn reserved_space_is_there_when_it_is_written() {
     let store = store_over(MemoryBacking::new(2), 4);
@@ -187,6 +191,7 @@ fn reserved_space_is_there_when_it_is_written() {
     assert_eq!(&bytes(&reserved, &store)[..101], [vec![0; 100], vec![5]].concat());
 }
 
+// promise: S-13
 #[test]
 fn copies_share_space_until_one_side_is_written() {
     let store = store_over(MemoryBacking::new(2), 64);
@@ -219,6 +224,7 @@ fn a_copy_inside_one_content_shares_too() {
     assert_eq!(store.usage().used, 0);
 }
 
+// promise: T-06
 #[test]
 fn emptying_a_content_wipes_its_key() {
     let store = store();
@@ -244,6 +250,7 @@ fn data_and_holes_are_told_apart() {
     assert_eq!(content.next_data(0), Some(2 * S..3 * S + 7));
 }
 
+// promise: S-41
 #[test]
 fn a_failed_write_latches_and_reading_goes_on() {
     let fault = Arc::new(Fault::default());
@@ -321,6 +328,7 @@ fn after_wiping_nothing_can_be_read_or_written() {
     assert!(matches!(content.write_at(&store, 0, b"x"), Err(StoreError::Key(_))));
 }
 
+// promise: S-32
 #[test]
 fn freed_space_goes_back_to_the_disk() {
     let memory = Arc::new(MemoryBacking::new(2));

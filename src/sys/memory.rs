@@ -212,6 +212,7 @@ mod tests {
         assert!(SecretPages::unlocked(0).is_err());
     }
 
+    // promise: T-11
     #[test]
     fn pages_are_left_out_of_dumps_and_forks() {
         for protection in [Protection::MemfdSecret, Protection::Locked, Protection::Unlocked] {
@@ -226,6 +227,7 @@ mod tests {
         }
     }
 
+    // promise: T-12
     #[test]
     fn memfd_secret_pages_cannot_be_read_through_proc() {
         let Some(secret) = map_or_skip(Protection::MemfdSecret) else { return };
