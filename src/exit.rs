@@ -1,1 +1,83 @@
 //! Errors to exit codes: `sysexits.h` numbers, one exhaustive match.
+
+use crate::run::CommandError;
+use crate::run::StateError;
+use crate::run::error::{Code, CryptError, FsError, FuseError, PreflightReport, RunError, StageError};
+
+/// Wrong command line.
+pub const USAGE: u8 = 64;
+/// An input is missing or cannot be read.
+pub const NO_INPUT: u8 = 66;
+/// Something the machine should offer is not there.
+pub const UNAVAILABLE: u8 = 69;
+/// The system failed: the sealed process died, or a system call that should work did not.
+pub const SYSTEM: u8 = 71;
+/// An output cannot be created.
+pub const CANNOT_CREATE: u8 = 73;
+/// Reading or writing failed on the way.
+pub const IO: u8 = 74;
+/// No permission.
+pub const NO_PERMISSION: u8 = 77;
+/// The machine or the command line asks for something that cannot be had together.
+pub const CONFIGURATION: u8 = 78;
+/// The command exists but cannot be executed, as a shell says it.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// There is no such command, as a shell says it.
+pub const NOT_FOUND: u8 = 127;
+
+/// The exit code for `error`.
+pub fn code(error: &RunError) -> u8 {
+    match error {
+        RunError::Preflight(report) => preflight(report),
+        RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => CONFIGURATION,
+        RunError::Crypt(_) => SYSTEM,
+        RunError::Backing(_) | RunError::Full(_) => CANNOT_CREATE,
+        RunError::Space(_) => IO,
+        RunError::Fs(error) => fs(error),
+        RunError::Fuse(error) => fuse(error),
+        RunError::Fetch(StageError::Outside { .. }) => NO_INPUT,
+        RunError::Fetch(_) | RunError::Discarded(_) => IO,
+        RunError::Command(CommandError::NotFound { .. }) => NOT_FOUND,
+        RunError::Command(CommandError::NotExecutable { .. }) => NOT_EXECUTABLE,
+        RunError::Command(CommandError::System { .. }) => SYSTEM,
+        RunError::Namespace(_) => NO_PERMISSION,
+        RunError::State(StateError::InUse(_)) => USAGE,
+        RunError::State(StateError::Unknown(_)) => UNAVAILABLE,
+        RunError::State(StateError::Untrusted { .. }) => NO_PERMISSION,
+        RunError::State(StateError::System { .. }) => CANNOT_CREATE,
+        RunError::MemoryLock { .. } => CONFIGURATION,
+        RunError::Report { .. } => CANNOT_CREATE,
+        RunError::Interrupted { signal, .. } => 128 + *signal as u8,
+        RunError::Ended { .. } => IO,
+        RunError::MountLost { .. } | RunError::Lost(_) | RunError::System { .. } => SYSTEM,
+        RunError::Refused(_) | RunError::Unreachable { .. } => UNAVAILABLE,
+    }
+}
+
+/// The first finding decides: inputs come first.
+fn preflight(report: &PreflightReport) -> u8 {
+    match report.findings.first().map(|finding| finding.code) {
+        Some(Code::InputUriNotFound | Code::ImportFailed | Code::ModifiedInputResource) => NO_INPUT,
+        Some(Code::InputConflict) => USAGE,
+        Some(Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace) => CANNOT_CREATE,
+        None => SYSTEM,
+    }
+}
+
+fn fs(error: &FsError) -> u8 {
+    match error {
+        FsError::NoInodes | FsError::Store(_) => CANNOT_CREATE,
+        _ => SYSTEM,
+    }
+}
+
+fn fuse(error: &FuseError) -> u8 {
+    match error {
+        FuseError::Device { source, .. } | FuseError::Mount { source, .. } => {
+            if source.kind() == std::io::ErrorKind::PermissionDenied { NO_PERMISSION } else { UNAVAILABLE }
+        }
+        FuseError::Mountpoint { .. } => CANNOT_CREATE,
+        FuseError::Option(_) => USAGE,
+        FuseError::Session(_) => SYSTEM,
+    }
+}

@@ -1,7 +1,8 @@
 //! Checked descriptions of what to run: parsed once by `cli`, trusted by everything below.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,53 @@ pub struct InputSpec {
     pub target: PathBuf,
 }
 
+/// Why an input was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InputSpecError {
+    /// The source has no last component to name the target by.
+    #[error("--input {0}: give it a name in the scratch: --input {0}=NAME")]
+    NoName(String),
+    /// The target would leave the input directory.
+    #[error("--input: `{0}` is not a path below $RUNSEAL_INPUT: it must be relative, not empty and without `..`")]
+    BadTarget(String),
+    /// A URI this version does not know.
+    #[error("--input {0}: only paths of this machine can be staged by this version")]
+    Uri(String),
+}
+
+impl InputSpec {
+    /// Parses `PATH` or `PATH=REL`. A path that itself contains `=` is taken whole if `exists` says there is one.
+    pub fn parse(text: &OsStr, exists: impl Fn(&Path) -> bool) -> Result<Self, InputSpecError> {
+        let bytes = text.as_bytes();
+        if bytes.starts_with(b"s3://") {
+            return Err(InputSpecError::Uri(text.display().to_string()));
+        }
+        let split = bytes.iter().rposition(|&byte| byte == b'=').filter(|_| !exists(Path::new(text)));
+        let (source, target) = match split {
+            Some(at) => (&bytes[..at], target(OsStr::from_bytes(&bytes[at + 1..]))?),
+            None => (bytes, own_name(Path::new(text))?),
+        };
+        Ok(Self { source: OsStr::from_bytes(source).into(), target })
+    }
+}
+
+fn own_name(source: &Path) -> Result<PathBuf, InputSpecError> {
+    source.file_name().map(PathBuf::from).ok_or_else(|| InputSpecError::NoName(source.display().to_string()))
+}
+
+fn target(text: &OsStr) -> Result<PathBuf, InputSpecError> {
+    let refuse = || InputSpecError::BadTarget(text.display().to_string());
+    let mut target = PathBuf::new();
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(name) => target.push(name),
+            Component::CurDir => {}
+            _ => return Err(refuse()),
+        }
+    }
+    if target.as_os_str().is_empty() { Err(refuse()) } else { Ok(target) }
+}
+
 /// Where and how large the encrypted store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreSpec {
@@ -136,4 +184,42 @@ pub struct MountSpec {
     pub options: Vec<String>,
     /// Stay in the foreground.
     pub foreground: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(text: &str) -> Result<(String, String), InputSpecError> {
+        let spec = InputSpec::parse(text.as_ref(), |path| path == Path::new("/data/a=b"))?;
+        Ok((spec.source.display().to_string(), spec.target.display().to_string()))
+    }
+
+    #[test]
+    fn inputs_are_a_path_and_perhaps_a_name() {
+        for (text, source, target) in [
+            ("/data/x.fa", "/data/x.fa", "x.fa"),
+            ("data/", "data/", "data"),
+            ("/data/x=y/z", "/data/x", "y/z"),
+            ("/data/x=./y//z/", "/data/x", "y/z"),
+            ("/data/a=b", "/data/a=b", "a=b"),
+            ("/data/a=b=c", "/data/a=b", "c"),
+            (".=here", ".", "here"),
+        ] {
+            assert_eq!(input(text), Ok((source.to_owned(), target.to_owned())), "{text}");
+        }
+        for text in [".", "/", "..", "x=", "x=/abs", "x=../up", "x=a/../b", "s3://bucket/key"] {
+            assert!(input(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn run_ids_are_file_names_without_surprises() {
+        for text in ["a", "run-1", "A.b_c", &"x".repeat(64)] {
+            assert!(text.parse::<RunId>().is_ok(), "{text}");
+        }
+        for text in ["", ".", "..", "a/b", "a b", "@lock", "\u{e4}", &"x".repeat(65)] {
+            assert!(text.parse::<RunId>().is_err(), "{text}");
+        }
+    }
 }

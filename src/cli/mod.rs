@@ -1,6 +1,100 @@
-//! The command line: flags to specifications.
+//! The command line: flags to specifications. One file per group of subcommands.
+
+mod completions;
+mod doctor;
+mod lifecycle;
+mod mount;
+mod run;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit;
+use crate::run::{Voice, error::RunError, warn};
+
+/// Encrypted scratch for one run: its key is born and dies with it.
+#[derive(Debug, Parser)]
+#[command(name = "runseal", version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    /// Say nothing but warnings and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Run(run::Args),
+    Mount(mount::Args),
+    Status(lifecycle::StatusArgs),
+    Resume(lifecycle::ResumeArgs),
+    End(lifecycle::EndArgs),
+    Doctor(doctor::Args),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
+}
+
+/// Why the command line did not lead to success.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// It could not be done.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The answer could not be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] std::io::Error),
+}
 
 /// Entry point of the binary.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    start_tracing();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout and are no error.
+            let _ = error.print();
+            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let voice = if cli.quiet { Voice::Quiet } else { Voice::Normal };
+    let status = match act(cli.action, voice) {
+        Ok(status) => status,
+        Err(failure) => {
+            warn(&failure);
+            match failure {
+                Failure::Usage(_) => exit::USAGE,
+                Failure::Run(error) => exit::code(&error),
+                // A closed pipe is the reader's choice, as of `head`.
+                Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+                Failure::Output(_) => exit::IO,
+            }
+        }
+    };
+    status.into()
+}
+
+fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
+    match action {
+        Action::Run(args) => run::act(args, voice),
+        Action::Mount(args) => mount::act(args, voice),
+        Action::Status(args) => lifecycle::status(args),
+        Action::Resume(args) => lifecycle::resume(args),
+        Action::End(args) => lifecycle::end(args),
+        Action::Doctor(args) => doctor::act(args),
+        Action::Completions(args) => completions::completions(args),
+        Action::Man(args) => completions::man(args),
+    }
+}
+
+/// Diagnostics for developers, on stderr; `RUNSEAL_LOG=debug` or a tracing filter shows more.
+fn start_tracing() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("RUNSEAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

@@ -1,1 +1,156 @@
 //! Composition root: preflight -> key -> store -> fs -> mount -> stage in -> command -> stage out -> wipe.
+//!
+//! ```text
+//! supervisor            what the user started; no key                     supervisor.rs
+//!   └─ sealed           PID 1 of its PID namespace; key, scratch, mount   sealed.rs, seal.rs
+//!        ├─ command     and all it starts                                 command.rs
+//!        └─ ...
+//! ```
+//!
+//! If the sealed process dies, the kernel kills all inside its PID namespace, and the mount namespace goes with them.
+//! If the supervisor dies, the kernel kills the sealed process (`PR_SET_PDEATHSIG`). A plain mount (`mount.rs`) has
+//! the same two processes without the namespaces.
+
+mod clock;
+mod command;
+mod control;
+mod doctor;
+pub mod error;
+mod flush;
+mod message;
+mod mount;
+mod namespace;
+mod progress;
+mod report;
+mod seal;
+mod sealed;
+mod state;
+mod supervisor;
+
+use std::path::Path;
+use std::time::Duration;
+
+pub use self::command::CommandError;
+pub use self::control::Reply;
+pub use self::doctor::{Fact, Verdict, examine};
+use self::error::{RunError, system};
+pub use self::message::{Voice, warn};
+pub use self::mount::mount;
+use self::namespace::Isolation;
+pub use self::namespace::NamespaceError;
+pub use self::report::Report;
+use self::report::{Destination, Event, Kind, Outcome};
+use self::sealed::Seat;
+use self::state::State;
+pub use self::state::{Record, StateError};
+use self::supervisor::Supervisor;
+use crate::spec::RunSpec;
+use crate::sys::process::{self, Inherited, Side};
+
+/// How long `status` waits for one run.
+const STATUS_TIME: Duration = Duration::from_secs(3);
+
+/// A sealed run, from the first check to the last message; `code` is the table of exit codes. Returns in two processes:
+/// in the sealed one as soon as its work is done, in the supervisor when the sealed one has ended; both with the exit
+/// status of `runseal`.
+pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
+    command::check(&spec.command[0])?;
+    let destination = spec.report.as_deref().map(claim_report).transpose()?;
+    let mut report = Report::new(spec.id.clone(), Kind::Run);
+    let result = match start(spec, voice, &report) {
+        Ok(Started::Sealed(result)) => return result,
+        Ok(Started::Supervisor(supervisor, _state)) => supervisor.watch(&mut report, |_| {}),
+        Err(error) => {
+            report.apply(Event::Done { outcome: Outcome::Refused, error: Some(error.to_string()) });
+            Err(error)
+        }
+    };
+    report.end(result.as_ref().map_or_else(code, |status| *status));
+    match destination {
+        Some(destination) => write_report(&destination, &report, result),
+        None => result,
+    }
+}
+
+/// Which process [`start`] returned in.
+enum Started {
+    /// The sealed one; its work is over.
+    Sealed(Result<u8, RunError>),
+    /// The supervisor; the state goes when it does.
+    Supervisor(Supervisor, State),
+}
+
+fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
+    let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
+    let mut state = State::create(&spec.id)?;
+    let mountpoint = state.mountpoint();
+    let mut record = Record::of(report, mountpoint.clone());
+    state.record(&record)?;
+    let (signals, link, sealed_link) = supervisor::connections()?;
+    let isolation = namespace::enter()?;
+    match process::fork().map_err(system("fork"))? {
+        Side::Child => {
+            state.disown();
+            drop((signals, link));
+            let seat = Seat { link: sealed_link, report: report.clone(), socket: state.socket(), inherited, voice };
+            Ok(Started::Sealed(sealed::run(spec, mountpoint, isolation == Isolation::UserNamespace, seat)))
+        }
+        Side::Parent(sealed) => {
+            record.sealed = Some(sealed.as_raw() as u32);
+            state.record(&record)?;
+            Ok(Started::Supervisor(Supervisor { sealed, signals, link }, state))
+        }
+    }
+}
+
+/// A live run, and its report or why it does not answer.
+pub type LiveRun = (Record, Result<Report, String>);
+
+/// The live runs of this user.
+pub fn status() -> Result<Vec<LiveRun>, RunError> {
+    Ok(state::live_runs()?
+        .into_iter()
+        .map(|record| {
+            let answer = ask(record.run_id.as_str(), control::Request::Status, Some(STATUS_TIME));
+            let report = answer.map_err(|e| e.to_string()).and_then(|reply| reply.report.ok_or(reply.message));
+            (record, report)
+        })
+        .collect())
+}
+
+/// Has a held run try to publish again; returns what it answered.
+pub fn resume(run: &str) -> Result<String, RunError> {
+    accepted(ask(run, control::Request::Resume, None)?)
+}
+
+/// Ends a run or a mount; `discard` even if results are lost.
+pub fn end(run: &str, discard: bool) -> Result<String, RunError> {
+    accepted(ask(run, control::Request::End { discard }, None)?)
+}
+
+fn accepted(reply: Reply) -> Result<String, RunError> {
+    if reply.ok { Ok(reply.message) } else { Err(RunError::Refused(reply.message)) }
+}
+
+fn ask(run: &str, request: control::Request, patience: Option<Duration>) -> Result<Reply, RunError> {
+    let (record, socket) = state::find(run)?;
+    control::ask(&socket, request, patience)
+        .map_err(|source| RunError::Unreachable { run: record.run_id.to_string(), source })
+}
+
+fn claim_report(path: &Path) -> Result<Destination, RunError> {
+    Destination::claim(path).map_err(|source| RunError::Report { path: path.to_owned(), source })
+}
+
+/// A run that succeeded but whose report cannot be written has not succeeded.
+fn write_report(destination: &Destination, report: &Report, result: Result<u8, RunError>) -> Result<u8, RunError> {
+    let Err(source) = destination.write(report) else { return result };
+    let error = RunError::Report { path: destination.path().to_owned(), source };
+    match result {
+        Ok(0) => Err(error),
+        failed => {
+            warn(error);
+            failed
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `runseal doctor`.
+
+use std::io::Write;
+
+use crate::exit;
+use crate::run::{Verdict, examine};
+
+use super::{Failure, store};
+
+/// Show what this machine offers to sealed runs, and what to do about what is missing
+///
+/// Exits with 0 if `runseal run` can work here.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory to examine as backing; as of `runseal run`
+    #[arg(long, value_name = "DIR")]
+    backing: Vec<std::path::PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn act(args: Args) -> Result<u8, Failure> {
+    let backing = if args.backing.is_empty() { store::backing_of_environment() } else { args.backing };
+    let facts = examine(&backing)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &facts).map_err(std::io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        for fact in &facts {
+            let verdict = match fact.verdict {
+                Verdict::Ok => "ok  ",
+                Verdict::Warn => "warn",
+                Verdict::Fail => "FAIL",
+            };
+            writeln!(out, "{verdict}  {:<18} {}", fact.name, fact.found)?;
+            if let Some(remedy) = &fact.remedy {
+                writeln!(out, "      {:<18} -> {remedy}", "")?;
+            }
+        }
+    }
+    Ok(if facts.iter().any(|fact| fact.verdict == Verdict::Fail) { exit::UNAVAILABLE } else { 0 })
+}

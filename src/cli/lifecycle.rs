@@ -1,0 +1,92 @@
+//! `runseal status`, `resume`, `end`: talking to live runs.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use crate::run::{self, Record, Report, StateError, error::RunError};
+
+use super::Failure;
+
+/// Show the live runs of this user
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Only this run
+    run: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Have a held run publish its results again
+#[derive(Debug, clap::Args)]
+pub struct ResumeArgs {
+    /// Name of the run
+    run: String,
+}
+
+/// End a mount, or a run whose results are not wanted
+#[derive(Debug, clap::Args)]
+pub struct EndArgs {
+    /// Even if results that are not published are lost
+    #[arg(long)]
+    discard: bool,
+    /// Name of the run, or the mountpoint of `runseal mount`
+    run: String,
+}
+
+pub fn status(args: StatusArgs) -> Result<u8, Failure> {
+    let mut runs = run::status()?;
+    if let Some(wanted) = args.run {
+        runs.retain(|(record, _)| record.run_id.as_str() == wanted);
+        if runs.is_empty() {
+            return Err(RunError::State(StateError::Unknown(wanted)).into());
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let list: Vec<_> = runs.iter().map(|(record, answer)| as_json(record, answer)).collect();
+        serde_json::to_writer_pretty(&mut out, &list).map_err(std::io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        for (record, answer) in &runs {
+            writeln!(out, "{}", as_line(record, answer))?;
+        }
+    }
+    Ok(0)
+}
+
+fn as_json(record: &Record, answer: &Result<Report, String>) -> serde_json::Value {
+    match answer {
+        Ok(report) => json!({ "state": record, "report": report }),
+        Err(problem) => json!({ "state": record, "problem": problem }),
+    }
+}
+
+fn as_line(record: &Record, answer: &Result<Report, String>) -> String {
+    let Record { run_id, mountpoint, supervisor, started, .. } = record;
+    let doing = match answer {
+        Ok(report) => {
+            let phase = report.phase().and_then(|phase| serde_json::to_value(phase).ok());
+            let phase = phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or("starting").to_owned();
+            match &report.held {
+                Some(problem) if phase == "held" => format!("held ({problem})"),
+                _ => phase,
+            }
+        }
+        Err(problem) => format!("no answer ({problem})"),
+    };
+    format!("{run_id}  {doing}  since {started}  pid {supervisor}  {}", mountpoint.display())
+}
+
+pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
+    let message = run::resume(&args.run)?;
+    writeln!(std::io::stdout(), "{}: {message}", args.run)?;
+    Ok(0)
+}
+
+pub fn end(args: EndArgs) -> Result<u8, Failure> {
+    let message = run::end(&args.run, args.discard)?;
+    writeln!(std::io::stdout(), "{}: {message}", args.run)?;
+    Ok(0)
+}

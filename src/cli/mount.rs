@@ -1,0 +1,32 @@
+//! `runseal mount`.
+
+use std::path::PathBuf;
+
+use crate::run::{self, Voice};
+use crate::spec::MountSpec;
+
+use super::{Failure, store};
+
+/// Mount an encrypted scratch on a directory, for everybody to see
+///
+/// Returns when the mount is ready. It ends with `runseal end`, with umount(8), or with a signal to runseal; then
+/// everything in it is gone for good. Needs root; `runseal run` does not.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Stay until the mount has ended
+    #[arg(long)]
+    foreground: bool,
+    /// Mount options as of mount(8): suid, dev, noexec, ro, ...
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
+    #[command(flatten)]
+    store: store::Args,
+    /// An existing, empty directory
+    mountpoint: PathBuf,
+}
+
+pub fn act(args: Args, voice: Voice) -> Result<u8, Failure> {
+    let (id, store) = args.store.into_spec()?;
+    let (mountpoint, options, foreground) = (args.mountpoint, args.options, args.foreground);
+    Ok(run::mount(MountSpec { id, store, mountpoint, options, foreground }, voice)?)
+}

@@ -1,0 +1,58 @@
+//! `runseal run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::exit;
+use crate::run::{self, Voice};
+use crate::spec::{InputSpec, RunSpec};
+
+use super::{Failure, store};
+
+/// Run a command in an encrypted scratch only it can see
+///
+/// Copies the inputs into the scratch, runs COMMAND in it, publishes what COMMAND left below $RUNSEAL_OUTPUT if it
+/// succeeded, and destroys the key. COMMAND finds RUNSEAL_RUN_ID, RUNSEAL_SCRATCH, RUNSEAL_INPUT, RUNSEAL_OUTPUT and
+/// TMPDIR in its environment and starts in $RUNSEAL_SCRATCH/work. Its exit status becomes that of runseal.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// File or directory to copy in; appears as $RUNSEAL_INPUT/<its name>, or as $RUNSEAL_INPUT/REL
+    #[arg(long, value_name = "PATH[=REL]")]
+    input: Vec<OsString>,
+    /// Directory that receives the results; must be empty or absent unless --overwrite is given
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Let results replace files in the output
+    #[arg(long, requires = "output")]
+    overwrite: bool,
+    /// Write a JSON report of the run
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    store: store::Args,
+    /// Program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub fn act(args: Args, voice: Voice) -> Result<u8, Failure> {
+    let exists = |path: &std::path::Path| path.symlink_metadata().is_ok();
+    let inputs = args.input.iter().map(|text| InputSpec::parse(text, exists));
+    let inputs = inputs.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Usage(error.to_string()))?;
+    let (id, store) = args.store.into_spec()?;
+    let spec = RunSpec {
+        id,
+        store,
+        inputs: inputs.into_iter().map(absolute_input).collect::<Result<_, _>>()?,
+        output: args.output.map(std::path::absolute).transpose()?,
+        overwrite: args.overwrite,
+        report: args.report,
+        command: args.command,
+    };
+    Ok(run::run(spec, voice, exit::code)?)
+}
+
+/// The sealed process works in `/`, so nothing may depend on where the user stands.
+fn absolute_input(input: InputSpec) -> Result<InputSpec, Failure> {
+    Ok(InputSpec { source: std::path::absolute(input.source)?, ..input })
+}

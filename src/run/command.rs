@@ -1,0 +1,184 @@
+//! The command of a run: found before any work is done, started in the scratch, never outliving the run.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{AccessFlags, Pid, eaccess};
+
+use crate::sys::process::{self, Inherited};
+
+/// Directories every scratch starts with.
+pub const INPUT: &str = "input";
+/// Results go here.
+pub const OUTPUT: &str = "output";
+/// The command starts here.
+pub const WORK: &str = "work";
+/// `TMPDIR`.
+pub const TMP: &str = "tmp";
+
+/// Why the command cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// There is no such program.
+    #[error("{}: command not found; give its full path, or put its directory into PATH", name.display())]
+    NotFound {
+        /// As given.
+        name: OsString,
+    },
+    /// There is one, but it cannot be executed.
+    #[error("{}: cannot be executed: {source}; is it a program, and executable (chmod +x)?", path.display())]
+    NotExecutable {
+        /// The file found.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// The system could not start a process.
+    #[error("cannot start {}: {source}", name.display())]
+    System {
+        /// As given.
+        name: OsString,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+/// Finds out, before inputs are staged, that `name` cannot be started. Names that may mean a file in the scratch (a
+/// relative path) pass: they are looked at when the command starts.
+pub fn check(name: &OsStr) -> Result<(), CommandError> {
+    let path = Path::new(name);
+    if path.is_absolute() {
+        return executable(path);
+    }
+    if name.as_encoded_bytes().contains(&b'/') {
+        return Ok(());
+    }
+    let search = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    let mut refused = None;
+    for dir in std::env::split_paths(&search) {
+        if !dir.is_absolute() {
+            return Ok(());
+        }
+        match executable(&dir.join(name)) {
+            Ok(()) => return Ok(()),
+            Err(error @ CommandError::NotExecutable { .. }) => refused = refused.or(Some(error)),
+            Err(_) => {}
+        }
+    }
+    Err(refused.unwrap_or_else(|| CommandError::NotFound { name: name.to_owned() }))
+}
+
+fn executable(path: &Path) -> Result<(), CommandError> {
+    let refused = |source: io::Error| CommandError::NotExecutable { path: path.to_owned(), source };
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(refused(error)),
+        Err(_) => Err(CommandError::NotFound { name: path.as_os_str().to_owned() }),
+        Ok(found) if found.is_dir() => Err(refused(Errno::EISDIR.into())),
+        Ok(_) => eaccess(path, AccessFlags::X_OK).map_err(|errno| refused(errno.into())),
+    }
+}
+
+/// Starts the command in the scratch mounted on `scratch`, with the environment the README promises.
+pub fn start(
+    argv: &[OsString],
+    scratch: &Path,
+    run_id: &str,
+    inherited: Inherited,
+    drop_capabilities: bool,
+) -> Result<Pid, CommandError> {
+    let (name, arguments) = argv.split_first().expect("the command line demands a command");
+    let mut command = Command::new(name);
+    command
+        .args(arguments)
+        .current_dir(scratch.join(WORK))
+        .env("RUNSEAL_RUN_ID", run_id)
+        .env("RUNSEAL_SCRATCH", scratch)
+        .env("RUNSEAL_INPUT", scratch.join(INPUT))
+        .env("RUNSEAL_OUTPUT", scratch.join(OUTPUT))
+        .env("TMPDIR", scratch.join(TMP))
+        // The shell's idea of where it is; the command starts elsewhere.
+        .env("PWD", scratch.join(WORK))
+        .env_remove("OLDPWD");
+    process::prepare(&mut command, inherited, drop_capabilities);
+    match command.spawn() {
+        // PID 1 reaps all children with waitpid(2), this one too.
+        Ok(child) => Ok(Pid::from_raw(child.id() as i32)),
+        Err(source) => Err(refusal(name, source)),
+    }
+}
+
+fn refusal(name: &OsStr, source: io::Error) -> CommandError {
+    match source.kind() {
+        io::ErrorKind::NotFound => CommandError::NotFound { name: name.to_owned() },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => {
+            CommandError::NotExecutable { path: name.into(), source }
+        }
+        _ if source.raw_os_error() == Some(libc::ENOEXEC) => CommandError::NotExecutable { path: name.into(), source },
+        _ => CommandError::System { name: name.to_owned(), source },
+    }
+}
+
+/// Collects every child that has ended; returns the status of `command` if it was among them. PID 1 inherits the
+/// orphans of the run, so there may be many.
+pub fn reap(command: Pid) -> Option<u8> {
+    let mut status = None;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return status,
+            Ok(ended) if ended.pid() == Some(command) => status = exit_status(ended).or(status),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return status,
+        }
+    }
+}
+
+/// Kills every process of the PID namespace but this one, its PID 1, and waits until all are gone.
+pub fn kill_everything() {
+    // Anywhere else, "every process" would be the user's.
+    if std::process::id() != 1 {
+        return;
+    }
+    loop {
+        // ESRCH: nobody is left. Again and again, because what forks while being killed leaves children.
+        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        match waitpid(None, None) {
+            Err(Errno::EINTR) | Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn exit_status(ended: WaitStatus) -> Option<u8> {
+    match ended {
+        WaitStatus::Exited(_, code) => Some(code as u8),
+        WaitStatus::Signaled(_, signal, _) => Some(128 + signal as u8),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_command_that_cannot_start_is_found_out_early() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("data");
+        std::fs::write(&file, "#!/bin/sh\n").expect("written");
+        assert!(check("sh".as_ref()).is_ok());
+        assert!(check("./in-the-scratch".as_ref()).is_ok());
+        assert!(matches!(check("no-such-program-here".as_ref()), Err(CommandError::NotFound { .. })));
+        assert!(matches!(check("/no/such/program".as_ref()), Err(CommandError::NotFound { .. })));
+        assert!(matches!(check(file.as_os_str()), Err(CommandError::NotExecutable { .. })));
+        assert!(matches!(check(dir.path().as_os_str()), Err(CommandError::NotExecutable { .. })));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        assert!(check(file.as_os_str()).is_ok());
+    }
+}

@@ -1,0 +1,127 @@
+//! Why a run failed: the errors of all layers, and those of the run itself.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+use super::command::CommandError;
+use super::namespace::NamespaceError;
+use super::state::StateError;
+pub use crate::backing::BackingError;
+pub use crate::crypt::CryptError;
+pub use crate::fs::FsError;
+pub use crate::fuse::FuseError;
+pub use crate::preflight::{Code, Report as PreflightReport};
+pub use crate::stage::StageError;
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Something stands in the way of the run.
+    #[error("{}", findings(.0))]
+    Preflight(#[from] PreflightReport),
+    /// Keys or cipher.
+    #[error(transparent)]
+    Crypt(#[from] CryptError),
+    /// A backing directory.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// How much the backing can hold could not be asked.
+    #[error("cannot ask the backing for its free space: {0}")]
+    Space(#[source] io::Error),
+    /// The backing is full.
+    #[error("the backing {} has no space left; free some, or name another directory with --backing", .0.display())]
+    Full(PathBuf),
+    /// The scratch.
+    #[error("preparing the scratch: {0}")]
+    Fs(#[from] FsError),
+    /// The mount.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+    /// Copying the inputs in.
+    #[error("{0}; nothing was published")]
+    Fetch(#[source] StageError),
+    /// The results were given up.
+    #[error("the results of the run are discarded, as asked; publishing them had failed: {0}")]
+    Discarded(#[source] StageError),
+    /// The command could not start.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Namespaces.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// State directory, or a run that is not there.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Memory must be locked and cannot be.
+    #[error(
+        "memory cannot be locked: {source}; raise RLIMIT_MEMLOCK (ulimit -l unlimited, LimitMEMLOCK=infinity) or drop \
+         --memory-lock=require"
+    )]
+    MemoryLock {
+        /// The error of mlockall(2).
+        source: io::Error,
+    },
+    /// The report cannot be written.
+    #[error("cannot write the report {path}: {source}; name another file with --report")]
+    Report {
+        /// Where it should go.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// A signal ended the run.
+    #[error("{signal} ended the run while {doing}; nothing was published")]
+    Interrupted {
+        /// The signal.
+        signal: Signal,
+        /// What was going on.
+        doing: &'static str,
+    },
+    /// `runseal end` ended the run.
+    #[error("the run was ended while {doing}, as asked; nothing was published")]
+    Ended {
+        /// What was going on.
+        doing: &'static str,
+    },
+    /// The mount ended under the run.
+    #[error("the scratch was unmounted while {doing}; nothing was published")]
+    MountLost {
+        /// What was going on.
+        doing: &'static str,
+    },
+    /// The sealed process died.
+    #[error("{0}")]
+    Lost(String),
+    /// A live run did not do what it was asked.
+    #[error("{0}")]
+    Refused(String),
+    /// A live run could not be reached.
+    #[error("run {run} does not answer: {source}")]
+    Unreachable {
+        /// The run.
+        run: String,
+        /// The error.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("{action}: {source}")]
+    System {
+        /// What was attempted.
+        action: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+/// For `map_err`: a failed system call, with what it was for.
+pub fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> RunError {
+    move |source| RunError::System { action, source: source.into() }
+}
+
+fn findings(report: &PreflightReport) -> String {
+    let line = |f: &crate::preflight::Finding| format!("{}: {}; {}", f.subject, f.problem, f.remedy);
+    let lines: Vec<_> = report.findings.iter().map(line).collect();
+    lines.join("\nrunseal: ")
+}

@@ -1,0 +1,28 @@
+//! What a run tells people: plain `runseal: ...` lines on stderr.
+
+use std::fmt::Display;
+use std::io::Write;
+
+/// How much to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// Progress, warnings, errors.
+    Normal,
+    /// Warnings and errors.
+    Quiet,
+}
+
+impl Voice {
+    /// Tells how things go.
+    pub fn say(self, text: impl Display) {
+        if self == Self::Normal {
+            warn(text);
+        }
+    }
+}
+
+/// Tells something that must be heard.
+pub fn warn(text: impl Display) {
+    // Nobody listening is no reason to stop.
+    let _ = writeln!(std::io::stderr(), "runseal: {text}");
+}

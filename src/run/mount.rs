@@ -1,0 +1,107 @@
+//! A plain sealed mount: the same two processes, in the namespaces of whoever asked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::error::{RunError, system};
+use super::message::{Voice, warn};
+use super::report::{Event, Kind, Phase, Report};
+use super::sealed::{self, Seat};
+use super::state::{Record, State};
+use super::supervisor::{self, Supervisor};
+use crate::fuse::{self, FuseError};
+use crate::spec::MountSpec;
+use crate::sys::process::{self, Inherited, Side};
+
+/// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
+/// family as it ends; only the caller's own is the one the user waits for.
+pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
+    spec.mountpoint = std::path::absolute(&spec.mountpoint).map_err(system("finding the working directory"))?;
+    if spec.foreground {
+        return supervise(spec, voice, |_| {});
+    }
+    let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
+    match process::fork().map_err(system("fork"))? {
+        Side::Parent(daemon) => {
+            drop(writer);
+            wait_ready(File::from(reader), daemon)
+        }
+        Side::Child => {
+            drop(reader);
+            nix::unistd::setsid().map_err(system("setsid"))?;
+            let mut writer = Some(File::from(writer));
+            supervise(spec, voice, move |event| {
+                if matches!(event, Event::Phase { phase: Phase::Serving })
+                    && let Some(mut writer) = writer.take()
+                {
+                    let _ = detach_stdio();
+                    let _ = writer.write_all(&[0]);
+                }
+            })
+        }
+    }
+}
+
+/// The daemon writes one byte when the mount is ready. Without one it has ended, after telling why on stderr.
+fn wait_ready(mut reader: File, daemon: Pid) -> Result<u8, RunError> {
+    if reader.read(&mut [0]).is_ok_and(|n| n == 1) {
+        return Ok(0);
+    }
+    match waitpid(daemon, None) {
+        Ok(WaitStatus::Exited(_, status)) => Ok(status as u8),
+        _ => Err(RunError::Lost("the supervisor of the mount died".to_owned())),
+    }
+}
+
+fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Result<u8, RunError> {
+    if detach_stale(&spec.mountpoint)? {
+        warn(format_args!("detached what a dead run had left on {}", spec.mountpoint.display()));
+    }
+    let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
+    let mut state = State::create(&spec.id)?;
+    let mut report = Report::new(spec.id.clone(), Kind::Mount);
+    let mut record = Record::of(&report, spec.mountpoint.clone());
+    state.record(&record)?;
+    let (signals, link, sealed_link) = supervisor::connections()?;
+    match process::fork().map_err(system("fork"))? {
+        Side::Child => {
+            drop((signals, link));
+            let background = !spec.foreground;
+            let seat = Seat { link: sealed_link, report, socket: state.socket(), inherited, voice };
+            let ready = move || if background { detach_stdio() } else { Ok(()) };
+            let result = sealed::mount(spec, seat, ready);
+            let orphaned = nix::unistd::getppid().as_raw() as u32 != record.supervisor;
+            if !orphaned {
+                state.disown();
+            }
+            result
+        }
+        Side::Parent(sealed) => {
+            drop(sealed_link);
+            record.sealed = Some(sealed.as_raw() as u32);
+            state.record(&record)?;
+            let result = Supervisor { sealed, signals, link }.watch(&mut report, on_event);
+            if result.is_err() {
+                detach_stale(&spec.mountpoint)?;
+            }
+            result
+        }
+    }
+}
+
+fn detach_stale(mountpoint: &Path) -> Result<bool, RunError> {
+    let failed = |source| FuseError::Mount { path: mountpoint.to_owned(), source };
+    Ok(fuse::detach_stale(mountpoint).map_err(failed)?)
+}
+
+/// Standard descriptors are of no use to a process nobody watches, and would keep pipes open.
+fn detach_stdio() -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok(nix::unistd::dup2_stderr(&null)?)
+}

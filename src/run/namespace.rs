@@ -1,0 +1,88 @@
+//! Namespaces of a run: nobody outside sees the scratch, nothing inside outlives the run.
+//!
+//! The supervisor enters a new PID namespace (and, without the right to, a user namespace first); the sealed process,
+//! forked after that, is its PID 1 and makes the mount namespace. The supervisor stays outside of it, so the mount
+//! vanishes with the last process inside.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid, getegid, geteuid};
+
+/// What to do where they are forbidden.
+pub const REMEDY: &str = "allow user namespaces on this machine (as root: `sysctl user.max_user_namespaces=15000`, on Debian \
+     also `sysctl kernel.unprivileged_userns_clone=1`, on Ubuntu `sysctl \
+     kernel.apparmor_restrict_unprivileged_userns=0`; in a container also a seccomp profile that lets unshare(2) \
+     through), or run as root; `runseal doctor` shows what is missing";
+
+/// Why the run cannot be kept apart.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a private {what}: {source}; {REMEDY}")]
+pub struct NamespaceError {
+    what: &'static str,
+    source: io::Error,
+}
+
+impl NamespaceError {
+    /// What failed, without the remedy.
+    pub fn reason(&self) -> String {
+        format!("{}: {}", self.what, self.source)
+    }
+}
+
+/// Whether a user namespace was needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// The process had the right to make the namespaces itself.
+    Privileged,
+    /// A user namespace, in which the caller's own ids mean the same as outside, gave the right.
+    UserNamespace,
+}
+
+/// Puts the children this process will fork into a new PID namespace.
+pub fn enter() -> Result<Isolation, NamespaceError> {
+    match unshare(CloneFlags::CLONE_NEWPID) {
+        Ok(()) => return Ok(Isolation::Privileged),
+        Err(Errno::EPERM) => {}
+        Err(errno) => return Err(failed("PID namespace", errno)),
+    }
+    let (uid, gid) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| failed("user namespace", errno))?;
+    map_own_ids(uid, gid).map_err(|source| NamespaceError { what: "user namespace", source })?;
+    unshare(CloneFlags::CLONE_NEWPID).map_err(|errno| failed("PID namespace", errno))?;
+    Ok(Isolation::UserNamespace)
+}
+
+/// Gives this process its own view of the tree: mounts made outside still arrive, mounts made inside stay inside.
+/// Called as PID 1, it also mounts the `/proc` that belongs to its PID namespace, where the kernel lets it.
+pub fn seal_view() -> Result<(), NamespaceError> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| failed("mount namespace", errno))?;
+    change("/", MsFlags::MS_SLAVE | MsFlags::MS_REC).map_err(|errno| failed("mount namespace", errno))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // Refused in a user namespace when a container masks parts of /proc. The old one then stays: `/proc/self` works
+    // in it, only the other processes have the numbers of the outside.
+    if let Err(errno) = mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>) {
+        tracing::info!("no /proc of its own for the run: {}", errno.desc());
+    }
+    Ok(())
+}
+
+fn change(path: &str, flags: MsFlags) -> nix::Result<()> {
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+}
+
+fn map_own_ids(uid: Uid, gid: Gid) -> io::Result<()> {
+    let own = Path::new("/proc/self");
+    // A process may map its group only after giving up setgroups(2), see user_namespaces(7).
+    fs::write(own.join("setgroups"), "deny")?;
+    fs::write(own.join("uid_map"), format!("{uid} {uid} 1"))?;
+    fs::write(own.join("gid_map"), format!("{gid} {gid} 1"))
+}
+
+fn failed(what: &'static str, errno: Errno) -> NamespaceError {
+    NamespaceError { what, source: errno.into() }
+}

@@ -1,0 +1,382 @@
+//! The report of a run: what happened, told by events, kept by both processes of the family.
+//!
+//! The sealed process records every event in its own copy and sends it to the supervisor, which keeps another. So the
+//! report is as complete as can be even when the sealed process was killed, and `status` shows the same document.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::clock;
+use crate::spec::RunId;
+
+/// Whether the family belongs to `runseal run` or to `runseal mount`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// `runseal run`.
+    Run,
+    /// `runseal mount`.
+    Mount,
+}
+
+/// What a run is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Checking that inputs can be read and the output written.
+    Preflight,
+    /// Making key, store and mount.
+    Seal,
+    /// Copying the inputs in.
+    Fetch,
+    /// The command is running.
+    Command,
+    /// `runseal mount` is serving.
+    Serving,
+    /// Copying the results out.
+    Publish,
+    /// Publishing failed; the results wait for `resume` or `end --discard`.
+    Held,
+    /// Unmounting and wiping.
+    End,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The command succeeded and its results are published.
+    Published,
+    /// The command succeeded; no output was asked for. Or a mount ended as asked.
+    Succeeded,
+    /// The command failed; nothing was published.
+    CommandFailed,
+    /// Something stood in the way before the command started.
+    Refused,
+    /// The run failed after the command had started.
+    Failed,
+    /// A signal ended the run; nothing was published.
+    Interrupted,
+    /// The operator gave the results up.
+    Discarded,
+    /// The sealed process died.
+    Lost,
+}
+
+/// One thing that happened in the sealed process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Event {
+    /// A phase began; the one before is over.
+    Phase {
+        /// Which.
+        phase: Phase,
+    },
+    /// Key and store are there.
+    Sealed(SealFacts),
+    /// The file system is mounted.
+    Mounted {
+        /// What the kernel granted.
+        facts: Value,
+    },
+    /// Inputs are in.
+    Staged {
+        /// Totals.
+        totals: Value,
+    },
+    /// The command ended.
+    CommandEnded {
+        /// Exit status, 128 + signal if a signal killed it.
+        status: u8,
+    },
+    /// An attempt to publish failed.
+    HeldBecause {
+        /// The error.
+        problem: String,
+    },
+    /// Results are out.
+    Published {
+        /// Totals.
+        totals: Value,
+    },
+    /// The keys are gone.
+    Wiped {
+        /// When, RFC 3339.
+        at: String,
+    },
+    /// The sealed process is about to exit in good order.
+    Done {
+        /// How the run ended.
+        outcome: Outcome,
+        /// The error, if there was one.
+        error: Option<String>,
+    },
+}
+
+/// What is known once key and store exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealFacts {
+    /// Cipher engine.
+    pub engine: String,
+    /// Where the key material lives.
+    pub key_memory: String,
+    /// Whether all memory of the sealed process is locked against swapping.
+    pub memory_locked: bool,
+    /// Directories that hold the ciphertext.
+    pub backing: Vec<PathBuf>,
+    /// Bytes the scratch may hold.
+    pub size: u64,
+}
+
+/// The document `--report` writes and `status --json` shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Name of the run.
+    pub run_id: RunId,
+    /// What kind of family this is.
+    pub kind: Kind,
+    /// Version of runseal.
+    pub runseal: String,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// When the run started.
+    pub started: String,
+    /// When it ended.
+    pub ended: Option<String>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// What stood in the way.
+    pub error: Option<String>,
+    /// Exit status of `runseal`.
+    pub exit_status: Option<u8>,
+    /// Exit status of the command; 128 + signal if a signal killed it.
+    pub command_status: Option<u8>,
+    /// Key and store.
+    #[serde(flatten)]
+    pub seal: Option<SealFacts>,
+    /// What the kernel granted the mount.
+    pub mount: Option<Value>,
+    /// Totals of the inputs.
+    pub staged: Option<Value>,
+    /// Totals of the results.
+    pub published: Option<Value>,
+    /// Why the results are held, if they are or were.
+    pub held: Option<String>,
+    /// Phases, in order.
+    pub phases: Vec<PhaseTime>,
+    /// When the keys were wiped.
+    pub key_wiped: Option<String>,
+    #[serde(skip)]
+    phase_began: Option<Instant>,
+}
+
+/// One phase of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// Which.
+    pub phase: Phase,
+    /// When it began.
+    pub started: String,
+    /// How long it took; `None` while it lasts.
+    pub seconds: Option<f64>,
+}
+
+impl Report {
+    /// The report of a run that starts now.
+    pub fn new(run_id: RunId, kind: Kind) -> Self {
+        let kernel = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
+        Self {
+            run_id,
+            kind,
+            runseal: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: kernel.unwrap_or_default(),
+            started: clock::now(),
+            ended: None,
+            outcome: None,
+            error: None,
+            exit_status: None,
+            command_status: None,
+            seal: None,
+            mount: None,
+            staged: None,
+            published: None,
+            held: None,
+            phases: Vec::new(),
+            key_wiped: None,
+            phase_began: None,
+        }
+    }
+
+    /// What the run is doing, or was doing last.
+    pub fn phase(&self) -> Option<Phase> {
+        self.phases.last().map(|p| p.phase)
+    }
+
+    /// Takes one event in.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Phase { phase } => self.begin(phase),
+            Event::Sealed(facts) => self.seal = Some(facts),
+            Event::Mounted { facts } => self.mount = Some(facts),
+            Event::Staged { totals } => self.staged = Some(totals),
+            Event::CommandEnded { status } => self.command_status = Some(status),
+            Event::HeldBecause { problem } => self.held = Some(problem),
+            Event::Published { totals } => self.published = Some(totals),
+            Event::Wiped { at } => self.key_wiped = Some(at),
+            Event::Done { outcome, error } => (self.outcome, self.error) = (Some(outcome), error),
+        }
+    }
+
+    /// Closes the report.
+    pub fn end(&mut self, exit_status: u8) {
+        self.close_phase();
+        self.ended = Some(clock::now());
+        self.exit_status = Some(exit_status);
+    }
+
+    fn begin(&mut self, phase: Phase) {
+        self.close_phase();
+        self.phases.push(PhaseTime { phase, started: clock::now(), seconds: None });
+        self.phase_began = Some(Instant::now());
+    }
+
+    fn close_phase(&mut self) {
+        if let (Some(last), Some(began)) = (self.phases.last_mut(), self.phase_began.take()) {
+            last.seconds = Some((began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
+        }
+    }
+}
+
+/// The sealed process's side: keeps its copy of the report and tells the supervisor. Shared by threads.
+pub struct Journal {
+    report: Mutex<Report>,
+    link: Mutex<UnixStream>,
+}
+
+impl Journal {
+    /// Continues `report`, telling the other end of `link`.
+    pub fn new(report: Report, link: UnixStream) -> Self {
+        Self { report: Mutex::new(report), link: Mutex::new(link) }
+    }
+
+    /// Records an event.
+    pub fn record(&self, event: Event) {
+        let mut line = serde_json::to_vec(&event).expect("events hold strings, numbers and JSON values only");
+        line.push(b'\n');
+        self.report.lock().apply(event);
+        // A supervisor that is gone is noticed by the reader of this socket.
+        let _ = self.link.lock().write_all(&line);
+    }
+
+    /// The report so far.
+    pub fn snapshot(&self) -> Report {
+        self.report.lock().clone()
+    }
+}
+
+/// Where `--report` goes.
+#[derive(Debug)]
+pub struct Destination {
+    path: PathBuf,
+}
+
+impl Destination {
+    /// Checks, before any work is done, that the report can be written to `path`.
+    pub fn claim(path: &Path) -> io::Result<Self> {
+        let mut path = std::path::absolute(path)?;
+        match path.metadata() {
+            Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(found) if is_stream(&found) => {
+                OpenOptions::new().write(true).open(&path)?;
+                return Ok(Self { path });
+            }
+            // Through a symbolic link (`/dev/stdout` of a redirected shell) the file behind it is replaced.
+            Ok(_) => path = path.canonicalize()?,
+            Err(_) => {}
+        }
+        let destination = Self { path };
+        let temporary = destination.temporary();
+        File::create(&temporary)?;
+        std::fs::remove_file(&temporary)?;
+        Ok(destination)
+    }
+
+    /// Writes the report: all of it or nothing is found under its name.
+    pub fn write(&self, report: &Report) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(report)?;
+        text.push(b'\n');
+        if self.path.metadata().is_ok_and(|found| is_stream(&found)) {
+            return OpenOptions::new().write(true).open(&self.path)?.write_all(&text);
+        }
+        let temporary = self.temporary();
+        let mut file = File::create(&temporary)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &self.path)
+    }
+
+    /// The path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn temporary(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{}.tmp", std::process::id()));
+        name.into()
+    }
+}
+
+/// Pipes and terminals (`--report /dev/stdout`) take text as it comes.
+fn is_stream(found: &std::fs::Metadata) -> bool {
+    let kind = found.file_type();
+    kind.is_fifo() || kind.is_char_device()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report::new("r".parse().expect("valid id"), Kind::Run)
+    }
+
+    #[test]
+    fn events_fold_into_the_report() {
+        let mut report = report();
+        report.apply(Event::Phase { phase: Phase::Fetch });
+        report.apply(Event::Phase { phase: Phase::Command });
+        report.apply(Event::CommandEnded { status: 3 });
+        report.apply(Event::Done { outcome: Outcome::CommandFailed, error: None });
+        report.end(3);
+        let json = serde_json::to_value(&report).expect("serializes");
+        assert_eq!(json["outcome"], "command-failed");
+        assert_eq!(json["exit_status"], 3);
+        assert_eq!(json["phases"][0]["phase"], "fetch");
+        assert!(json["phases"].as_array().expect("array").iter().all(|p| p["seconds"].is_number()));
+        let back: Report = serde_json::from_value(json).expect("parses back");
+        assert_eq!(back.phase(), Some(Phase::Command));
+    }
+
+    #[test]
+    fn a_destination_is_checked_first_and_written_whole() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        assert!(Destination::claim(&dir.path().join("missing/report.json")).is_err());
+        assert!(Destination::claim(dir.path()).is_err());
+        let path = dir.path().join("report.json");
+        let destination = Destination::claim(&path).expect("writable");
+        assert!(!path.exists());
+        destination.write(&report()).expect("written");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1);
+        let text = std::fs::read_to_string(&path).expect("read");
+        assert_eq!(serde_json::from_str::<Report>(&text).expect("parses").run_id.as_str(), "r");
+    }
+}

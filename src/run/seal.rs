@@ -1,0 +1,117 @@
+//! Key, store, scratch and mount: built together, torn down together.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::{getegid, geteuid};
+
+use super::clock;
+use super::error::RunError;
+use super::message;
+use super::report::{Event, Journal, SealFacts};
+use crate::backing::{AnonBacking, Backing};
+use crate::crypt::Keyring;
+use crate::fs::{Caller, ROOT, Scratch, ScratchOptions};
+use crate::fuse::{Mount, MountOptions};
+use crate::spec::StoreSpec;
+use crate::store::Store;
+use crate::units::{ByteSize, SECTOR_U64};
+
+/// How long open files may keep a detached mount alive before the connection is cut.
+const LINGER: Duration = Duration::from_secs(5);
+/// Where ciphertext goes unless told otherwise: a disk on every distribution, while `/tmp` often is memory.
+pub const DEFAULT_BACKING: &str = "/var/tmp";
+
+/// Disk space found for a run, before there is any key.
+pub struct Room {
+    backing: AnonBacking,
+    directories: Vec<PathBuf>,
+    /// Bytes the scratch may hold.
+    pub size: u64,
+}
+
+impl Room {
+    /// Opens the backing and settles the size of the scratch.
+    pub fn find(spec: &StoreSpec) -> Result<Self, RunError> {
+        let directories = if spec.backing.is_empty() { vec![DEFAULT_BACKING.into()] } else { spec.backing.clone() };
+        let backing = AnonBacking::open(&directories)?;
+        backing.warnings().iter().for_each(message::warn);
+        let free = backing.available().map_err(RunError::Space)?;
+        if free < SECTOR_U64 {
+            return Err(RunError::Full(directories[0].clone()));
+        }
+        if let Some(size) = spec.size.filter(|size| size.0 > free) {
+            message::warn(format_args!("--size {size} is more than the backing has free now ({})", ByteSize(free)));
+        }
+        Ok(Self { backing, directories, size: spec.size.map_or(free, |size| size.0) })
+    }
+}
+
+/// A sealed scratch, mounted.
+pub struct Seal {
+    /// The file system.
+    pub scratch: Arc<Scratch>,
+    /// Its mount.
+    pub mount: Arc<Mount>,
+    store: Arc<Store>,
+}
+
+impl Seal {
+    /// Draws the key and mounts an empty scratch on `mountpoint`. `memory_locked` goes into the report.
+    pub fn make(
+        room: Room,
+        spec: &StoreSpec,
+        mountpoint: &Path,
+        options: &MountOptions,
+        memory_locked: bool,
+        journal: &Journal,
+    ) -> Result<Self, RunError> {
+        let keyring = Keyring::new(spec.engine, spec.memory_lock)?;
+        journal.record(Event::Sealed(SealFacts {
+            engine: keyring.engine().to_owned(),
+            key_memory: keyring.key_memory().to_owned(),
+            memory_locked,
+            backing: room.directories,
+            size: room.size,
+        }));
+        let store = Store::new(Box::new(room.backing), keyring, room.size);
+        let scratch = Arc::new(Scratch::new(store.clone(), scratch_options()));
+        let mount = Arc::new(Mount::new(scratch.clone(), mountpoint, options)?);
+        let facts = serde_json::to_value(mount.facts()).unwrap_or_default();
+        journal.record(Event::Mounted { facts });
+        Ok(Self { scratch, mount, store })
+    }
+
+    /// Makes a directory below the root and returns its inode number.
+    pub fn make_dir(&self, name: &str, mode: u32) -> Result<u64, RunError> {
+        let caller = Caller { uid: geteuid().as_raw(), gid: getegid().as_raw(), umask: 0 };
+        let ino = self.scratch.mkdir(ROOT, name.as_bytes(), mode, &caller)?.ino;
+        self.scratch.forget(ino, 1);
+        Ok(ino)
+    }
+
+    /// Takes the mount away and destroys the keys, in this order: detach, wait for the last user, wipe.
+    pub async fn close(self, journal: &Journal) {
+        if let Err(error) = self.mount.detach() {
+            tracing::debug!("detach: {error}");
+        }
+        let mount = self.mount.clone();
+        let ended = tokio::task::spawn_blocking(move || mount.wait());
+        if tokio::time::timeout(LINGER, ended).await.is_err() {
+            message::warn("files of the scratch are still open; cutting them off");
+            self.mount.abort();
+        }
+        self.store.wipe();
+        journal.record(Event::Wiped { at: clock::now() });
+    }
+}
+
+/// Metadata live in memory (at most 512 bytes a file), so the number of files is bounded by what a quarter of the
+/// machine's memory can describe.
+fn scratch_options() -> ScratchOptions {
+    const BYTES_PER_INODE: u64 = 512;
+    let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok().flatten().unwrap_or(0) as u64;
+    let max_inodes = (pages * SECTOR_U64 / 4 / BYTES_PER_INODE).max(1 << 16);
+    ScratchOptions { max_inodes, uid: geteuid().as_raw(), gid: getegid().as_raw(), mode: 0o755 }
+}

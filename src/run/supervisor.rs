@@ -1,0 +1,237 @@
+//! The supervisor: the process the user started. It has no key, starts the sealed process, passes signals on, and
+//! tells what was lost if the sealed process dies.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::error::{RunError, system};
+use super::report::{Event, Kind, Outcome, Phase, Report};
+use super::sealed::Delivered;
+use crate::sys::process::is_ignored;
+
+/// How long the sealed process may take to end after the second signal.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Signals that are passed on.
+const FORWARDED: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// Signals of the terminal that must not stop or end the sealed process; the supervisor keeps their usual meaning.
+const OF_THE_TERMINAL: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// The signals of this process, read from a descriptor.
+pub struct Signals {
+    fd: SignalFd,
+}
+
+impl Signals {
+    /// Blocks the signals that are read here; children inherit that. Signals the user had ignored stay ignored.
+    pub fn take() -> Result<Self, RunError> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGCHLD);
+        FORWARDED.into_iter().filter(|&signal| !is_ignored(signal)).for_each(|signal| set.add(signal));
+        set.thread_block().map_err(system("blocking signals"))?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let fd = SignalFd::with_flags(&set, flags).map_err(system("signalfd"))?;
+        Ok(Self { fd })
+    }
+
+    /// Called in the sealed process: the terminal's stop signals are not for it.
+    pub fn shield_from_terminal() -> Result<(), RunError> {
+        OF_THE_TERMINAL.into_iter().collect::<SigSet>().thread_block().map_err(system("blocking signals"))
+    }
+}
+
+/// What a supervisor needs before it forks: its signals, its end of the link, and the end of the sealed process.
+pub fn connections() -> Result<(Signals, UnixStream, UnixStream), RunError> {
+    let signals = Signals::take()?;
+    let (link, sealed) = UnixStream::pair().map_err(system("socketpair"))?;
+    link.set_nonblocking(true).map_err(system("socketpair"))?;
+    Ok((signals, link, sealed))
+}
+
+/// The supervisor's view of the sealed process.
+pub struct Supervisor {
+    /// Process id of the sealed process.
+    pub sealed: Pid,
+    /// Signals to pass on.
+    pub signals: Signals,
+    /// Socket to the sealed process.
+    pub link: UnixStream,
+}
+
+impl Supervisor {
+    /// Waits until the sealed process has ended; what it tells goes into `report`, after `on_event` saw it. Returns
+    /// its exit status, or [`RunError::Lost`] if it died.
+    pub fn watch(mut self, report: &mut Report, mut on_event: impl FnMut(&Event)) -> Result<u8, RunError> {
+        let mut inbox = Inbox::default();
+        let mut end = Escalation::default();
+        let mut take = |events: Vec<Event>, end: &mut Escalation| {
+            for event in events {
+                end.on_event(&event);
+                on_event(&event);
+                report.apply(event);
+            }
+        };
+        let status = loop {
+            if let Some(status) = self.sealed_status()? {
+                break status;
+            }
+            self.wait(end.deadline, inbox.open);
+            if end.overdue() {
+                self.kill_sealed();
+            }
+            while let Ok(Some(info)) = self.signals.fd.read_signal() {
+                self.pass_on(info.ssi_signo as i32, info.ssi_code, &mut end);
+            }
+            take(inbox.read(&mut self.link), &mut end);
+        };
+        // What it said last may still be in the socket.
+        take(inbox.read(&mut self.link), &mut end);
+        judge(status, report)
+    }
+
+    fn sealed_status(&self) -> Result<Option<WaitStatus>, RunError> {
+        match waitpid(self.sealed, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => Ok(None),
+            Ok(status) => Ok(Some(status)),
+            Err(errno) => Err(system("waiting for the sealed process")(errno)),
+        }
+    }
+
+    /// Until there is something to do. SIGCHLD, too, arrives at the descriptor.
+    fn wait(&self, deadline: Option<Instant>, link_open: bool) {
+        let timeout = match deadline {
+            Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1)
+                .unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        let mut fds = vec![PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN)];
+        // A closed socket is always readable: then only the end of the process is left to wait for.
+        if link_open {
+            fds.push(PollFd::new(self.link.as_fd(), PollFlags::POLLIN));
+        }
+        let _ = poll(&mut fds, timeout);
+    }
+
+    fn pass_on(&mut self, number: i32, code: i32, end: &mut Escalation) {
+        /// `siginfo_t.si_code` of signals the kernel sends: those of the terminal (`asm-generic/siginfo.h`).
+        const SI_KERNEL: i32 = 0x80;
+        let Ok(signal) = Signal::try_from(number) else { return };
+        if signal == Signal::SIGCHLD {
+            return;
+        }
+        let delivered = Delivered { signal: number, from_terminal: code == SI_KERNEL };
+        if let Ok(mut line) = serde_json::to_vec(&delivered) {
+            line.push(b'\n');
+            let _ = self.link.write_all(&line);
+        }
+        if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
+            end.count += 1;
+            match end.count {
+                1 => {}
+                2 => end.deadline = Some(Instant::now() + PATIENCE),
+                _ => self.kill_sealed(),
+            }
+        }
+    }
+
+    fn kill_sealed(&self) {
+        // It is a child not yet waited for, so the number cannot mean another process.
+        let _ = kill(self.sealed, Signal::SIGKILL);
+    }
+}
+
+/// Lines of JSON, as they come in.
+struct Inbox {
+    bytes: Vec<u8>,
+    open: bool,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), open: true }
+    }
+}
+
+impl Inbox {
+    fn read(&mut self, link: &mut UnixStream) -> Vec<Event> {
+        let mut chunk = [0; 16 << 10];
+        loop {
+            match link.read(&mut chunk) {
+                Ok(0) => {
+                    self.open = false;
+                    break;
+                }
+                Ok(n) => self.bytes.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let whole = self.bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let lines: Vec<u8> = self.bytes.drain(..whole).collect();
+        lines.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+}
+
+/// The sealed process ended in good order only if it said so.
+fn judge(status: WaitStatus, report: &mut Report) -> Result<u8, RunError> {
+    if report.outcome.is_some()
+        && let WaitStatus::Exited(_, code) = status
+    {
+        return Ok(code as u8);
+    }
+    let how = match status {
+        WaitStatus::Signaled(_, signal, _) => format!("killed by {signal}"),
+        WaitStatus::Exited(_, code) => format!("exit status {code}"),
+        other => format!("{other:?}"),
+    };
+    let text = format!("the sealed process died ({how}) {}", loss(report));
+    report.outcome = Some(Outcome::Lost);
+    report.error = Some(text.clone());
+    Err(RunError::Lost(text))
+}
+
+/// What died with it, for people.
+fn loss(report: &Report) -> &'static str {
+    if report.kind == Kind::Mount {
+        return "and with it its key: everything in the scratch is lost, and it is unmounted";
+    }
+    match report.phase() {
+        _ if report.published.is_some() => "after the results were published; nothing is lost",
+        None | Some(Phase::Preflight | Phase::Seal | Phase::Fetch) => "before the command started; nothing is lost",
+        Some(Phase::Publish) => {
+            "while it published: every process of the run was killed; what is in the output without a manifest is \
+             incomplete, and all else in the scratch is lost"
+        }
+        _ => "and with it its key: every process of the run was killed, and all it had written to the scratch is lost",
+    }
+}
+
+/// Counts signals that ask to end within one phase; the sealed process ends at the second, or is made to.
+#[derive(Default)]
+struct Escalation {
+    count: u32,
+    deadline: Option<Instant>,
+}
+
+impl Escalation {
+    /// A new phase has a new count; the last one does not, for it may be what hangs.
+    fn on_event(&mut self, event: &Event) {
+        if matches!(event, Event::Phase { phase } if *phase != Phase::End) {
+            *self = Self::default();
+        }
+    }
+
+    fn overdue(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now())
+    }
+}

@@ -1,0 +1,137 @@
+//! Processes: fork without exec, and what a child must give back between fork and exec.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{ForkResult, Pid};
+
+/// Which side of [`fork`] this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The process that forked, and the child it got.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// Forks without exec. Fails with [`io::ErrorKind::Other`] if this process has more than one thread: the child would
+/// inherit locks nobody ever unlocks.
+pub fn fork() -> io::Result<Side> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!("fork with {threads} threads")));
+    }
+    // SAFETY: the process has one thread (checked above, and no other can start one), so the child may run any code.
+    // No safe wrapper exists because none can check this.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Side::Parent(child)),
+        ForkResult::Child => Ok(Side::Child),
+    }
+}
+
+/// Whether `signal` is ignored in this process, as after nohup(1).
+pub fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: sigaction(2) with a null new action only writes the old one into `old`, a plain C struct for which
+    // zeros are valid. nix offers no query that leaves the action in place.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal as i32, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// What a command gets back that this process had changed for itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Inherited {
+    /// Signals blocked when this process started.
+    pub mask: SigSet,
+    /// File-mode creation mask when this process started.
+    pub umask: Mode,
+}
+
+impl Inherited {
+    /// The state of this process now.
+    pub fn capture() -> io::Result<Self> {
+        let mask = SigSet::thread_get_mask()?;
+        let current = umask(Mode::empty());
+        umask(current);
+        Ok(Self { mask, umask: current })
+    }
+}
+
+/// Prepares `command` to start as the user would have started it: signal mask and umask of `inherited`, a core limit
+/// of one byte (no core file, and by core(5) no core pipe either), and, with `drop_capabilities`, none
+/// of the capabilities a user namespace gave.
+pub fn prepare(command: &mut Command, inherited: Inherited, drop_capabilities: bool) {
+    let setup = move || {
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&inherited.mask), None)?;
+        umask(inherited.umask);
+        limit_core(1)?;
+        if drop_capabilities {
+            nix::sys::prctl::set_no_new_privs()?;
+            clear_capabilities()?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs in the forked child of a process with threads, so it may call async-signal-safe
+    // functions only: it makes system calls on values it owns, takes no lock and allocates nothing (errors are plain
+    // errno values). std offers no safe way to set these.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// Sets the soft and hard limit of core files to `bytes`, or to the hard limit if that is lower.
+pub fn limit_core(bytes: rlim_t) -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    let limit = bytes.min(hard);
+    Ok(setrlimit(Resource::RLIMIT_CORE, limit, limit)?)
+}
+
+fn clear_capabilities() -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let data = [0u32; 6];
+    // SAFETY: capset(2) reads a header and, for version 3, two structs of three u32 each; both outlive the call. No
+    // dependency wraps it.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fork_is_refused_with_threads() {
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv());
+        assert!(fork().is_err());
+        drop(stop);
+        let _ = thread.join();
+    }
+
+    #[test]
+    fn a_prepared_command_has_a_core_limit_of_one_byte_and_the_old_umask() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -c; ulimit -H -c; umask; grep SigBlk /proc/self/status"]);
+        let inherited = Inherited { mask: SigSet::empty(), umask: Mode::from_bits_truncate(0o027) };
+        prepare(&mut command, inherited, false);
+        let output = command.output().expect("sh starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (_, hard) = getrlimit(Resource::RLIMIT_CORE).expect("limit");
+        if hard >= 1 {
+            // The shell counts in blocks of 512 or 1024 bytes: one byte shows as 0, as the kernel's file does not.
+            assert!(text.starts_with("0\n0\n"), "{text}");
+        }
+        assert!(text.contains("0027"), "{text}");
+        assert!(text.contains("SigBlk:\t0000000000000000"), "{text}");
+    }
+}
