@@ -1,4 +1,7 @@
 //! Expanded keys in use: a set-associative cache, so that a hit allocates nothing and waits for nobody.
+//!
+//! Key schedules lie where the engines put them, on the ordinary heap: at most 512, wiped when they leave, kept from
+//! swap by `sys::memory::lock_process_memory` only.
 
 use std::array;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
