@@ -31,7 +31,8 @@ use parking_lot::Mutex;
 use self::dir::{Directory, Entries};
 use self::inode::{Inode, Meta, Node};
 use self::table::Table;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+pub use crate::store::StoreError;
 
 /// Inode number of the root directory.
 pub const ROOT: u64 = 1;

@@ -1,21 +1,42 @@
 //! FUSE: opcodes to calls of [`crate::fs::Scratch`], and the mount itself.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `adapter` | one method per opcode: decode, call `Scratch`, reply |
+//! | `convert`, `errno` | what the kernel calls things, and what `fs` calls them |
+//! | `counters` | requests by opcode |
+//! | `init` | which capabilities to ask the kernel for |
+//! | `options`, `mountpoint` | what may be asked for, and where it may be mounted |
+//! | `session` | [`Mount`]: mount, serve, detach, abort |
+//! | `bdi` | how much the kernel reads ahead and how much it keeps dirty |
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::fs::Scratch;
+mod adapter;
+mod bdi;
+mod convert;
+mod counters;
+mod errno;
+mod init;
+mod mountpoint;
+mod options;
+mod session;
+
+pub use mountpoint::detach_stale;
+pub use session::Mount;
 
 /// How to mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
     /// Options as mount(8) writes them: `suid`, `dev`, `noexec`, `ro`, `nosuid`, ... Unknown ones are refused.
+    /// `nosuid` and `nodev` are in force unless `suid` and `dev` are given.
     pub options: Vec<String>,
-    /// Let users other than the mounting one in.
+    /// Let users other than the mounting one in; the kernel checks their permissions either way.
     pub allow_other: bool,
-    /// Worker threads; 0 means one per processor, at least 4 and at most 16.
+    /// Worker threads; 0 means one per processor, at least 4 and at most 8.
     pub threads: usize,
 }
 
@@ -34,7 +55,7 @@ pub struct MountFacts {
     pub read_ahead_kb: Option<u64>,
     /// `max_bytes` of the BDI in force, if it could be read.
     pub max_dirty_bytes: Option<u64>,
-    /// Knobs that could not be set, each with the reason.
+    /// What could not be had, each with the reason and what it costs.
     pub degraded: Vec<String>,
 }
 
@@ -62,52 +83,16 @@ pub enum FuseError {
     #[error("mount option `{0}` is not known; see mount(8) for the generic options")]
     Option(String),
     /// mount(2) failed.
-    #[error("mount on {path} failed: {source}")]
+    #[error("mount on {path} failed: {source}; {remedy}")]
     Mount {
         /// The mountpoint.
         path: PathBuf,
         /// The error of mount(2).
         source: io::Error,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// The session could not be started or broke.
     #[error("FUSE session: {0}")]
     Session(#[source] io::Error),
-}
-
-/// A mounted file system, served by threads of this process until it is detached.
-pub struct Mount {
-    _private: (),
-}
-
-impl Mount {
-    /// Mounts `scratch` on `mountpoint` (an existing, empty directory that nothing is mounted on), completes INIT
-    /// and primes the kernel's no-open state: when this returns, the mount is ready.
-    pub fn new(_scratch: Arc<Scratch>, _mountpoint: &Path, _options: &MountOptions) -> Result<Self, FuseError> {
-        todo!()
-    }
-
-    /// What the kernel granted.
-    pub fn facts(&self) -> &MountFacts {
-        todo!()
-    }
-
-    /// Blocks until the session has ended: unmounted by somebody, detached, or aborted.
-    pub fn wait(&self) {
-        todo!()
-    }
-
-    /// Detaches the mount from the tree (`MNT_DETACH`), only if what is mounted there is this file system.
-    pub fn detach(&self) -> io::Result<()> {
-        todo!()
-    }
-
-    /// Ends the session even if requests hang: aborts the connection through fusectl, then detaches.
-    pub fn abort(&self) {
-        todo!()
-    }
-}
-
-/// Detaches the dead mount an earlier crash of runseal left on `mountpoint`, and nothing else; `true` if there was one.
-pub fn detach_stale(_mountpoint: &Path) -> io::Result<bool> {
-    todo!()
 }

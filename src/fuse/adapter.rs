@@ -1,0 +1,556 @@
+//! The adapter: one method per opcode, which decodes, calls [`Scratch`] and replies. No state of its own.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
+    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use zeroize::Zeroizing;
+
+use super::convert::{
+    absent, fallocate_mode, file_attr, file_type, from_system, node_kind, rename_flags, set_time, xattr_mode,
+};
+use super::counters::{Counters, Opcode};
+use super::errno::errno;
+use super::init::{Negotiated, negotiate};
+use crate::fs::{Attr, Caller, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
+use crate::units::SECTOR;
+
+/// How long the kernel may trust entries and attributes: without end, since every change comes through it.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+/// Inode numbers are never used twice, so there are no generations.
+const GENERATION: Generation = Generation(0);
+/// There are no open files here.
+const NO_HANDLE: FileHandle = FileHandle(0);
+/// Most bytes copied by one request, so that a worker comes back; the kernel asks again for the rest.
+const MOST_COPIED: u64 = 1 << 30;
+
+/// What the adapter learned from the kernel, for those who hold the mount.
+pub(super) struct Shared {
+    /// Requests so far.
+    pub counters: Counters,
+    /// Set by INIT.
+    pub negotiated: OnceLock<Negotiated>,
+}
+
+impl Shared {
+    pub(super) const fn new() -> Self {
+        Self { counters: Counters::new(), negotiated: OnceLock::new() }
+    }
+}
+
+/// [`Scratch`] as the kernel sees it.
+pub(super) struct Adapter {
+    scratch: Arc<Scratch>,
+    shared: Arc<Shared>,
+    granted: InitFlags,
+}
+
+impl Adapter {
+    pub(super) fn new(scratch: Arc<Scratch>, shared: Arc<Shared>) -> Self {
+        Self { scratch, shared, granted: InitFlags::empty() }
+    }
+
+    fn count(&self, opcode: Opcode) {
+        self.shared.counters.count(opcode);
+    }
+}
+
+/// Arguments that nothing here depends on (file handles, open flags, lock owners) are left unnamed or underscored.
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
+        let negotiated = negotiate(kernel);
+        self.granted = negotiated.granted;
+        // INIT comes once per session: nothing is overwritten.
+        let _ = self.shared.negotiated.set(negotiated);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Opcode::Lookup);
+        match self.scratch.lookup(parent.0, name.as_bytes()) {
+            Err(FsError::NotFound) => reply.entry(&FOREVER, &absent(), GENERATION),
+            result => entry(reply, result),
+        }
+    }
+
+    /// Also called for each inode of a BATCH_FORGET.
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        self.count(Opcode::Forget);
+        self.scratch.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.count(Opcode::GetAttr);
+        attributes(reply, self.scratch.getattr(ino.0));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.count(Opcode::SetAttr);
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            ctime: ctime.map(from_system),
+            // HANDLE_KILLPRIV_V2: fuser 0.18 does not pass on the kernel's FATTR_KILL_SUIDGID, which says just this.
+            kill_suidgid: uid.is_some() || gid.is_some() || (size.is_some() && request.uid() != 0),
+        };
+        attributes(reply, self.scratch.setattr(ino.0, &set));
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.count(Opcode::ReadLink);
+        match self.scratch.readlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.count(Opcode::MkNod);
+        let Some(kind) = node_kind(mode) else { return reply.error(Errno::EINVAL) };
+        let caller = caller(request, umask);
+        entry(reply, self.scratch.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, rdev, &caller));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.count(Opcode::MkDir);
+        entry(reply, self.scratch.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(request, umask)));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count(Opcode::Unlink);
+        empty(reply, self.scratch.unlink(parent.0, name.as_bytes()));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count(Opcode::RmDir);
+        empty(reply, self.scratch.rmdir(parent.0, name.as_bytes()));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.count(Opcode::Symlink);
+        let target = target.as_os_str().as_bytes();
+        entry(reply, self.scratch.symlink(parent.0, name.as_bytes(), target, &caller(request, 0)));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: fuser::RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.count(Opcode::Rename);
+        let flags = rename_flags(flags);
+        empty(reply, self.scratch.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), flags));
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Opcode::Link);
+        entry(reply, self.scratch.link(ino.0, parent.0, name.as_bytes()));
+    }
+
+    /// `ENOSYS` tells the kernel to open files by itself from now on (NO_OPEN_SUPPORT).
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.count(Opcode::Open);
+        if self.granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT) {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.count(Opcode::Read);
+        with_buffer(size as usize, |buffer| match self.scratch.read(ino.0, offset, buffer) {
+            Ok(count) => reply.data(&buffer[..count]),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    /// The kernel has resolved O_APPEND and checked permissions; a write from its cache has no caller.
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.count(Opcode::Write);
+        let mode = WriteMode {
+            keep_times: self.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+            kill_suidgid: flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        match self.scratch.write(ino.0, offset, data, mode) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// `ENOSYS`: nothing to do when a descriptor is closed; the kernel still writes its dirty pages first.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.count(Opcode::Flush);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.count(Opcode::Release);
+        reply.ok();
+    }
+
+    /// `ENOSYS`: once the kernel has written its dirty pages, the data is as safe as it will be; the key does not
+    /// outlive this process.
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.count(Opcode::Fsync);
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// As [`Self::open`], for directories (NO_OPENDIR_SUPPORT).
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.count(Opcode::OpenDir);
+        if self.granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT) {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(NO_HANDLE, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        }
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.count(Opcode::ReadDir);
+        let result = self.scratch.readdir(ino.0, offset, &mut |entry| {
+            !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), OsStr::from_bytes(entry.name))
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.count(Opcode::ReadDirPlus);
+        let result = self.scratch.readdirplus(ino.0, offset, &mut |entry, attr| {
+            let name = OsStr::from_bytes(entry.name);
+            !reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &file_attr(attr), GENERATION)
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.count(Opcode::ReleaseDir);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.count(Opcode::FsyncDir);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.count(Opcode::StatFs);
+        let fs = self.scratch.statfs();
+        let sector = SECTOR as u32;
+        let free = fs.sectors_free;
+        reply.statfs(fs.sectors, free, free, fs.inodes, fs.inodes_free, sector, NAME_MAX as u32, sector);
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.count(Opcode::SetXattr);
+        let Some(mode) = xattr_mode(flags) else { return reply.error(Errno::EINVAL) };
+        empty(reply, self.scratch.setxattr(ino.0, name.as_bytes(), value, mode));
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.count(Opcode::GetXattr);
+        sized(reply, size, self.scratch.getxattr(ino.0, name.as_bytes()));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.count(Opcode::ListXattr);
+        sized(reply, size, self.scratch.listxattr(ino.0));
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.count(Opcode::RemoveXattr);
+        empty(reply, self.scratch.removexattr(ino.0, name.as_bytes()));
+    }
+
+    /// `ENOSYS`: the kernel checks permissions itself (`default_permissions`).
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        self.count(Opcode::Access);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.count(Opcode::Create);
+        let caller = caller(request, umask);
+        match self.scratch.mknod(parent.0, name.as_bytes(), Kind::File, mode & 0o7777, 0, &caller) {
+            Ok(attr) => reply.created(&FOREVER, &file_attr(&attr), GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// `ENOSYS`: locks are kept by the kernel, which does not ask (POSIX_LOCKS and FLOCK_LOCKS are not negotiated).
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        self.count(Opcode::GetLk);
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// As [`Self::getlk`].
+    fn setlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.count(Opcode::SetLk);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _block_size: u32, _index: u64, reply: ReplyBmap) {
+        self.count(Opcode::Bmap);
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// `ENOSYS`, which the kernel turns into `ENOTTY`.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.count(Opcode::Ioctl);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        self.count(Opcode::Poll);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.count(Opcode::Fallocate);
+        let Some(mode) = fallocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        empty(reply, self.scratch.fallocate(ino.0, offset, length, mode));
+    }
+
+    /// `ENOSYS`, after which the kernel reports everything up to the size as data. It does not write its dirty pages
+    /// before it asks, so a true answer here would show them as holes.
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        self.count(Opcode::Lseek);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.count(Opcode::CopyFileRange);
+        match self.scratch.copy_file_range(from.0, from_offset, to.0, to_offset, length.min(MOST_COPIED)) {
+            Ok(copied) => reply.written(copied as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+fn entry(reply: ReplyEntry, result: Result<Attr, FsError>) {
+    match result {
+        Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr), GENERATION),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn attributes(reply: ReplyAttr, result: Result<Attr, FsError>) {
+    match result {
+        Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// The protocol of getxattr(2) and listxattr(2): size 0 asks for the size.
+fn sized(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// Lends this worker's read buffer: allocated once, grown to the largest request seen, page aligned, wiped when the
+/// worker ends.
+fn with_buffer<T>(size: usize, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: RefCell<Zeroizing<Vec<u8>>> = RefCell::new(Zeroizing::new(Vec::new()));
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < size + SECTOR {
+            *buffer = Zeroizing::new(vec![0; size + SECTOR]);
+        }
+        let start = buffer.as_ptr().align_offset(SECTOR);
+        use_it(&mut buffer[start..start + size])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_read_buffer_is_aligned_and_allocated_once() {
+        let first = with_buffer(1 << 20, |buffer| {
+            assert_eq!((buffer.len(), buffer.as_ptr().align_offset(SECTOR)), (1 << 20, 0));
+            buffer.as_ptr() as usize
+        });
+        for size in [0, 1, 4096, 1 << 20] {
+            assert_eq!(with_buffer(size, |buffer| (buffer.len(), buffer.as_ptr() as usize)), (size, first));
+        }
+    }
+}

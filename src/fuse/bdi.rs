@@ -1,0 +1,185 @@
+//! The kernel's knobs of one mount: how far it reads ahead, and how much written data it keeps before it sends it.
+//!
+//! `strict_limit` stays 1. With 0 and a daemon in the memory cgroup of its workload, every page of the cgroup can
+//! become dirty while the daemon waits for memory to write one: a deadlock for good.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::sys::mount::{MountEntry, mount_table};
+
+/// KiB the kernel reads ahead of a sequential reader; its own default is 128.
+const READ_AHEAD_KB: u64 = 1024;
+/// Most dirty bytes allowed, whatever memory there is.
+const MOST_DIRTY: u64 = 1 << 30;
+/// The share of the memory around that may be dirty, as a divisor.
+const DIRTY_SHARE: u64 = 4;
+
+/// The knobs in force.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Knobs {
+    /// `read_ahead_kb`
+    pub read_ahead_kb: Option<u64>,
+    /// `max_bytes`
+    pub max_bytes: Option<u64>,
+    /// What could not be set, each with the reason.
+    pub degraded: Vec<String>,
+}
+
+/// Sets the knobs of the mount with this device number, as far as this process may.
+pub(super) fn tune(device: (u32, u32)) -> Knobs {
+    let dir = PathBuf::from(format!("/sys/class/bdi/{}:{}", device.0, device.1));
+    let total = memory_total();
+    let limit = cgroup_limits().into_iter().chain(total).min();
+    tune_at(&dir, limit, total)
+}
+
+fn tune_at(dir: &Path, memory_limit: Option<u64>, memory_total: Option<u64>) -> Knobs {
+    let mut degraded = Vec::new();
+    if let Err(error) = write(dir, "read_ahead_kb", READ_AHEAD_KB) {
+        degraded.push(format!("read_ahead_kb not set ({error}): sequential reads are slower"));
+    }
+    let dirty = memory_limit.map(|limit| (limit / DIRTY_SHARE).min(MOST_DIRTY));
+    if let Err(error) = dirty.map_or(Err(io::ErrorKind::NotFound.into()), |bytes| allow_dirty(dir, bytes, memory_total))
+    {
+        degraded.push(format!("max_bytes not set ({error}): writers are slowed down early"));
+    }
+    Knobs { read_ahead_kb: read(&dir.join("read_ahead_kb")), max_bytes: read(&dir.join("max_bytes")), degraded }
+}
+
+/// Allows `bytes` of dirty pages. The kernel refuses more than half of the memory it could dirty at this moment, so
+/// ask for less then; before Linux 6.2 there is only a percentage.
+fn allow_dirty(dir: &Path, bytes: u64, memory_total: Option<u64>) -> io::Result<()> {
+    let mut result = Ok(());
+    for bytes in [bytes, bytes / 2, bytes / 4, bytes / 8] {
+        result = write(dir, "max_bytes", bytes);
+        match &result {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let percent = memory_total.map_or(1, |total| (bytes * 100 / total.max(1)).clamp(1, 100));
+                return write(dir, "max_ratio", percent);
+            }
+            _ => break,
+        }
+    }
+    result
+}
+
+fn write(dir: &Path, knob: &str, value: u64) -> io::Result<()> {
+    // Opened without O_CREAT: a knob the kernel does not have is NotFound.
+    let mut file = fs::OpenOptions::new().write(true).open(dir.join(knob))?;
+    io::Write::write_all(&mut file, value.to_string().as_bytes())
+}
+
+fn read(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Bytes of memory of the machine (proc_meminfo(5)).
+fn memory_total() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Memory limits in bytes of the cgroups this process is in, and of those around them, version 1 or 2 (cgroups(7)).
+fn cgroup_limits() -> Vec<u64> {
+    let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let table = mount_table().unwrap_or_default();
+    memberships.lines().flat_map(|line| limits_of(line, &table)).collect()
+}
+
+/// The limits on the way from one membership (`id:controllers:path`) up to where its hierarchy is mounted.
+fn limits_of(membership: &str, table: &[MountEntry]) -> Vec<u64> {
+    let mut fields = membership.splitn(3, ':').skip(1);
+    let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return Vec::new() };
+    let (fs_type, file) = match controllers {
+        "" => ("cgroup2", "memory.max"),
+        _ if controllers.split(',').any(|name| name == "memory") => ("cgroup", "memory.limit_in_bytes"),
+        _ => return Vec::new(),
+    };
+    let of_memory = |entry: &MountEntry| {
+        fs_type == "cgroup2" || entry.super_options.to_string_lossy().split(',').any(|option| option == "memory")
+    };
+    let Some(mount) = table.iter().find(|entry| entry.fs_type == fs_type && of_memory(entry)) else {
+        return Vec::new();
+    };
+    // In a container the hierarchy may be mounted from a point below its root.
+    let below = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
+    let leaf = mount.mountpoint.join(below);
+    let groups = leaf.ancestors().take_while(|group| group.starts_with(&mount.mountpoint));
+    groups.filter_map(|group| read(&group.join(file))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+
+    fn knobs(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in files {
+            fs::write(dir.path().join(name), "").expect("a file");
+        }
+        dir
+    }
+
+    #[test]
+    fn the_allowance_is_a_quarter_of_the_limit_up_to_a_gibibyte() {
+        let dir = knobs(&["read_ahead_kb", "max_bytes"]);
+        let set = tune_at(dir.path(), Some(256 << 20), Some(64 << 30));
+        assert_eq!(set, Knobs { read_ahead_kb: Some(1024), max_bytes: Some(64 << 20), degraded: vec![] });
+        let dir = knobs(&["read_ahead_kb", "max_bytes"]);
+        assert_eq!(tune_at(dir.path(), Some(64 << 30), None).max_bytes, Some(1 << 30));
+    }
+
+    #[test]
+    fn without_max_bytes_the_ratio_is_set() {
+        let dir = knobs(&["read_ahead_kb", "max_ratio"]);
+        let set = tune_at(dir.path(), Some(8 << 30), Some(16 << 30));
+        assert_eq!(set.degraded, Vec::<String>::new());
+        assert_eq!(read(&dir.path().join("max_ratio")), Some(6));
+    }
+
+    #[test]
+    fn knobs_that_cannot_be_set_are_named_once_each() {
+        let set = tune_at(Path::new("/nonexistent"), Some(1 << 30), None);
+        assert_eq!(set.degraded.len(), 2, "{set:?}");
+        assert!(set.degraded[0].contains("read_ahead_kb") && set.degraded[1].contains("max_bytes"));
+    }
+
+    #[test]
+    fn the_limits_of_all_groups_around_count() {
+        let root = tempfile::tempdir().expect("a directory");
+        let leaf = root.path().join("outer/inner");
+        fs::create_dir_all(&leaf).expect("directories");
+        fs::write(root.path().join("outer/memory.max"), "max\n").expect("a file");
+        fs::write(leaf.join("memory.max"), "1048576\n").expect("a file");
+        fs::write(leaf.join("memory.limit_in_bytes"), "2097152\n").expect("a file");
+        fs::write(root.path().join("memory.limit_in_bytes"), "4194304\n").expect("a file");
+        let entry = |fs_type: &str, options: &str, below: &str| MountEntry {
+            id: 1,
+            parent: 0,
+            device: (0, 1),
+            root: below.into(),
+            mountpoint: root.path().to_owned(),
+            fs_type: fs_type.into(),
+            source: "cgroup".into(),
+            super_options: OsString::from(options),
+        };
+        let table = [entry("cgroup", "rw,cpu", "/"), entry("cgroup", "rw,memory", "/"), entry("cgroup2", "rw", "/box")];
+        assert_eq!(limits_of("0::/box/outer/inner", &table), [1 << 20]);
+        assert_eq!(limits_of("4:cpu,memory:/outer/inner", &table), [2 << 20, 4 << 20]);
+        assert_eq!(limits_of("3:pids:/outer/inner", &table), [0; 0]);
+        assert_eq!(limits_of("4:memory:/elsewhere", &table), [4 << 20]);
+        assert_eq!(limits_of("garbage", &table), [0; 0]);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(memory_total() > Some(1 << 20));
+    }
+}

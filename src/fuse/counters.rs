@@ -1,0 +1,89 @@
+//! Requests by opcode: what a workload costs in round trips.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! opcodes {
+    ($($variant:ident = $name:literal,)*) => {
+        /// The opcodes the kernel may send.
+        #[derive(Clone, Copy)]
+        pub(super) enum Opcode {
+            $($variant,)*
+        }
+
+        const NAMES: &[&str] = &[$($name,)*];
+    };
+}
+
+opcodes! {
+    Lookup = "LOOKUP",
+    Forget = "FORGET",
+    GetAttr = "GETATTR",
+    SetAttr = "SETATTR",
+    ReadLink = "READLINK",
+    Symlink = "SYMLINK",
+    MkNod = "MKNOD",
+    MkDir = "MKDIR",
+    Unlink = "UNLINK",
+    RmDir = "RMDIR",
+    Rename = "RENAME",
+    Link = "LINK",
+    Open = "OPEN",
+    Read = "READ",
+    Write = "WRITE",
+    StatFs = "STATFS",
+    Release = "RELEASE",
+    Fsync = "FSYNC",
+    SetXattr = "SETXATTR",
+    GetXattr = "GETXATTR",
+    ListXattr = "LISTXATTR",
+    RemoveXattr = "REMOVEXATTR",
+    Flush = "FLUSH",
+    OpenDir = "OPENDIR",
+    ReadDir = "READDIR",
+    ReleaseDir = "RELEASEDIR",
+    FsyncDir = "FSYNCDIR",
+    GetLk = "GETLK",
+    SetLk = "SETLK",
+    Access = "ACCESS",
+    Create = "CREATE",
+    Bmap = "BMAP",
+    Ioctl = "IOCTL",
+    Poll = "POLL",
+    Fallocate = "FALLOCATE",
+    ReadDirPlus = "READDIRPLUS",
+    Lseek = "LSEEK",
+    CopyFileRange = "COPY_FILE_RANGE",
+}
+
+/// One counter per opcode, since the mount was made.
+pub(super) struct Counters([AtomicU64; NAMES.len()]);
+
+impl Counters {
+    pub(super) const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; NAMES.len()])
+    }
+
+    pub(super) fn count(&self, opcode: Opcode) {
+        self.0[opcode as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Opcodes seen at least once, with their counts.
+    pub(super) fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
+        NAMES.iter().copied().zip(counts).filter(|&(_, count)| count > 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_stand_under_the_name_of_their_opcode() {
+        let counters = Counters::new();
+        counters.count(Opcode::Lookup);
+        counters.count(Opcode::CopyFileRange);
+        counters.count(Opcode::CopyFileRange);
+        assert_eq!(counters.snapshot(), [("LOOKUP", 1), ("COPY_FILE_RANGE", 2)]);
+    }
+}

@@ -1,0 +1,165 @@
+//! Where to mount: what a mountpoint must be, and what an earlier crash may have left there.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+
+use super::FuseError;
+use crate::sys::mount::{MountEntry, detach, mount_table, top_mount};
+
+/// Type given to mount(2): the kernel reads `fuse`, and shows the whole.
+pub(super) const FS_TYPE: &str = "fuse.runseal";
+/// What mount(8) shows as the device.
+pub(super) const SOURCE: &str = "runseal";
+
+/// Most symbolic links followed to find a mountpoint (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+/// How long a living server may take to answer statfs before its mount counts as alive but busy.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The path of a usable mountpoint, without symbolic links.
+pub(super) fn check(given: &Path) -> Result<PathBuf, FuseError> {
+    let refuse = |problem: String| FuseError::Mountpoint { path: given.to_owned(), problem };
+    let path = resolve(given).map_err(|error| refuse(missing(&error, given)))?;
+    let table = mount_table().map_err(FuseError::Session)?;
+    if let Some(entry) = top_mount(&table, &path) {
+        return Err(refuse(taken(entry)));
+    }
+    let metadata = fs::metadata(&path).map_err(|error| refuse(missing(&error, given)))?;
+    if !metadata.is_dir() {
+        return Err(refuse("is not a directory; choose an empty directory".to_owned()));
+    }
+    let mut entries = fs::read_dir(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    if entries.next().is_some() {
+        return Err(refuse("is not empty, a mount would hide what is in it; choose an empty directory".to_owned()));
+    }
+    Ok(path)
+}
+
+/// Detaches the dead mount an earlier crash of runseal left on `mountpoint`, and nothing else; `true` if there was one.
+///
+/// Dead means that the kernel answers for the server: `ENOTCONN`, or `ECONNABORTED`. A mount whose server lives is
+/// left alone, even if the server does not answer.
+pub fn detach_stale(mountpoint: &Path) -> io::Result<bool> {
+    let path = match resolve(mountpoint) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    let table = mount_table()?;
+    if !top_mount(&table, &path).is_some_and(is_ours) || !is_dead(&path) {
+        return Ok(false);
+    }
+    detach(&path)?;
+    Ok(true)
+}
+
+/// Whether a mount is one that runseal made, now or in an earlier life.
+pub(super) fn is_ours(entry: &MountEntry) -> bool {
+    entry.fs_type == FS_TYPE && entry.source == SOURCE
+}
+
+/// The path of a directory without symbolic links. Does not touch the directory itself, which may be the root of a
+/// mount whose server hangs: only its parent is looked at, and readlink(2) is answered without the server.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..MAX_LINKS {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return fs::canonicalize(&path);
+        };
+        if name == OsStr::new("..") {
+            return fs::canonicalize(&path);
+        }
+        let parent = fs::canonicalize(parent)?;
+        match fs::read_link(parent.join(name)) {
+            Ok(target) => path = parent.join(target),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+            Err(_) => return Ok(parent.join(name)),
+        }
+    }
+    Err(Errno::ELOOP.into())
+}
+
+/// Asks the server, from a thread of its own: with a hanging server the answer may never come. statfs(2) is never
+/// answered from a cache.
+fn is_dead(path: &Path) -> bool {
+    let (answer, wait) = mpsc::channel();
+    let path = path.to_owned();
+    let asker = thread::Builder::new().name("fuse-probe".to_owned()).spawn(move || {
+        // The receiver is gone if the answer came too late.
+        let _ = answer.send(statvfs(&path).err());
+    });
+    asker.is_ok() && matches!(wait.recv_timeout(PATIENCE), Ok(Some(Errno::ENOTCONN | Errno::ECONNABORTED)))
+}
+
+fn missing(error: &io::Error, path: &Path) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("does not exist; create it first: mkdir -p {}", path.display()),
+        io::ErrorKind::NotADirectory => "leads through a file that is not a directory".to_owned(),
+        _ => format!("cannot be used: {error}"),
+    }
+}
+
+fn taken(entry: &MountEntry) -> String {
+    let what = entry.fs_type.to_string_lossy();
+    let place = entry.mountpoint.display();
+    if is_ours(entry) {
+        format!("a {what} file system is mounted there; end that run, or if it is dead: umount --lazy {place}")
+    } else {
+        format!("a {what} file system is mounted there; unmount it or choose another directory")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn problem(path: &Path) -> String {
+        match check(path) {
+            Err(FuseError::Mountpoint { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_will_do_also_through_links() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let real = fs::canonicalize(dir.path()).expect("it exists");
+        fs::create_dir(real.join("mnt")).expect("a directory");
+        symlink("mnt", real.join("first")).expect("a link");
+        symlink(real.join("first"), real.join("second")).expect("a link");
+        for name in ["mnt", "first", "second", "mnt/../mnt", "mnt/"] {
+            assert_eq!(check(&real.join(name)).expect("usable"), real.join("mnt"), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_unusable_mountpoint_says_why_and_what_to_do() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("file"), "x").expect("a file");
+        symlink("loop", dir.path().join("loop")).expect("a link");
+        assert!(problem(&dir.path().join("none")).contains("mkdir -p"));
+        assert!(problem(&dir.path().join("file")).contains("not a directory"));
+        assert!(problem(&dir.path().join("file/below")).contains("not a directory"));
+        assert!(problem(&dir.path().join("loop")).contains("symbolic links"));
+        assert!(problem(dir.path()).contains("not empty"));
+        assert!(problem(Path::new("/proc")).contains("a proc file system is mounted there"));
+    }
+
+    #[test]
+    fn nothing_and_foreign_mounts_are_not_stale() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(!detach_stale(dir.path()).expect("a look"));
+        assert!(!detach_stale(&dir.path().join("none")).expect("a look"));
+        assert!(!detach_stale(Path::new("/proc")).expect("a look"));
+        assert!(Path::new("/proc/self").exists());
+    }
+}

@@ -1,0 +1,339 @@
+//! [`Mount`]: mounts, serves, and takes the mount away again.
+//!
+//! fuser's own mounting is not used: on teardown it can unmount a foreign file system (fuser 0.18, `is_mounted`), and
+//! it gives up when the mount is busy. mount(2) and umount2(2) are called here; fuser gets the descriptor.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Arc, Once, mpsc};
+use std::thread;
+
+use fuser::{Config, Filesystem, INodeNo, Notifier, Session, SessionACL};
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex};
+
+use super::adapter::{Adapter, Shared};
+use super::mountpoint::{self, FS_TYPE, SOURCE, detach_stale, is_ours};
+use super::options::{self, Parsed};
+use super::{FuseError, MountFacts, MountOptions, bdi};
+use crate::fs::{ROOT, Scratch};
+use crate::sys::mount::{self as sys, MountEntry, mount_table, top_mount};
+
+const DEVICE: &str = "/dev/fuse";
+/// fuser names its workers `fuser-0`, `fuser-1`, ...
+const WORKER_PREFIX: &str = "fuser-";
+
+/// A mounted file system, served by threads of this process until it is detached. Dropping it detaches it.
+///
+/// What is changed in the [`Scratch`] behind the kernel's back is seen through the mount only where the kernel has not
+/// looked yet: it remembers names, also missing ones, and attributes without end.
+pub struct Mount {
+    mountpoint: PathBuf,
+    /// Mount id and device number: together they tell this mount from another one on the same directory.
+    id: u64,
+    device: (u32, u32),
+    facts: MountFacts,
+    shared: Arc<Shared>,
+    end: Arc<End>,
+}
+
+impl Mount {
+    /// Mounts `scratch` on `mountpoint` (an existing, empty directory that nothing is mounted on), completes INIT
+    /// and primes the kernel's no-open state: when this returns, the mount is ready.
+    pub fn new(scratch: Arc<Scratch>, mountpoint: &Path, options: &MountOptions) -> Result<Self, FuseError> {
+        let shared = Arc::new(Shared::new());
+        Self::serve(Adapter::new(scratch, shared.clone()), shared, mountpoint, options)
+    }
+
+    fn serve<F: Filesystem>(
+        filesystem: F,
+        shared: Arc<Shared>,
+        mountpoint: &Path,
+        options: &MountOptions,
+    ) -> Result<Self, FuseError> {
+        let parsed = options::parse(options)?;
+        let path = mountpoint::check(mountpoint)?;
+        let device = open_device()?;
+        mount_device(&device, &path, &parsed)?;
+        let entry = entry_at(&path).map_err(FuseError::Session)?;
+        let mut mount = Self {
+            mountpoint: path,
+            id: entry.id,
+            device: entry.device,
+            facts: MountFacts::default(),
+            shared,
+            end: Arc::new(End::default()),
+        };
+        // From here on, dropping `mount` on an error detaches.
+        let threads = worker_count(options.threads);
+        let (notifier, mut degraded) = mount.start(filesystem, device, threads).map_err(FuseError::Session)?;
+        let knobs = bdi::tune(mount.device);
+        degraded.extend(knobs.degraded);
+        let writable = !parsed.flags.contains(nix::mount::MsFlags::MS_RDONLY);
+        if let Err(error) = prime(&mount.mountpoint, writable) {
+            degraded.push(format!("the kernel was not primed ({error}): the first opens cost more requests"));
+        }
+        // Priming made the kernel remember the root's attributes; let it forget them, the scratch may still be filled.
+        if let Err(error) = notifier.inval_inode(INodeNo(ROOT), -1, 0) {
+            degraded.push(format!("the attributes of the root could not be invalidated ({error})"));
+        }
+        mount.facts = MountFacts {
+            mountpoint: mount.mountpoint.clone(),
+            threads,
+            read_ahead_kb: knobs.read_ahead_kb,
+            max_dirty_bytes: knobs.max_bytes,
+            degraded,
+            ..mount.facts.clone()
+        };
+        Ok(mount)
+    }
+
+    /// Completes INIT and starts the workers; returns also what could not be had.
+    fn start<F: Filesystem>(
+        &mut self,
+        filesystem: F,
+        device: OwnedFd,
+        threads: usize,
+    ) -> io::Result<(Notifier, Vec<String>)> {
+        abort_on_worker_panic();
+        let mut config = Config::default();
+        config.n_threads = Some(threads);
+        // Who may come in is decided by the kernel (`allow_other`), not a second time here.
+        let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
+        let notifier = session.notifier();
+        let end = self.end.clone();
+        let (report, flusher) = mpsc::channel();
+        thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
+            // The receiver waits for this.
+            let _ = report.send(sys::set_io_flusher());
+            end.set(session.run());
+        })?;
+        let mut degraded = Vec::new();
+        if let Some(negotiated) = self.shared.negotiated.get() {
+            self.facts.protocol = negotiated.protocol.clone();
+            self.facts.capabilities = negotiated.names();
+            degraded.clone_from(&negotiated.degraded);
+        }
+        if let Ok(Err(error)) = flusher.recv() {
+            degraded.push(format!("PR_SET_IO_FLUSHER not set ({error}): give CAP_SYS_RESOURCE where memory is short"));
+        }
+        Ok((notifier, degraded))
+    }
+
+    /// What the kernel granted.
+    pub fn facts(&self) -> &MountFacts {
+        &self.facts
+    }
+
+    /// Requests the kernel has sent so far, by opcode as fuse.h names it.
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.shared.counters.snapshot()
+    }
+
+    /// Hands every byte that was written through the mount, and is still in the kernel's cache, down to the
+    /// [`Scratch`] (syncfs(2)). Not for a worker thread, which would wait for itself.
+    pub fn flush(&self) -> io::Result<()> {
+        let root = File::open(&self.mountpoint)?;
+        Ok(nix::unistd::syncfs(&root)?)
+    }
+
+    /// Blocks until the session has ended: unmounted by somebody, detached, or aborted. A detached mount ends when the
+    /// last process that has a file open on it lets go.
+    pub fn wait(&self) {
+        self.end.wait();
+    }
+
+    /// Detaches the mount from the tree (`MNT_DETACH`), only if what is mounted there is this file system. A mount
+    /// that is gone already is no error; one hidden under another is (`EBUSY`).
+    pub fn detach(&self) -> io::Result<()> {
+        if self.end.reached() {
+            // The numbers of an ended mount may be given to another one: take away what is dead, nothing else.
+            return detach_stale(&self.mountpoint).map(drop);
+        }
+        match self.place()? {
+            Place::Top => sys::detach(&self.mountpoint),
+            Place::Gone => Ok(()),
+            Place::Covered => Err(Errno::EBUSY.into()),
+        }
+    }
+
+    /// Ends the session even if requests hang: aborts the connection, then detaches. Pending requests fail, and
+    /// data still in the kernel's cache is lost.
+    pub fn abort(&self) {
+        if self.end.reached() {
+            if let Err(error) = self.detach() {
+                tracing::warn!(%error, "an ended mount could not be detached");
+            }
+            return;
+        }
+        let aborted = sys::abort_fuse_connection(self.device.1);
+        // Without fusectl, MNT_FORCE aborts; it needs the mount to be in the tree still.
+        let detached = match self.place() {
+            Ok(Place::Top) => sys::force_detach(&self.mountpoint),
+            Ok(Place::Gone | Place::Covered) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let (Err(fusectl), Err(umount)) = (&aborted, &detached) {
+            tracing::error!(%fusectl, %umount, "the FUSE connection could not be aborted; it ends with this process");
+        }
+    }
+
+    fn place(&self) -> io::Result<Place> {
+        let table = mount_table()?;
+        let this = |entry: &MountEntry| entry.id == self.id && entry.device == self.device && is_ours(entry);
+        Ok(match top_mount(&table, &self.mountpoint) {
+            Some(top) if this(top) => Place::Top,
+            _ if table.iter().any(|entry| this(entry) && entry.mountpoint == self.mountpoint) => Place::Covered,
+            _ => Place::Gone,
+        })
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.detach() {
+            tracing::error!(%error, "the mount could not be detached");
+        }
+    }
+}
+
+/// Where this mount is in the tree.
+enum Place {
+    Top,
+    Covered,
+    Gone,
+}
+
+/// Whether the session has ended.
+#[derive(Default)]
+struct End {
+    reached: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl End {
+    fn set(&self, result: io::Result<()>) {
+        match result {
+            Ok(()) => {}
+            // What fuser makes of an abort when ABORT_ERROR is negotiated.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
+            Err(error) => tracing::error!(%error, "the FUSE session ended with an error"),
+        }
+        *self.reached.lock() = true;
+        self.changed.notify_all();
+    }
+
+    fn reached(&self) -> bool {
+        *self.reached.lock()
+    }
+
+    fn wait(&self) {
+        let mut reached = self.reached.lock();
+        while !*reached {
+            self.changed.wait(&mut reached);
+        }
+    }
+}
+
+/// Opened by path, so that a user namespace sees its own `/dev/fuse`.
+fn open_device() -> Result<OwnedFd, FuseError> {
+    match fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
+        Ok(file) => Ok(file.into()),
+        Err(source) => {
+            let remedy = device_remedy(&source);
+            Err(FuseError::Device { source, remedy })
+        }
+    }
+}
+
+fn device_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            "load the kernel module (modprobe fuse), or give the container the device (--device /dev/fuse)"
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            "let this user open it (chmod 0666 /dev/fuse, or its group), or give the container the device \
+             (--device /dev/fuse) and the right to mount (--cap-add SYS_ADMIN)"
+        }
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
+        _ => "see whether the kernel has FUSE: grep fuse /proc/filesystems",
+    }
+}
+
+/// The kernel checks permissions (`default_permissions`) in every case.
+fn mount_device(device: &OwnedFd, path: &Path, options: &Parsed) -> Result<(), FuseError> {
+    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let mut data = format!(
+        "fd={},rootmode={:o},user_id={user},group_id={group},default_permissions",
+        device.as_raw_fd(),
+        libc::S_IFDIR
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    sys::mount(SOURCE, path, FS_TYPE, options.flags, &data).map_err(|source| {
+        let remedy = mount_remedy(&source);
+        FuseError::Mount { path: path.to_owned(), source, remedy }
+    })
+}
+
+fn mount_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "run as root, or use `runseal run`, which makes a user namespace of its own; in a container add \
+             --cap-add SYS_ADMIN (and --security-opt apparmor=unconfined where AppArmor forbids mounting)"
+        }
+        Some(libc::ENODEV) => "the kernel has no FUSE; load the module: modprobe fuse",
+        Some(libc::ENOSPC) => "too many mounts in this namespace; raise fs.mount-max",
+        _ => "the kernel log may say more: dmesg",
+    }
+}
+
+/// The mount just made. Asks the mount table, not the mount: before INIT a stat would wait for ever.
+fn entry_at(path: &Path) -> io::Result<MountEntry> {
+    let table = mount_table()?;
+    match top_mount(&table, path) {
+        Some(entry) if is_ours(entry) => Ok(entry.clone()),
+        _ => Err(io::Error::new(io::ErrorKind::NotFound, "the new mount is not in /proc/thread-self/mountinfo")),
+    }
+}
+
+fn worker_count(wanted: usize) -> usize {
+    match wanted {
+        0 => thread::available_parallelism().map_or(4, |processors| processors.get().clamp(4, 8)),
+        threads => threads,
+    }
+}
+
+/// Makes the kernel learn that OPEN, OPENDIR and FLUSH are not needed: until one OPEN was refused, every created file
+/// costs a RELEASE. Leaves nothing behind.
+fn prime(root: &Path, writable: bool) -> io::Result<()> {
+    drop(File::open(root)?);
+    if !writable {
+        return Ok(());
+    }
+    let path = root.join(format!(".runseal-{}-primes", process::id()));
+    drop(File::create_new(&path)?);
+    let opened = File::open(&path).map(drop);
+    fs::remove_file(&path)?;
+    opened
+}
+
+/// A panic would end one worker silently: its caller would hang for ever, and later requests with it. So a panic of a
+/// worker, in a handler or in fuser, ends the process; then the kernel fails every request with `ENOTCONN`.
+fn abort_on_worker_panic() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            previous(info);
+            if thread::current().name().is_some_and(|name| name.starts_with(WORKER_PREFIX)) {
+                process::abort();
+            }
+        }));
+    });
+}

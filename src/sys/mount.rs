@@ -1,0 +1,182 @@
+//! The mount table, and the calls that change it.
+#![allow(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+
+/// One line of `mountinfo` (proc(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Mount id, unique while the mount lives.
+    pub id: u64,
+    /// Id of the mount this one sits on.
+    pub parent: u64,
+    /// Device number of the file system: major, minor.
+    pub device: (u32, u32),
+    /// The directory of the file system that is the root of this mount.
+    pub root: PathBuf,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// File-system type, with a subtype as in `fuse.runseal`.
+    pub fs_type: OsString,
+    /// What mount(8) shows as the device.
+    pub source: OsString,
+    /// Options of the superblock, comma separated.
+    pub super_options: OsString,
+}
+
+/// The mounts of the calling thread's namespace. Contacts no file system but proc.
+pub fn mount_table() -> io::Result<Vec<MountEntry>> {
+    let text = fs::read("/proc/thread-self/mountinfo")?;
+    Ok(text.split(|&byte| byte == b'\n').filter_map(parse_line).collect())
+}
+
+/// The mount that is on top at `mountpoint` (a path without symbolic links), if any.
+pub fn top_mount<'a>(table: &'a [MountEntry], mountpoint: &Path) -> Option<&'a MountEntry> {
+    let here = || table.iter().filter(|entry| entry.mountpoint == mountpoint);
+    here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
+}
+
+/// mount(2).
+pub fn mount(source: &str, target: &Path, fs_type: &str, flags: MsFlags, data: &str) -> io::Result<()> {
+    Ok(nix::mount::mount(Some(source), target, Some(fs_type), flags, Some(data))?)
+}
+
+/// Takes the top mount at `target` out of the tree; it lives on until its last user is gone (`MNT_DETACH`).
+pub fn detach(target: &Path) -> io::Result<()> {
+    Ok(nix::mount::umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
+}
+
+/// As [`detach`], and aborts a FUSE connection on the way (`MNT_FORCE`): pending and later requests fail.
+pub fn force_detach(target: &Path) -> io::Result<()> {
+    let flags = MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+    Ok(nix::mount::umount2(target, flags)?)
+}
+
+/// Aborts the FUSE connection whose file system has the device number 0:`minor`, through fusectl, which is mounted
+/// if need be. Works on a mount that is detached already.
+pub fn abort_fuse_connection(minor: u32) -> io::Result<()> {
+    const FUSECTL: &str = "/sys/fs/fuse/connections";
+    let abort = Path::new(FUSECTL).join(minor.to_string()).join("abort");
+    match fs::write(&abort, "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            mount("none", Path::new(FUSECTL), "fusectl", MsFlags::empty(), "")?;
+            fs::write(&abort, "1")
+        }
+        other => other,
+    }
+}
+
+/// Marks the calling thread, and threads it starts from now on, as one that serves the I/O of others: its memory
+/// allocations do not wait for file systems (prctl(2), `PR_SET_IO_FLUSHER`, Linux 5.6). Needs `CAP_SYS_RESOURCE`.
+pub fn set_io_flusher() -> io::Result<()> {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: this prctl takes plain integers and touches no memory. nix has no wrapper for it.
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `id parent major:minor root mountpoint options [optional...] - type source super-options`
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let id = number(fields.next()?)?;
+    let parent = number(fields.next()?)?;
+    let mut device = fields.next()?.splitn(2, |&byte| byte == b':');
+    let device = (number(device.next()?)?, number(device.next()?)?);
+    let root = unescape(fields.next()?).into();
+    let mountpoint = unescape(fields.next()?).into();
+    fields.find(|field| field == b"-")?;
+    let fs_type = unescape(fields.next()?);
+    let source = unescape(fields.next()?);
+    let super_options = unescape(fields.next().unwrap_or_default());
+    Some(MountEntry { id, parent, device, root, mountpoint, fs_type, source, super_options })
+}
+
+fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// Undoes the kernel's `\ooo` for space, tab, newline and backslash.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        match octal(rest) {
+            Some(escaped) => {
+                bytes.push(escaped);
+                rest = &rest[4..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+fn octal(text: &[u8]) -> Option<u8> {
+    let digits = text.strip_prefix(b"\\")?.get(..3)?;
+    u8::from_str_radix(OsStr::from_bytes(digits).to_str()?, 8).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_escapes_and_optional_fields_parses() {
+        let line =
+            br"36 35 0:40 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.runseal run\011seal rw,user_id=0";
+        let entry = parse_line(line).expect("a valid line");
+        assert_eq!((entry.id, entry.parent, entry.device), (36, 35, (0, 40)));
+        assert_eq!(entry.mountpoint, Path::new(r"/mnt/a b\c"));
+        assert_eq!(entry.fs_type, "fuse.runseal");
+        assert_eq!(entry.source, "run\tseal");
+        assert_eq!(entry.super_options, "rw,user_id=0");
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_survives() {
+        let entry = parse_line(b"1 1 0:1 / /mnt/\xff - tmpfs none rw").expect("a valid line");
+        assert_eq!(entry.mountpoint.as_os_str().as_bytes(), b"/mnt/\xff");
+    }
+
+    #[test]
+    fn lines_that_are_cut_off_are_skipped() {
+        for line in
+            [&b""[..], b"36", b"36 35 0:40 / /mnt rw", b"36 35 040 / /mnt rw - a b c", b"x 35 0:4 / /m r - a b c"]
+        {
+            assert_eq!(parse_line(line), None);
+        }
+    }
+
+    #[test]
+    fn the_top_of_a_stack_of_mounts_is_the_one_nothing_sits_on() {
+        let entry = |id, parent, path: &str| MountEntry {
+            id,
+            parent,
+            device: (0, id as u32),
+            root: "/".into(),
+            mountpoint: path.into(),
+            fs_type: "tmpfs".into(),
+            source: "none".into(),
+            super_options: OsString::new(),
+        };
+        let table = [entry(1, 1, "/"), entry(9, 4, "/mnt"), entry(4, 1, "/mnt"), entry(5, 9, "/mnt/below")];
+        assert_eq!(top_mount(&table, Path::new("/mnt")).map(|entry| entry.id), Some(9));
+        assert_eq!(top_mount(&table, Path::new("/")).map(|entry| entry.id), Some(1));
+        assert_eq!(top_mount(&table, Path::new("/other")), None);
+    }
+
+    #[test]
+    fn the_table_of_this_process_has_a_root() {
+        let table = mount_table().expect("/proc is mounted");
+        assert!(top_mount(&table, Path::new("/")).is_some());
+    }
+}
