@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -38,13 +39,15 @@ const MOST_COPIED: u64 = 1 << 30;
 pub(super) struct Shared {
     /// Requests so far.
     pub counters: Counters,
+    /// WRITE requests that were answered with an error.
+    pub failed_writes: AtomicU64,
     /// Set by INIT.
     pub negotiated: OnceLock<Negotiated>,
 }
 
 impl Shared {
     pub(super) const fn new() -> Self {
-        Self { counters: Counters::new(), negotiated: OnceLock::new() }
+        Self { counters: Counters::new(), failed_writes: AtomicU64::new(0), negotiated: OnceLock::new() }
     }
 }
 
@@ -240,7 +243,10 @@ impl Filesystem for Adapter {
         };
         match self.scratch.write(ino.0, offset, data, mode) {
             Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => {
+                self.shared.failed_writes.fetch_add(1, Ordering::Relaxed);
+                reply.error(errno(&error));
+            }
         }
     }
 

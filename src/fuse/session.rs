@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Once, mpsc};
 use std::thread;
 
@@ -132,6 +133,12 @@ impl Mount {
     /// Requests the kernel has sent so far, by opcode as fuse.h names it.
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
         self.shared.counters.snapshot()
+    }
+
+    /// WRITE requests that failed so far. Under the writeback cache their writer may never learn of it: a write(2) that
+    /// succeeded is sent later, and the error comes from fsync(2) or close(2), which programs forget to check.
+    pub fn failed_writes(&self) -> u64 {
+        self.shared.failed_writes.load(Ordering::Relaxed)
     }
 
     /// Hands every byte that was written through the mount, and is still in the kernel's cache, down to the
@@ -336,4 +343,121 @@ fn abort_on_worker_panic() {
             }
         }));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::ffi::OsStr;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant, UNIX_EPOCH};
+
+    use fuser::{FileAttr, FileHandle, FileType, Generation, ReplyAttr, ReplyEntry, Request};
+
+    use super::*;
+
+    const PLACE: &str = "RUNSEAL_TEST_PANIC_MOUNTPOINT";
+
+    /// A file system with a root, on which every lookup panics.
+    struct Panicking;
+
+    impl Filesystem for Panicking {
+        fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+            let attr = FileAttr {
+                ino,
+                size: 0,
+                blocks: 0,
+                atime: UNIX_EPOCH,
+                mtime: UNIX_EPOCH,
+                ctime: UNIX_EPOCH,
+                crtime: UNIX_EPOCH,
+                kind: FileType::Directory,
+                perm: 0o755,
+                nlink: 2,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                blksize: 4096,
+                flags: 0,
+            };
+            reply.attr(&Duration::ZERO, &attr);
+        }
+
+        fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+            assert_ne!(name, "boom", "as the test wants it");
+            reply.entry(&Duration::ZERO, &super::super::convert::absent(), Generation(0));
+        }
+    }
+
+    #[test]
+    fn a_panicking_worker_ends_its_process_and_frees_its_callers() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = fs::canonicalize(dir.path()).expect("it exists").join("mnt");
+        fs::create_dir(&path).expect("a mountpoint");
+        let mut child = Command::new(env::current_exe().expect("this test"))
+            .args(["--exact", "fuse::session::tests::serves_until_a_worker_panics", "--ignored", "--nocapture"])
+            .env(PLACE, &path)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("this test again");
+        let start = Instant::now();
+        while entry_at(&path).is_err() {
+            if child.try_wait().expect("a child").is_some() {
+                return skip("the helper could not mount");
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "never mounted");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let (answer, wait) = mpsc::channel();
+        let boom = path.join("boom");
+        thread::spawn(move || answer.send(fs::metadata(boom).map(drop)));
+        let result = wait.recv_timeout(Duration::from_secs(20));
+        // Fails only if it is dead already, as it should be.
+        let _ = child.kill();
+        let status = child.wait().expect("a child");
+        assert!(detach_stale(&path).expect("a look"), "the dead mount is found and detached");
+        let code = result.expect("the caller is freed").expect_err("nobody answers").raw_os_error();
+        assert!(matches!(code, Some(libc::ENOTCONN | libc::ECONNABORTED)), "{code:?}");
+        assert_eq!(status.signal(), Some(libc::SIGABRT));
+    }
+
+    #[test]
+    #[ignore = "a helper: run by the test above in a process of its own"]
+    fn serves_until_a_worker_panics() {
+        let Some(path) = env::var_os(PLACE) else { return };
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).expect("a lower limit");
+        let options = MountOptions { threads: 2, ..MountOptions::default() };
+        let Ok(mount) = Mount::serve(Panicking, Arc::new(Shared::new()), Path::new(&path), &options) else { return };
+        mount.wait();
+    }
+
+    #[test]
+    fn errors_of_the_device_and_of_mount_come_with_a_remedy() {
+        let remedies = |code| {
+            let error = || io::Error::from_raw_os_error(code);
+            (device_remedy(&error()), mount_remedy(&error()))
+        };
+        assert!(remedies(libc::ENOENT).0.contains("modprobe fuse"));
+        assert!(remedies(libc::ENOENT).0.contains("--device /dev/fuse"));
+        assert!(remedies(libc::EACCES).0.contains("chmod 0666 /dev/fuse"));
+        assert!(remedies(libc::EPERM).0.contains("--cap-add SYS_ADMIN"));
+        assert!(remedies(libc::EPERM).1.contains("run as root"));
+        assert!(remedies(libc::EPERM).1.contains("runseal run"));
+        assert!(remedies(libc::ENODEV).1.contains("modprobe fuse"));
+    }
+
+    #[test]
+    fn an_abort_is_a_clean_end() {
+        let end = End::default();
+        assert!(!end.reached());
+        end.set(Err(io::Error::from_raw_os_error(libc::ECONNABORTED)));
+        assert!(end.reached());
+        end.wait();
+    }
+
+    fn skip(reason: &str) {
+        use std::io::Write;
+        let _ = writeln!(io::stderr(), "SKIP: fuse::session: {reason}");
+    }
 }

@@ -1,0 +1,15 @@
+//! The file system through the kernel: real mounts, real programs.
+//!
+//! Needs root and /dev/fuse; without them each test prints why it was skipped.
+
+mod attributes;
+mod concurrent;
+mod files;
+mod fixture;
+mod lifecycle;
+mod names;
+mod overlay;
+mod programs;
+mod requests;
+mod space;
+mod suites;
