@@ -33,9 +33,11 @@ fn the_facts_are_those_of_this_mount() {
     assert!(!facts.capabilities.iter().any(|name| name == "ATOMIC_O_TRUNC"));
     let [entry] = &mounts_at(&scratch.root())[..] else { panic!("one mount") };
     let bdi = format!("/sys/class/bdi/{}:{}", entry.device.0, entry.device.1);
-    let knob = |name: &str| fs::read_to_string(format!("{bdi}/{name}")).ok().and_then(|text| text.trim().parse().ok());
+    let knob = |name: &str| -> Option<u64> { fs::read_to_string(format!("{bdi}/{name}")).ok()?.trim().parse().ok() };
     assert_eq!(facts.read_ahead_kb, knob("read_ahead_kb"));
-    assert_eq!(facts.max_dirty_bytes, knob("max_bytes"));
+    // Kept as a share of the memory that can be dirtied, which moves.
+    let (told, now) = (facts.max_dirty_bytes.unwrap_or(0), knob("max_bytes").unwrap_or(0));
+    assert!(told.abs_diff(now) <= told / 4, "{told} {now}");
     assert!(knob("strict_limit").is_none_or(|value| value == 1), "strict_limit must stay 1");
     assert_eq!(entry.source, "runseal");
     let json = serde_json::to_value(facts).expect("facts are data");
@@ -47,7 +49,8 @@ fn nothing_is_left_of_priming() {
     let Some(scratch) = mount() else { return };
     assert_eq!(fs::read_dir(scratch.root()).expect("a listing").count(), 0);
     assert_eq!(scratch.store.usage().used, 0);
-    assert_eq!(scratch.scratch.statfs().inodes - scratch.scratch.statfs().inodes_free, 1);
+    let inodes = || scratch.scratch.statfs().inodes - scratch.scratch.statfs().inodes_free;
+    eventually("the kernel forgets the file that primed it", || inodes() == 1);
 }
 
 #[test]

@@ -12,11 +12,11 @@ use crate::fixture::{mount, skip, succeed};
 fn an_overlay_copies_up_hides_and_renames() {
     let Some(scratch) = mount() else { return };
     let lower = scratch.beside("lower");
-    fs::write(lower.join("kept"), "lower").expect("a file");
-    fs::write(lower.join("changed"), "lower").expect("a file");
-    fs::write(lower.join("deleted"), "lower").expect("a file");
+    fs::write(lower.join("kept"), "lower\n").expect("a file");
+    fs::write(lower.join("changed"), "lower\n").expect("a file");
+    fs::write(lower.join("deleted"), "lower\n").expect("a file");
     fs::create_dir_all(lower.join("dir/sub")).expect("directories");
-    fs::write(lower.join("dir/sub/file"), "lower").expect("a file");
+    fs::write(lower.join("dir/sub/file"), "lower\n").expect("a file");
     fs::create_dir(scratch.path("upper")).expect("a directory");
     fs::create_dir(scratch.path("work")).expect("a directory");
     let merged = scratch.beside("merged");
@@ -44,7 +44,7 @@ fn an_overlay_copies_up_hides_and_renames() {
     assert_eq!(names, ["again", "changed", "dir", "linked", "moved", "renamed"]);
     assert_eq!(fs::read_dir(merged.join("dir")).expect("a listing").count(), 0);
     drop(overlay);
-    assert_eq!(fs::read_to_string(lower.join("changed")).expect("a read"), "lower");
+    assert_eq!(fs::read_to_string(lower.join("changed")).expect("a read"), "lower\n");
     assert!(lower.join("dir/sub/file").exists());
 }
 

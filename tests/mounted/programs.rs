@@ -58,7 +58,7 @@ fn tar_and_cp_carry_a_tree_there_and_back() {
     let Some(scratch) = mount() else { return };
     scratch.sh("mkdir -p tree/deep/er/still; cd tree
         i=0; while [ $i -lt 300 ]; do head -c $((i * 137)) /dev/urandom > deep/f$i; i=$((i+1)); done
-        ln deep/f7 deep/hard; ln -s ../f8 deep/er/soft; mkfifo deep/fifo
+        ln deep/f7 deep/hard; ln -s ../f8 deep/er/soft
         truncate -s 10M deep/sparse; echo end >> deep/sparse
         touch -d '1969-12-31 23:59:58.5 UTC' deep/f1; chmod 4750 deep/f2; chown 12:34 deep/f3
         cd ..; tar -cSf out.tar --numeric-owner tree; mkdir back; tar -xpf out.tar -C back --numeric-owner
