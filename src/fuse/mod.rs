@@ -83,14 +83,12 @@ pub enum FuseError {
     #[error("mount option `{0}` is not known; see mount(8) for the generic options")]
     Option(String),
     /// mount(2) failed.
-    #[error("mount on {path} failed: {source}; {remedy}")]
+    #[error("mount on {path} failed: {source}; {remedy}", remedy = session::mount_remedy(source))]
     Mount {
         /// The mountpoint.
         path: PathBuf,
-        /// The error of mount(2).
+        /// The error of mount(2) or umount2(2).
         source: io::Error,
-        /// What to do about it.
-        remedy: &'static str,
     },
     /// The session could not be started or broke.
     #[error("FUSE session: {0}")]

@@ -95,7 +95,11 @@ fn is_dead(path: &Path) -> bool {
         // The receiver is gone if the answer came too late.
         let _ = answer.send(statvfs(&path).err());
     });
-    asker.is_ok() && matches!(wait.recv_timeout(PATIENCE), Ok(Some(Errno::ENOTCONN | Errno::ECONNABORTED)))
+    let Ok(asker) = asker else { return false };
+    let Ok(answer) = wait.recv_timeout(PATIENCE) else { return false };
+    // It has answered, so it ends; callers that fork or unshare want to be the only thread again.
+    let _ = asker.join();
+    matches!(answer, Some(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 fn missing(error: &io::Error, path: &Path) -> String {

@@ -282,13 +282,12 @@ fn mount_device(device: &OwnedFd, path: &Path, options: &Parsed) -> Result<(), F
     if options.allow_other {
         data.push_str(",allow_other");
     }
-    sys::mount(SOURCE, path, FS_TYPE, options.flags, &data).map_err(|source| {
-        let remedy = mount_remedy(&source);
-        FuseError::Mount { path: path.to_owned(), source, remedy }
-    })
+    sys::mount(SOURCE, path, FS_TYPE, options.flags, &data)
+        .map_err(|source| FuseError::Mount { path: path.to_owned(), source })
 }
 
-fn mount_remedy(error: &io::Error) -> &'static str {
+/// What to do about an error of mount(2).
+pub(super) fn mount_remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "run as root, or use `runseal run`, which makes a user namespace of its own; in a container add \
