@@ -148,3 +148,74 @@ impl Tag {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+        let mut value = VERSION.to_le_bytes().to_vec();
+        for (tag, permissions, id) in entries {
+            value.extend(tag.to_le_bytes());
+            value.extend(permissions.to_le_bytes());
+            value.extend(id.to_le_bytes());
+        }
+        value
+    }
+
+    const NAMED: &[(u16, u16, u32)] =
+        &[(1, 7, NO_ID), (2, 6, 1000), (2, 4, 1001), (4, 5, NO_ID), (8, 1, 50), (0x10, 6, NO_ID), (0x20, 4, NO_ID)];
+
+    #[test]
+    fn lists_are_decoded_and_encoded() {
+        let acl = Acl::decode(&value(NAMED)).unwrap().unwrap();
+        assert_eq!(acl.encode(), value(NAMED));
+        assert_eq!((acl.permissions(), acl.is_minimal()), (0o764, false));
+        let minimal = Acl::decode(&value(&[(1, 6, 0), (4, 4, 0), (0x20, 0, 0)])).unwrap().unwrap();
+        assert_eq!((minimal.permissions(), minimal.is_minimal()), (0o640, true));
+        let masked = Acl::decode(&value(&[(1, 6, 0), (4, 4, 0), (0x10, 1, 0), (0x20, 0, 0)])).unwrap().unwrap();
+        assert_eq!((masked.permissions(), masked.is_minimal()), (0o610, false));
+        assert_eq!(Acl::decode(b"").unwrap(), None);
+        assert_eq!(Acl::decode(&value(&[])).unwrap(), None);
+    }
+
+    #[test]
+    fn malformed_lists_are_refused() {
+        let owner = (1, 7, NO_ID);
+        let group = (4, 5, NO_ID);
+        let mask = (0x10, 7, NO_ID);
+        let other = (0x20, 5, NO_ID);
+        for entries in [
+            &[owner][..],
+            &[group, other],
+            &[owner, owner, group, other],
+            &[owner, group, group, other],
+            &[owner, group, other, other],
+            &[group, owner, other],
+            &[owner, (2, 7, 5), group, other],
+            &[owner, group, (8, 7, 5), other],
+            &[owner, group, mask, mask, other],
+            &[owner, (2, 7, NO_ID), group, mask, other],
+            &[owner, group, mask, (8, 7, 5), other],
+            &[(1, 8, NO_ID), group, other],
+            &[owner, group, other, (0x40, 0, 0)],
+        ] {
+            assert!(matches!(Acl::decode(&value(entries)), Err(FsError::Invalid)), "{entries:?}");
+        }
+        let good = value(NAMED);
+        for cut in [1, 3, 5, good.len() - 1] {
+            assert!(matches!(Acl::decode(&good[..cut]), Err(FsError::Invalid)), "{cut}");
+        }
+        assert!(matches!(Acl::decode(&[1, 0, 0, 0]), Err(FsError::NotSupported)));
+    }
+
+    #[test]
+    fn permission_bits_and_list_restrict_each_other() {
+        let mut acl = Acl::decode(&value(NAMED)).unwrap().unwrap();
+        assert_eq!(acl.restrict(0o4666), 0o4664);
+        assert_eq!(acl.permissions(), 0o664);
+        acl.set_permissions(0o4751);
+        assert_eq!(acl.permissions(), 0o751);
+        assert_eq!(acl.encode()[HEADER + 3 * ENTRY + 2], 5, "the group keeps its own entry behind the mask");
+    }
+}

@@ -224,3 +224,99 @@ fn is_name(pages: &BTreeMap<u64, Page>, name: &[u8], hash: u32) -> impl Fn(&Inde
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::inode::{Meta, Node};
+    use super::super::{Kind, Time};
+    use super::*;
+
+    fn inode(ino: u64) -> Arc<Inode> {
+        let meta = Meta::root(0, 0, 0, Time::default());
+        Arc::new(Inode::new(ino, meta, Node::Special { kind: Kind::Fifo, rdev: 0 }))
+    }
+
+    fn inos(entries: &Entries) -> Vec<u64> {
+        entries.after(0).map(|(_, _, inode)| inode.ino).collect()
+    }
+
+    fn filled(n: u64) -> Entries {
+        let mut entries = Entries::default();
+        (0..n).for_each(|i| entries.insert(&i.to_le_bytes(), inode(i)));
+        entries
+    }
+
+    #[test]
+    fn entries_are_found_by_name_and_listed_by_age() {
+        let mut entries = filled(1000);
+        assert_eq!(entries.get(&999u64.to_le_bytes()).map(|inode| inode.ino), Some(999));
+        assert!(entries.get(b"none").is_none() && entries.remove(b"none").is_none());
+        assert_eq!(inos(&entries), (0..1000).collect::<Vec<_>>());
+        (0..1000).filter(|i| i % 3 != 0).for_each(|i| assert_eq!(entries.remove(&i.to_le_bytes()).unwrap().ino, i));
+        assert_eq!(inos(&entries), (0..1000).filter(|i| i % 3 == 0).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn cookies_grow_and_never_come_back() {
+        let mut entries = Entries::default();
+        let mut last = COOKIE_PARENT;
+        for i in 0..500 {
+            entries.insert(b"n", inode(i));
+            let cookie = entries.after(0).next().unwrap().0;
+            assert!(cookie > last, "{cookie} after {last}");
+            last = cookie;
+            if i % 3 == 0 {
+                entries.insert(b"m", inode(i));
+                entries.remove(b"n");
+                entries.remove(b"m");
+            } else {
+                entries.remove(b"n");
+            }
+        }
+        assert!(entries.pages.is_empty());
+    }
+
+    #[test]
+    fn renaming_and_replacing_keep_the_place() {
+        let mut entries = filled(3);
+        entries.rename(&0u64.to_le_bytes(), b"new");
+        assert_eq!(entries.replace(&1u64.to_le_bytes(), inode(7)).unwrap().ino, 1);
+        assert!(entries.replace(b"none", inode(8)).is_none());
+        assert_eq!(inos(&entries), [0, 7, 2]);
+        assert!(entries.get(&0u64.to_le_bytes()).is_none());
+        assert_eq!(entries.get(b"new").unwrap().ino, 0);
+    }
+
+    #[test]
+    fn an_emptied_directory_gives_its_memory_back() {
+        let mut entries = filled(10_000);
+        let full = entries.index.capacity();
+        (0..9_990u64).for_each(|i| drop(entries.remove(&i.to_le_bytes())));
+        assert!(entries.index.capacity() < full / 16);
+        assert!(entries.pages.len() <= 2);
+        assert_eq!(inos(&entries), (9_990..10_000).collect::<Vec<_>>());
+        assert!(entries.get(&9_995u64.to_le_bytes()).is_some());
+    }
+
+    #[test]
+    fn listing_skips_few_gaps() {
+        let mut entries = filled(64 * 100);
+        (0..64 * 100).filter(|i| i % 64 != 63).for_each(|i: u64| drop(entries.remove(&i.to_le_bytes())));
+        assert_eq!(entries.pages.len(), 100);
+        (0..64 * 99).filter(|i| i % 64 == 63).for_each(|i: u64| drop(entries.remove(&i.to_le_bytes())));
+        assert_eq!(entries.pages.len(), 1, "pages without entries are gone, so the first entry is found at once");
+        assert_eq!(inos(&entries), [64 * 100 - 1]);
+    }
+
+    #[test]
+    fn either_an_entry_or_death_comes_first() {
+        let directory = Directory::new(1);
+        directory.reserve().unwrap();
+        assert!(matches!(directory.die(), Err(FsError::NotEmpty)));
+        directory.release();
+        directory.die().unwrap();
+        assert!(directory.is_dead() && directory.size() == 2 * ENTRY_SIZE);
+        assert!(matches!(directory.reserve(), Err(FsError::NotFound)));
+        assert!(matches!(directory.die(), Err(FsError::NotEmpty)));
+    }
+}

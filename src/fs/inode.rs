@@ -297,3 +297,136 @@ impl From<Stamp> for Time {
         Self { secs: stamp.secs, nanos: stamp.nanos }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{CALLER, scratch};
+    use super::super::{FsError, ROOT, RenameFlags, Scratch};
+    use super::*;
+
+    const NONE: SetAttr = SetAttr {
+        mode: None,
+        uid: None,
+        gid: None,
+        size: None,
+        atime: None,
+        mtime: None,
+        ctime: None,
+        kill_suidgid: false,
+    };
+    const OLD: Time = Time { secs: 1, nanos: 2 };
+
+    fn aged_file(fs: &Scratch, mode: u32) -> u64 {
+        let ino = fs.mknod(ROOT, b"f", Kind::File, mode, 0, &CALLER).unwrap().ino;
+        fs.setattr(ino, &SetAttr { mtime: Some(SetTime::At(OLD)), ctime: Some(OLD), ..NONE }).unwrap();
+        ino
+    }
+
+    // promise: S-20
+    #[test]
+    fn times_are_kept_to_the_nanosecond_on_both_sides_of_1970() {
+        let fs = scratch();
+        let ino = fs.file(ROOT, "f").ino;
+        let (before, after) = (Time { secs: -2, nanos: 500_000_000 }, Time { secs: i64::MAX, nanos: 999_999_999 });
+        let set =
+            SetAttr { atime: Some(SetTime::At(before)), mtime: Some(SetTime::At(after)), ctime: Some(OLD), ..NONE };
+        let attr = fs.setattr(ino, &set).unwrap();
+        assert_eq!((attr.atime, attr.mtime, attr.ctime), (before, after, OLD));
+        fs.read(ino, 0, &mut [0; 8]).unwrap();
+        assert_eq!(fs.attr(ino), attr);
+        let attr = fs.setattr(ino, &SetAttr { atime: Some(SetTime::Now), ..NONE }).unwrap();
+        assert!(attr.atime > OLD && attr.atime == attr.ctime && attr.mtime == after);
+    }
+
+    #[test]
+    fn every_change_but_none_moves_ctime() {
+        let fs = scratch();
+        let ino = aged_file(&fs, 0o644);
+        assert_eq!(fs.setattr(ino, &NONE).unwrap().ctime, OLD);
+        for set in [
+            SetAttr { mode: Some(0o600), ..NONE },
+            SetAttr { uid: Some(1), ..NONE },
+            SetAttr { gid: Some(1), ..NONE },
+            SetAttr { atime: Some(SetTime::At(OLD)), ..NONE },
+            SetAttr { mtime: Some(SetTime::At(OLD)), ..NONE },
+        ] {
+            fs.setattr(ino, &SetAttr { ctime: Some(OLD), ..NONE }).unwrap();
+            let attr = fs.setattr(ino, &set).unwrap();
+            assert!(attr.ctime > OLD && attr.mtime == OLD, "{set:?}");
+        }
+        let attr = fs.setattr(ino, &SetAttr { size: Some(0), ..NONE }).unwrap();
+        assert!(attr.mtime > OLD);
+    }
+
+    #[test]
+    fn mode_is_12_bits() {
+        let fs = scratch();
+        let ino = fs.file(ROOT, "f").ino;
+        assert_eq!(fs.setattr(ino, &SetAttr { mode: Some(0o107_777), ..NONE }).unwrap().mode, 0o7777);
+    }
+
+    // promise: S-23
+    #[test]
+    fn a_new_owner_clears_setuid_and_setgid() {
+        let fs = scratch();
+        let ino = fs.file(ROOT, "f").ino;
+        for (before, after) in [(0o6755, 0o755), (0o6745, 0o2745), (0o4644, 0o644), (0o1755, 0o1755)] {
+            for owner in [SetAttr { uid: Some(5), ..NONE }, SetAttr { gid: Some(5), ..NONE }] {
+                fs.setattr(ino, &SetAttr { mode: Some(before), ..NONE }).unwrap();
+                assert_eq!(fs.setattr(ino, &owner).unwrap().mode, after, "{before:o}");
+            }
+        }
+        let both = SetAttr { uid: Some(6), mode: Some(0o4755), ..NONE };
+        assert_eq!(fs.setattr(ino, &both).unwrap().mode, 0o4755, "a mode given with the owner is what is wanted");
+        let dir = fs.dir(ROOT, "d").ino;
+        fs.setattr(dir, &SetAttr { mode: Some(0o6755), ..NONE }).unwrap();
+        assert_eq!(fs.setattr(dir, &SetAttr { uid: Some(5), gid: Some(5), ..NONE }).unwrap().mode, 0o6755);
+    }
+
+    // promise: S-23
+    #[test]
+    fn truncating_and_writing_clear_them_when_asked() {
+        let fs = scratch();
+        let ino = fs.mknod(ROOT, b"f", Kind::File, 0o6755, 0, &CALLER).unwrap().ino;
+        let truncate = SetAttr { size: Some(7), ..NONE };
+        assert_eq!(fs.setattr(ino, &truncate).unwrap().mode, 0o6755);
+        assert_eq!(fs.setattr(ino, &SetAttr { kill_suidgid: true, ..truncate }).unwrap().mode, 0o755);
+        assert_eq!(fs.setattr(ino, &SetAttr { mode: Some(0o2644), ..NONE }).unwrap().mode, 0o2644);
+        assert_eq!(fs.setattr(ino, &SetAttr { kill_suidgid: true, ..truncate }).unwrap().mode, 0o2644);
+    }
+
+    #[test]
+    fn a_setgid_directory_hands_its_group_down() {
+        let fs = scratch();
+        let dir = fs.dir(ROOT, "d").ino;
+        fs.setattr(dir, &SetAttr { mode: Some(0o2775), gid: Some(77), ..NONE }).unwrap();
+        let file = fs.file(dir, "f");
+        assert_eq!((file.gid, file.mode), (77, 0o644));
+        let sub = fs.mkdir(dir, b"s", 0o6755, &CALLER).unwrap();
+        assert_eq!((sub.gid, sub.mode), (77, 0o2755));
+        assert_eq!(fs.symlink(dir, b"l", b"t", &CALLER).unwrap().gid, 77);
+        let plain = fs.mkdir(ROOT, b"p", 0o7777, &CALLER).unwrap();
+        assert_eq!((plain.gid, plain.mode), (100, 0o1755), "mkdir(2) takes permissions and the sticky bit");
+    }
+
+    #[test]
+    fn sizes_show_what_is_inside() {
+        let fs = scratch();
+        let dir = fs.dir(ROOT, "d").ino;
+        let empty = fs.attr(dir).size;
+        let file = fs.file(dir, "f").ino;
+        assert!(fs.attr(dir).size > empty);
+        fs.write(file, 4096, b"x", Default::default()).unwrap();
+        assert_eq!((fs.attr(file).size, fs.attr(file).blocks), (4097, 8));
+        fs.rename(dir, b"f", ROOT, b"f", RenameFlags::default()).unwrap();
+        assert_eq!(fs.attr(dir).size, empty);
+    }
+
+    #[test]
+    fn the_root_is_never_forgotten() {
+        let fs = scratch();
+        fs.forget(ROOT, u64::MAX);
+        assert!(fs.getattr(ROOT).is_ok());
+        assert!(matches!(fs.setattr(ROOT, &SetAttr { size: Some(0), ..NONE }), Err(FsError::IsDirectory)));
+    }
+}

@@ -88,3 +88,48 @@ impl Table {
 fn hash(ino: u64) -> u64 {
     FxBuildHasher.hash_one(ino)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Time;
+    use super::*;
+
+    fn table(max: u64) -> Table {
+        Table::new(max, meta(), Node::Symlink([].into()))
+    }
+
+    fn meta() -> Meta {
+        Meta::root(0, 0, 0, Time::default())
+    }
+
+    #[test]
+    fn numbers_are_never_used_again() {
+        let table = table(1000);
+        let mut last = ROOT;
+        for _ in 0..500 {
+            let ino = table.create(meta(), Node::Symlink([].into())).unwrap().ino;
+            assert!(ino > last);
+            last = ino;
+            table.remove(ino);
+            assert!(table.get(ino).is_none());
+        }
+        assert_eq!(table.live(), 1);
+    }
+
+    #[test]
+    fn the_limit_counts_what_lives() {
+        let table = table(3);
+        let create = || table.create(meta(), Node::Symlink([].into()));
+        let first = create().unwrap().ino;
+        create().unwrap();
+        assert!(matches!(create(), Err(FsError::NoInodes)));
+        table.remove(first);
+        table.remove(first);
+        assert_eq!(table.live(), 2);
+        create().unwrap();
+        let mut inos = Vec::new();
+        table.for_each(|inode| inos.push(inode.ino));
+        inos.sort();
+        assert_eq!(inos, [1, 3, 4]);
+    }
+}

@@ -40,7 +40,6 @@ impl Scratch {
         self.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), RenameFlags::default())
     }
 
-    #[allow(dead_code)]
     pub(super) fn chmod(&self, ino: u64, mode: u32) -> Attr {
         self.setattr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() }).unwrap()
     }
