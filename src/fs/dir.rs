@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(entries.get(&999u64.to_le_bytes()).map(|inode| inode.ino), Some(999));
         assert!(entries.get(b"none").is_none() && entries.remove(b"none").is_none());
         assert_eq!(inos(&entries), (0..1000).collect::<Vec<_>>());
-        (0..1000).filter(|i| i % 3 != 0).for_each(|i| assert_eq!(entries.remove(&i.to_le_bytes()).unwrap().ino, i));
+        (0..1000u64).filter(|i| i % 3 != 0).for_each(|i| assert_eq!(entries.remove(&i.to_le_bytes()).unwrap().ino, i));
         assert_eq!(inos(&entries), (0..1000).filter(|i| i % 3 == 0).collect::<Vec<_>>());
     }
 
