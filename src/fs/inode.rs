@@ -147,7 +147,7 @@ impl Meta {
         Self::new(Kind::Directory, mode, uid, gid, now)
     }
 
-    /// Attributes of a new object in the directory `self`, with one reference: group and set-group-ID bit are
+    /// Attributes of a new object in the directory `self`, without references: group and set-group-ID bit are
     /// inherited from a set-group-ID directory, the ACL from the default ACL, which also replaces the umask.
     pub(super) fn child(&self, kind: Kind, mode: u32, caller: &Caller, now: Time) -> Self {
         let inherits = self.mode() & SETGID != 0;
@@ -164,12 +164,7 @@ impl Meta {
                 None => mode &= !caller.umask,
             }
         }
-        Self { references: 1, extended, ..Self::new(kind, mode, caller.uid, gid, now) }
-    }
-
-    /// Attributes of a whiteout of overlayfs, as `RENAME_WHITEOUT` leaves it; without a reference.
-    pub(super) fn whiteout(now: Time) -> Self {
-        Self::new(Kind::CharDevice, 0, 0, 0, now)
+        Self { extended, ..Self::new(kind, mode, caller.uid, gid, now) }
     }
 
     fn new(kind: Kind, mode: u32, uid: u32, gid: u32, now: Time) -> Self {
@@ -191,7 +186,7 @@ impl Meta {
         u32::from(self.mode)
     }
 
-    /// One more reference, to an inode known to be alive.
+    /// One more reference, to an inode known to be alive or about to be.
     pub(super) fn add_reference(&mut self) {
         self.references += 1;
     }

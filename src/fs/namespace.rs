@@ -143,7 +143,8 @@ impl Scratch {
                 return Err(FsError::Exists);
             }
             directory.reserve()?;
-            let meta = parent.meta().child(node.kind(), mode, caller, now);
+            let mut meta = parent.meta().child(node.kind(), mode, caller, now);
+            meta.add_reference();
             let inode = self.table.create(meta, node).inspect_err(|_| directory.release())?;
             entries.insert(name, inode.clone());
             let mut meta = parent.meta();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 
 use super::dir::{Directory, Entries};
-use super::inode::{Inode, Meta, Node};
+use super::inode::{Inode, Node};
 use super::namespace::check_name;
-use super::{FsError, Kind, ROOT, RenameFlags, Scratch, Time};
+use super::{Caller, FsError, Kind, ROOT, RenameFlags, Scratch, Time};
 
 impl Scratch {
     /// Moves a name, replacing what has the new one (renameat2(2)). Two names of one inode stay as they are.
@@ -86,7 +86,7 @@ impl Scratch {
             Some(target) => check_replaceable(&step.source, target)?,
             None => {}
         }
-        let whiteout = flags.whiteout.then(|| self.whiteout(now)).transpose()?;
+        let whiteout = flags.whiteout.then(|| self.whiteout(from.inode, now)).transpose()?;
         if let Err(error) = step.make_room(to) {
             whiteout.inspect(|inode| self.table.remove(inode.ino));
             return Err(error);
@@ -98,8 +98,10 @@ impl Scratch {
         Ok(())
     }
 
-    fn whiteout(&self, now: Time) -> Result<Arc<Inode>, FsError> {
-        self.table.create(Meta::whiteout(now), Node::Special { kind: Kind::CharDevice, rdev: 0 })
+    /// What overlayfs takes for a removed file: a character device 0:0, made by root.
+    fn whiteout(&self, parent: &Inode, now: Time) -> Result<Arc<Inode>, FsError> {
+        let meta = parent.meta().child(Kind::CharDevice, 0, &Caller { uid: 0, gid: 0, umask: 0 }, now);
+        self.table.create(meta, Node::Special { kind: Kind::CharDevice, rdev: 0 })
     }
 }
 

@@ -50,7 +50,8 @@ impl Scratch {
         let mut meta = inode.meta();
         match attribute {
             Attribute::AccessAcl => meta.set_access_acl(Acl::decode(value)?),
-            Attribute::DefaultAcl => meta.set_default_acl(Acl::decode(value)?, inode.kind())?,
+            Attribute::DefaultAcl if !inode.is_directory() => return refuse_default_acl(value),
+            Attribute::DefaultAcl => meta.set_default_acl(Acl::decode(value)?),
             Attribute::Plain(name) => meta.extended_mut(|extended| extended.set(name, value, mode))?,
         }
         meta.changed(now);
@@ -83,7 +84,8 @@ impl Scratch {
         let mut meta = inode.meta();
         match attribute {
             Attribute::AccessAcl => meta.set_access_acl(None),
-            Attribute::DefaultAcl => meta.set_default_acl(None, inode.kind())?,
+            Attribute::DefaultAcl if !inode.is_directory() => return Ok(()),
+            Attribute::DefaultAcl => meta.set_default_acl(None),
             Attribute::Plain(name) => meta.extended_mut(|extended| extended.remove(name))?,
         }
         meta.changed(now);
@@ -134,12 +136,8 @@ impl Meta {
         self.extended_mut(|extended| extended.access_acl = acl);
     }
 
-    fn set_default_acl(&mut self, acl: Option<Acl>, kind: Kind) -> Result<(), FsError> {
-        if acl.is_some() && kind != Kind::Directory {
-            return Err(FsError::Access);
-        }
+    fn set_default_acl(&mut self, acl: Option<Acl>) {
         self.extended_mut(|extended| extended.default_acl = acl);
-        Ok(())
     }
 
     /// Changes the extended part, which is there only while something is in it.
@@ -148,6 +146,14 @@ impl Meta {
         let result = change(&mut extended);
         self.extended = (!extended.is_empty()).then_some(extended);
         result
+    }
+}
+
+/// What is not a directory does without a default ACL, but cannot be given one.
+fn refuse_default_acl(value: &[u8]) -> Result<(), FsError> {
+    match Acl::decode(value) {
+        Ok(None) => Ok(()),
+        _ => Err(FsError::Access),
     }
 }
 
