@@ -77,10 +77,20 @@ pub fn start(scratch: Arc<Scratch>, path: &Path, options: &MountOptions) -> Opti
 /// An empty scratch with its ciphertext in nameless files in `dir`, unless a backing is given.
 pub fn scratch(dir: &Path, backing: Option<Box<dyn Backing>>, size: u64, inodes: u64) -> (Arc<Scratch>, Arc<Store>) {
     let backing = backing.unwrap_or_else(|| Box::new(AnonBacking::open(&[dir.to_owned()]).expect("arenas")));
-    let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys");
+    let keyring = Keyring::new(engine(), MemoryLock::Try).expect("keys");
     let store = Store::new(backing, keyring, size);
     let root = ScratchOptions { max_inodes: inodes, uid: 0, gid: 0, mode: 0o755 };
     (Arc::new(Scratch::new(store.clone(), root)), store)
+}
+
+/// The cipher engine that `RUNSEAL_ENGINE` names.
+fn engine() -> EngineChoice {
+    match std::env::var("RUNSEAL_ENGINE").as_deref() {
+        Err(_) => EngineChoice::Auto,
+        Ok("aws-lc") => EngineChoice::AwsLc,
+        Ok("portable") => EngineChoice::Portable,
+        Ok(other) => panic!("RUNSEAL_ENGINE={other}: use aws-lc or portable"),
+    }
 }
 
 /// A temporary directory that other users can walk through.
@@ -141,25 +151,40 @@ impl Drop for Mounted {
         let Some(mount) = self.mount.take() else { return };
         let root = self.root();
         let detached = mount.detach();
-        let ended = ends(mount);
+        let ended = ends(mount, &root);
         let left: Vec<_> = mounts_at(&root);
         if !thread::panicking() {
             detached.expect("detach");
-            assert!(ended, "the session did not end: something still uses the mount");
+            ended.expect("the session ends");
             assert!(left.is_empty(), "left behind: {left:?}");
         }
     }
 }
 
-/// Waits for the end of a session; aborts it, and says `false`, if it does not come.
-pub fn ends(mount: Mount) -> bool {
+/// Waits for the end of a session; aborts it, and says who held it, if it does not come.
+pub fn ends(mount: Mount, path: &Path) -> Result<(), String> {
     let mount = Arc::new(mount);
     let waiting = mount.clone();
-    let ended = within(PATIENCE, move || waiting.wait()).is_some();
-    if !ended {
-        mount.abort();
+    if within(3 * PATIENCE, move || waiting.wait()).is_some() {
+        return Ok(());
     }
-    ended
+    let holders = holders(path);
+    mount.abort();
+    Err(format!("still in use by {holders:?}"))
+}
+
+/// Processes that keep a mount alive: with a file open on it, or in another mount namespace that has a copy of it.
+fn holders(path: &Path) -> Vec<String> {
+    let path = path.to_string_lossy();
+    let processes = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
+    let holds = |process: &Path| {
+        let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let mut links = files.map(|file| file.path()).chain([process.join("cwd"), process.join("root")]);
+        let open = links.any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(&*path)));
+        open || fs::read_to_string(process.join("mountinfo")).is_ok_and(|table| table.contains(&*path))
+    };
+    let name = |process: PathBuf| fs::read_to_string(process.join("cmdline")).unwrap_or_default().replace('\0', " ");
+    processes.filter(|process| holds(process)).map(name).collect()
 }
 
 /// The value of `work`, or `None` when it takes too long (its thread is then left behind).

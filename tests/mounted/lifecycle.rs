@@ -82,7 +82,7 @@ fn a_read_only_mount_shows_what_was_put_in_before() {
     assert_eq!(fs::read_to_string(path.join("file")).expect("a read"), "staged");
     assert_eq!(File::create(path.join("new")).expect_err("read-only").raw_os_error(), Some(libc::EROFS));
     mount.detach().expect("detach");
-    assert!(fixture::ends(mount));
+    fixture::ends(mount, &path).expect("the session ends");
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn mounts_writes_and_ends() {
     fs::write(path.join("file"), &data).expect("a write");
     assert!(fs::read(path.join("file")).expect("a read") == data);
     mount.detach().expect("detach");
-    assert!(fixture::ends(mount));
+    fixture::ends(mount, &path).expect("the session ends");
 }
 
 /// A process that mounts and serves; killed when dropped, and its mount detached.

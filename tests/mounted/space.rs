@@ -44,6 +44,7 @@ fn a_full_scratch_says_so_and_keeps_what_it_has() {
 #[test]
 fn statfs_shows_the_limits_of_the_run() {
     let Some(scratch) = mount_with(Setup { size: 64 << 20, inodes: 1000, ..Setup::default() }) else { return };
+    eventually("the kernel forgets the file that primed it", || scratch.scratch.statfs().inodes_free == 999);
     let before = statvfs(&scratch.root()).expect("statvfs");
     assert_eq!((before.block_size(), before.blocks(), before.files()), (4096, 16384, 1000));
     assert_eq!(before.name_max(), 255);
