@@ -105,8 +105,7 @@ fn a_process_of_the_same_user_cannot_read_the_sealed_process() {
         path(&binary),
     );
     if !user_namespaces() {
-        println!("SKIP: {}: user namespaces are forbidden here", module_path!());
-        return;
+        return crate::skip("user namespaces are forbidden here");
     }
     let mut launcher = Command::new("unshare");
     launcher.args(["-m", "sh", "-c", &setup, "sh"]);

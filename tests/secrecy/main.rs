@@ -8,6 +8,7 @@ mod machine;
 mod memory_cgroup;
 mod traces;
 
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -44,12 +45,17 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Leaves the test with a visible reason where it cannot run.
+/// Says why a test did not run, where the test harness does not swallow it.
+fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("?").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIP: {name}: {reason}");
+}
+
+/// Leaves the test where it cannot run.
 macro_rules! require_host {
     () => {
         if let Some(reason) = crate::obstacle() {
-            println!("SKIP: {}: {reason}", module_path!());
-            return;
+            return crate::skip(reason);
         }
     };
 }

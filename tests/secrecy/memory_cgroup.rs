@@ -17,10 +17,7 @@ fn a_run_in_a_small_memory_cgroup_stays_live() {
     require_host!();
     let cgroup = match Cgroup::new() {
         Ok(cgroup) => cgroup,
-        Err(reason) => {
-            println!("SKIP: {}: {reason}", module_path!());
-            return;
-        }
+        Err(reason) => return crate::skip(&reason),
     };
     let script = format!(
         "dd if=/dev/zero of=big bs=1M count={WRITTEN_MIB} status=none; [ $(stat -c %s big) -eq {} ]; \
