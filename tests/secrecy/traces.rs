@@ -159,8 +159,9 @@ fn no_two_runs_and_no_two_sectors_share_ciphertext() {
     let mut seen = HashSet::new();
     for _ in 0..2 {
         let disk = Disk::new();
-        // 8 MiB of one sector over and over, and a copy of it, the same in both runs.
-        let script = "yes 0123456789abcde | head -c 8388608 >same; cat same >again; sync -f .; wait_at_gate";
+        // 8 MiB of one sector over and over, and the same written again (not copied: a copy shares sectors), in both runs.
+        let script =
+            "for file in same again; do yes 0123456789abcde | head -c 8388608 >$file; done; sync -f .; wait_at_gate";
         let family = Family::start(disk.outside(), &["--backing", disk.mount.to_str().unwrap()], script);
         let blocks = disk.ciphertext();
         assert!(blocks.len() >= 4096, "16 MiB must lie on the disk, {} blocks do", blocks.len());
