@@ -27,6 +27,25 @@ fn a_file_reads_back_after_the_cache_is_dropped() {
     assert_eq!(root.size, data.len() as u64);
 }
 
+// promise: S-40
+#[test]
+fn after_fsync_and_after_close_the_server_has_everything() {
+    let Some(scratch) = mount() else { return };
+    let (first, second) = (pattern(1, MIB), pattern(2, MIB));
+    let mut file = File::create(scratch.path("file")).expect("a file");
+    let ino = scratch.scratch.lookup(1, b"file").expect("the server knows it").ino;
+    let arrived = |offset: usize| {
+        let mut bytes = vec![0; MIB];
+        let length = scratch.scratch.read(ino, offset as u64, &mut bytes).expect("a read beside the kernel");
+        (length == MIB).then_some(bytes)
+    };
+    file.write_all(&first).and_then(|()| file.sync_all()).expect("fsync");
+    assert!(arrived(0) == Some(first));
+    file.write_all(&second).expect("a write");
+    drop(file);
+    assert!(arrived(MIB) == Some(second));
+}
+
 // promise: S-10
 #[test]
 fn read_mmap_and_direct_io_see_each_other() {
