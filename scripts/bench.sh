@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Measures runseal beside gocryptfs, securefs or encfs, a plain directory on the same disk, and tmpfs, in one invocation and
+# in turns. Results: target/bench/{results.json,table.md,*.svg}. Must be root: it mounts, and drops the kernel's caches.
+# usage: scripts/bench.sh [--quick] [--only PATTERN] [--targets LIST] [--rounds N] [--backing DIR]      (--help for more)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+needs=(fio:fio gocryptfs:gocryptfs securefs:securefs encfs:encfs samtools:samtools fusermount3:fuse3 tar:tar grep:grep)
+missing=()
+for need in "${needs[@]}"; do
+    command -v "${need%%:*}" >/dev/null || missing+=("${need#*:}")
+done
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    echo "installing: ${missing[*]}" >&2
+    apt-get update -qq
+    for package in "${missing[@]}"; do # one by one: not every release has all of them
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" >/dev/null ||
+            echo "bench: no package $package here" >&2
+    done
+fi
+
+if [ -z "${RUNSEAL:-}" ]; then
+    cargo build --release --quiet
+    export RUNSEAL=$PWD/target/release/runseal
+fi
+exec python3 scripts/bench/main.py "$@"
