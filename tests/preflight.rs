@@ -121,6 +121,13 @@ fn special_files_are_refused_by_name() {
 }
 
 #[test]
+fn a_file_that_hides_its_size_is_refused_rather_than_staged_empty() {
+    let cpuinfo = InputSpec { source: "/proc/cpuinfo".into(), target: "x".into() };
+    let finding = only(check(&[cpuinfo], None, false, PLENTY).unwrap_err(), Path::new("/proc/cpuinfo"));
+    assert_eq!((finding.code, finding.problem.contains("/proc")), (Code::ImportFailed, true));
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     let place = Place::new();
     for (name, mode) in [("in/file", 0o000), ("in/sub", 0o000), ("in/listed", 0o444)] {

@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use nix::unistd::{Whence, lseek};
 
-use super::report::{Code, Finding, shown};
+use super::report::{Code, Finding};
 use super::tree::{Origin, Taken, Tree, valid_target};
 use crate::spec::InputSpec;
-use crate::sys::path::{self, FileKind, Stat};
+use crate::sys::path::{self, FileKind, Stat, shown};
 use crate::units::SECTOR_U64;
 
 /// Opening is waiting, on network file systems above all: more threads than processors pay off.
@@ -171,6 +172,9 @@ fn try_file(path: &Path, seen: &Stat) -> Result<u64, Finding> {
     if !seen.unchanged(&now) {
         return Err(changing(path));
     }
+    if now.size == 0 && file.read_at(&mut [0], 0).map_err(failed)? > 0 {
+        return Err(bottomless(path));
+    }
     let whole = now.size.div_ceil(SECTOR_U64) * SECTOR_U64;
     let sparse = now.blocks.saturating_mul(512) < now.size;
     Ok(if sparse { data_sectors(&file, now.size).unwrap_or(whole) } else { whole })
@@ -267,6 +271,11 @@ fn special(path: &Path, kind: &str) -> Finding {
     )
 }
 
+fn bottomless(path: &Path) -> Finding {
+    let remedy = "copy its contents to a regular file, or leave it out of the inputs".into();
+    finding(Code::ImportFailed, path, "has contents but no size, like the files of /proc".into(), remedy)
+}
+
 fn changing(path: &Path) -> Finding {
     let remedy = "start the run again when nothing writes there".into();
     finding(Code::ModifiedInputResource, path, "changed while preflight looked at it".into(), remedy)
@@ -307,7 +316,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sparse");
         let file = File::create(&path).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 1 << 30).unwrap();
+        file.write_all_at(b"x", 1 << 30).unwrap();
         file.set_len(1 << 40).unwrap();
         let seen = path::stat(&path).unwrap();
         assert_eq!(try_file(&path, &seen).unwrap(), SECTOR_U64);

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use super::report::{Code, Finding, shown};
-use crate::sys::path::{self, FileKind};
+use super::report::{Code, Finding};
+use crate::sys::path::{self, FileKind, shown};
 
 /// Checks `output`; answers with the path by which publishing will find it.
 pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings: &mut Vec<Finding>) -> PathBuf {
@@ -101,7 +101,7 @@ fn try_to_make(output: &Path, resolved: &Path) -> Option<Finding> {
 /// Makes, fills and removes one file of a name nobody else uses.
 fn try_to_write(directory: &Path) -> io::Result<()> {
     let probe = directory.join(format!(".runseal-probe-{}", process::id()));
-    let mut file = path::create(&probe)?;
+    let mut file = path::create(&probe, 0o600)?;
     let written = file.write_all(&[0; 4096]).and_then(|()| file.sync_all());
     let removed = path::remove_file(&probe);
     written.and(removed)

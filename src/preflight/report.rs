@@ -1,7 +1,6 @@
 //! Findings, and the report of them for people and programs.
 
 use std::fmt;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -83,15 +82,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// A path as people read it: control characters and bytes that are not UTF-8 cannot reach the terminal.
-pub(super) fn shown(path: &Path) -> String {
-    let mut text = String::new();
-    for c in path.to_string_lossy().chars() {
-        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,12 +123,5 @@ mod tests {
         assert_eq!(report.to_string(), expected);
         let long = Report { findings: vec![finding(Code::ImportFailed); SHOWN + 3] }.to_string();
         assert!(long.ends_with("\n  and 3 more\n"), "{long}");
-    }
-
-    #[test]
-    fn terminals_are_safe_from_names() {
-        use std::os::unix::ffi::OsStrExt;
-        let name = std::ffi::OsStr::from_bytes(b"a\x1b[31m\n\xff");
-        assert_eq!(shown(Path::new(name)), "a\\u{1b}[31m\\n\u{fffd}");
     }
 }

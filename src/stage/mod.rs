@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::fs::{FsError, Scratch};
 use crate::preflight::Cleared;
 use crate::spec::RunId;
+use crate::sys::path::shown;
 use crate::units::ByteSize;
 use publish::Publication;
 
@@ -34,7 +35,7 @@ pub trait Progress: Send + Sync {
     fn advance(&self, bytes: u64);
     /// One more file is through.
     fn file_done(&self);
-    /// The phase is over.
+    /// All bytes and files are through. Not called when staging fails.
     fn finish(&self);
 }
 
@@ -58,7 +59,7 @@ pub struct Totals {
 #[non_exhaustive]
 pub enum StageError {
     /// Reading or writing outside the scratch failed.
-    #[error("{action} {}: {source}{}", path.display(), remedy_outside(source))]
+    #[error("{action} {}: {source}{}", shown(path), remedy_outside(source))]
     Outside {
         /// `reading`, `writing`, `creating`, ...
         action: &'static str,
@@ -68,7 +69,7 @@ pub enum StageError {
         source: io::Error,
     },
     /// Reading or writing inside the scratch failed.
-    #[error("{action} {} in the scratch: {source}{}", path.display(), remedy_inside(source))]
+    #[error("{action} {} in the scratch: {source}{}", shown(path), remedy_inside(source))]
     Inside {
         /// `reading`, `writing`, `creating`, ...
         action: &'static str,
@@ -78,31 +79,31 @@ pub enum StageError {
         source: FsError,
     },
     /// An input changed between preflight and the end of its copy (`MODIFIED_INPUT_RESOURCE`).
-    #[error("{} changed while it was staged; start the run again when nothing writes to it", path.display())]
+    #[error("{} changed while it was staged; start the run again when nothing writes to it", shown(path))]
     Modified {
         /// The input.
         path: PathBuf,
     },
     /// Something appeared where a result is to go.
-    #[error("{} appeared in the output since preflight; remove it, or allow replacing with --overwrite", path.display())]
+    #[error("{} appeared in the output since preflight; remove it, or allow replacing with --overwrite", shown(path))]
     Appeared {
         /// The path.
         path: PathBuf,
     },
     /// A directory is where a file must go, or the other way round; replacing is only for like with like.
-    #[error("{} is in the way of a result of another kind; move it away", path.display())]
+    #[error("{} is in the way of a result of another kind; move it away", shown(path))]
     InTheWay {
         /// The path.
         path: PathBuf,
     },
     /// A result has a name that publishing needs for itself.
-    #[error("the result `{}` has a name that runseal uses itself in the output; rename it", path.display())]
+    #[error("the result `{}` has a name that runseal uses itself in the output; rename it", shown(path))]
     Reserved {
         /// The path relative to the results.
         path: PathBuf,
     },
     /// The disk of the output has too little space; nothing was written.
-    #[error("the results need {}, {} has {} free; free space there", ByteSize(*needed), path.display(), ByteSize(*free))]
+    #[error("the results need {}, {} has {} free; free space there", ByteSize(*needed), shown(path), ByteSize(*free))]
     NoRoom {
         /// The output.
         path: PathBuf,
@@ -112,7 +113,7 @@ pub enum StageError {
         free: u64,
     },
     /// A result changed while it was published: what was written is not what was there.
-    #[error("the result `{}` changed while it was published; stop what writes to it", path.display())]
+    #[error("the result `{}` changed while it was published; stop what writes to it", shown(path))]
     Unsettled {
         /// The path relative to the results.
         path: PathBuf,

@@ -109,9 +109,8 @@ impl Publication {
         let (from, to) = (self.partial.join(MANIFEST), self.output.join(MANIFEST));
         let _ = path::remove_file(&from);
         let write = || {
-            let file = path::create(&from)?;
+            let file = path::create(&from, 0o666)?;
             manifest::write(&file, &self.run, &self.plan, &self.learnt)?;
-            as_far_as_kept(path::set_mode(&from, 0o644))?;
             file.sync_all()
         };
         write().map_err(outside("writing", &to))?;

@@ -190,7 +190,7 @@ impl Writer<'_> {
 
     fn file(&self, buffer: &mut [u8], i: usize) -> Result<Sum, StageError> {
         let attr = &self.to.plan.entries[i].attr;
-        let file = path::create(&self.path(i)).map_err(self.outside("creating", i))?;
+        let file = path::create(&self.path(i), 0o600).map_err(self.outside("creating", i))?;
         let sum = self.copy(buffer, i, &file)?;
         self.finish(&file, attr).map_err(self.outside("writing", i))?;
         let size = path::Stat::of(&file).map_err(self.outside("examining", i))?.size;

@@ -124,9 +124,9 @@ pub fn open_directory(path: &Path) -> io::Result<File> {
     open_with(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
 }
 
-/// Makes a new file for writing, readable by its owner only (`0600`); an existing name is refused (`EEXIST`).
-pub fn create(path: &Path) -> io::Result<File> {
-    open_with(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)
+/// Makes a new file for writing; the umask applies. An existing name is refused (`EEXIST`).
+pub fn create(path: &Path, mode: u32) -> io::Result<File> {
+    open_with(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, mode)
 }
 
 fn open_with(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
@@ -201,13 +201,18 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     let (a, b) = (Reached::by(from)?, Reached::by(to)?);
     match fcntl::renameat2(&a, a.rest, &b, b.rest, fcntl::RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EINVAL | Errno::ENOSYS) if stat(from)?.kind == FileKind::Directory => rename(from, to),
-        Err(Errno::EINVAL | Errno::ENOSYS) => {
-            unistd::linkat(&a, a.rest, &b, b.rest, AtFlags::empty())?;
-            remove_file(from)
-        }
+        Err(Errno::EINVAL | Errno::ENOSYS) => rename_new_by_link(from, to),
         result => Ok(result?),
     }
+}
+
+fn rename_new_by_link(from: &Path, to: &Path) -> io::Result<()> {
+    if stat(from)?.kind == FileKind::Directory {
+        return rename(from, to);
+    }
+    let (a, b) = (Reached::by(from)?, Reached::by(to)?);
+    unistd::linkat(&a, a.rest, &b, b.rest, AtFlags::empty())?;
+    remove_file(from)
 }
 
 /// `unlink(2)`.
@@ -237,6 +242,15 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         next += 1;
     }
     directories.iter().rev().try_for_each(|d| remove_directory(d))
+}
+
+/// A path as people read it: control characters and bytes that are not UTF-8 cannot reach the terminal.
+pub fn shown(path: &Path) -> String {
+    let mut text = String::new();
+    for c in path.to_string_lossy().chars() {
+        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
 }
 
 /// The last directory of a long path that was opened, and what remains to be named from there.
@@ -282,7 +296,7 @@ mod tests {
             make_directory(&deep, 0o700).unwrap();
         }
         assert!(deep.as_os_str().len() > 2 * REACH);
-        create(&deep.join("file")).unwrap().write_all(b"data").unwrap();
+        create(&deep.join("file"), 0o600).unwrap().write_all(b"data").unwrap();
         make_symlink(OsStr::new("file"), &deep.join("link")).unwrap();
         rename_new(&deep.join("file"), &deep.join("renamed")).unwrap();
         assert_eq!(list(&deep).unwrap(), ["link", "renamed"]);
@@ -299,19 +313,41 @@ mod tests {
     fn a_taken_name_is_not_replaced() {
         let root = tempfile::tempdir().unwrap();
         let (a, b) = (root.path().join("a"), root.path().join("b"));
-        create(&a).unwrap();
-        create(&b).unwrap();
-        assert_eq!(rename_new(&a, &b).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(create(&a).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        create(&a, 0o600).unwrap();
+        create(&b, 0o600).unwrap();
+        assert_eq!(create(&a, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        for rename_new in [rename_new, rename_new_by_link] {
+            assert_eq!(rename_new(&a, &b).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            rename_new(&a, &root.path().join("c")).unwrap();
+            rename_new(&root.path().join("c"), &a).unwrap();
+        }
         rename(&a, &b).unwrap();
         assert_eq!(list(root.path()).unwrap(), ["b"]);
+    }
+
+    #[test]
+    fn a_directory_with_contents_is_not_replaced_where_only_links_are_strict() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, b) = (root.path().join("a"), root.path().join("b"));
+        make_directory(&a, 0o700).unwrap();
+        make_directory(&b, 0o700).unwrap();
+        create(&b.join("file"), 0o600).unwrap();
+        assert_eq!(rename_new_by_link(&a, &b).unwrap_err().kind(), io::ErrorKind::DirectoryNotEmpty);
+        remove_file(&b.join("file")).unwrap();
+        rename_new_by_link(&a, &b).unwrap();
+    }
+
+    #[test]
+    fn terminals_are_safe_from_names() {
+        let name = OsStr::from_bytes(b"a\x1b[31m\n\xff");
+        assert_eq!(shown(Path::new(name)), "a\\u{1b}[31m\\n\u{fffd}");
     }
 
     #[test]
     fn links_are_not_followed() {
         let root = tempfile::tempdir().unwrap();
         let link = root.path().join("link");
-        create(&root.path().join("file")).unwrap();
+        create(&root.path().join("file"), 0o600).unwrap();
         make_symlink(OsStr::new("file"), &link).unwrap();
         assert_eq!(open(&link).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
         assert_eq!(stat(&link).unwrap().kind, FileKind::Symlink);

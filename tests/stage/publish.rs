@@ -11,24 +11,8 @@ use runseal::fs::{Kind, ROOT, WriteMode};
 use runseal::preflight::check;
 use runseal::stage::{StageError, Stager, Totals};
 use runseal::sys::path;
-use sha2::{Digest, Sha256};
 
-use crate::support::{CALLER, Hooks, MANIFEST, PARTIAL, Place, RUN, Tmpfs, noise, tree};
-
-/// The manifest must be complete and true.
-fn assert_published(place: &Place) {
-    let manifest = place.manifest();
-    let files = manifest["files"].as_array().unwrap();
-    assert_eq!(files.len() as u64, manifest["totals"]["files"].as_u64().unwrap());
-    for file in files {
-        let contents = fs::read(place.output(file["path"].as_str().unwrap())).unwrap();
-        let sum: String = Sha256::digest(&contents).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(file["sha256"], *sum);
-        assert_eq!(file["size"], contents.len());
-    }
-    assert!(!place.output(PARTIAL).exists());
-    assert_eq!(tree(&place.output("")).into_iter().filter(|(path, _)| path.iter().any(|n| n == PARTIAL)).count(), 0);
-}
+use crate::support::{CALLER, Hooks, MANIFEST, PARTIAL, Place, RUN, Tmpfs, assert_published, noise};
 
 fn some_results() -> Place {
     let place = Place::new();

@@ -17,6 +17,7 @@ use runseal::spec::{EngineChoice, InputSpec, MemoryLock};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;
 use runseal::sys::path::{self, FileKind};
+use sha2::{Digest, Sha256};
 
 pub const RUN: &str = "test-run";
 pub const PARTIAL: &str = ".runseal-test-run.partial";
@@ -259,6 +260,30 @@ pub fn tree(root: &Path) -> BTreeMap<PathBuf, Node> {
         nodes.insert(relative, node);
     }
     nodes
+}
+
+/// The manifest must be complete and true, and the hidden directory gone.
+pub fn assert_published(place: &Place) {
+    let manifest = place.manifest();
+    let mut files = tree(&place.output(""));
+    files.retain(|path, node| node.kind == FileKind::File && path.as_os_str() != MANIFEST);
+    let lines = manifest["files"].as_array().unwrap();
+    assert_eq!(lines.len() as u64, manifest["totals"]["files"].as_u64().unwrap());
+    for line in lines {
+        let path = match line["path_bytes"].as_str() {
+            Some(digits) => from_base16(digits),
+            None => line["path"].as_str().unwrap().as_bytes().to_vec(),
+        };
+        let node = files.remove(Path::new(&OsString::from_vec(path))).unwrap_or_else(|| panic!("{line}"));
+        let sum: String = Sha256::digest(&node.contents).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(line["sha256"], *sum, "{line}");
+        assert_eq!((&line["size"], &line["mode"]), (&node.contents.len().into(), &format!("{:04o}", node.mode).into()));
+    }
+    assert!(!place.output(PARTIAL).exists());
+}
+
+fn from_base16(digits: &str) -> Vec<u8> {
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
 }
 
 /// Bytes without a pattern that a mixed-up part could repeat.
