@@ -157,6 +157,13 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // Whoever is not root cannot empty a directory without the right to write.
+        let mut left = vec![self.dir.clone()];
+        while let Some(directory) = left.pop() {
+            path::set_mode(&directory, 0o700).unwrap();
+            let children = path::list(&directory).unwrap().into_iter().map(|name| directory.join(name));
+            left.extend(children.filter(|child| path::stat(child).unwrap().kind == FileKind::Directory));
+        }
         path::remove_tree(&self.dir).unwrap();
     }
 }
