@@ -11,7 +11,7 @@ use super::{Failure, store};
 ///
 /// Exits with 0 if `runseal run` can work here.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DoctorArgs {
     /// Directory to examine as backing; as of `runseal run`
     #[arg(long, value_name = "DIR")]
     backing: Vec<std::path::PathBuf>,
@@ -20,7 +20,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn act(args: Args) -> Result<u8, Failure> {
+pub fn act(args: DoctorArgs) -> Result<u8, Failure> {
     let backing = if args.backing.is_empty() { store::backing_of_environment() } else { args.backing };
     let facts = examine(&backing)?;
     let mut out = std::io::stdout().lock();

@@ -27,12 +27,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    Run(run::Args),
-    Mount(mount::Args),
+    Run(run::RunArgs),
+    Mount(mount::MountArgs),
     Status(lifecycle::StatusArgs),
     Resume(lifecycle::ResumeArgs),
     End(lifecycle::EndArgs),
-    Doctor(doctor::Args),
+    Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -97,4 +97,14 @@ fn start_tracing() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("RUNSEAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -12,7 +12,7 @@ use super::{Failure, store};
 /// Returns when the mount is ready. It ends with `runseal end`, with umount(8), or with a signal to runseal; then
 /// everything in it is gone for good. Needs root; `runseal run` does not.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct MountArgs {
     /// Stay until the mount has ended
     #[arg(long)]
     foreground: bool,
@@ -20,12 +20,12 @@ pub struct Args {
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     #[command(flatten)]
-    store: store::Args,
+    store: store::StoreArgs,
     /// An existing, empty directory
     mountpoint: PathBuf,
 }
 
-pub fn act(args: Args, voice: Voice) -> Result<u8, Failure> {
+pub fn act(args: MountArgs, voice: Voice) -> Result<u8, Failure> {
     let (id, store) = args.store.into_spec()?;
     let (mountpoint, options, foreground) = (args.mountpoint, args.options, args.foreground);
     Ok(run::mount(MountSpec { id, store, mountpoint, options, foreground }, voice)?)

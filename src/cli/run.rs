@@ -15,7 +15,7 @@ use super::{Failure, store};
 /// succeeded, and destroys the key. COMMAND finds RUNSEAL_RUN_ID, RUNSEAL_SCRATCH, RUNSEAL_INPUT, RUNSEAL_OUTPUT and
 /// TMPDIR in its environment and starts in $RUNSEAL_SCRATCH/work. Its exit status becomes that of runseal.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct RunArgs {
     /// File or directory to copy in; appears as $RUNSEAL_INPUT/<its name>, or as $RUNSEAL_INPUT/REL
     #[arg(long, value_name = "PATH[=REL]")]
     input: Vec<OsString>,
@@ -29,13 +29,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
-    store: store::Args,
+    store: store::StoreArgs,
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
-pub fn act(args: Args, voice: Voice) -> Result<u8, Failure> {
+pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let exists = |path: &std::path::Path| path.symlink_metadata().is_ok();
     let inputs = args.input.iter().map(|text| InputSpec::parse(text, exists));
     let inputs = inputs.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Usage(error.to_string()))?;

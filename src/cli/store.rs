@@ -8,7 +8,7 @@ use crate::units::ByteSize;
 use super::Failure;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct StoreArgs {
     /// Most the scratch may hold, such as 500MB, 10G or 1.5TiB [default: what the backing has free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     size: Option<ByteSize>,
@@ -27,7 +27,7 @@ pub struct Args {
     memory_lock: MemoryLock,
 }
 
-impl Args {
+impl StoreArgs {
     pub fn into_spec(self) -> Result<(RunId, StoreSpec), Failure> {
         let id = match self.run_id {
             Some(id) => id,

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,19 +72,30 @@ pub fn ask(socket: &Path, request: Request, patience: Option<Duration>) -> io::R
     Ok(serde_json::from_str(&answer)?)
 }
 
-/// Opens the socket at `path`, for its owner only. Must be called inside a tokio runtime.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind(path)?;
+/// Opens the socket at `path`, for its owner only.
+pub fn listen(path: &Path) -> io::Result<StdListener> {
+    let listener = StdListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
-/// Answers clients until the runtime ends: status from `journal`, everything else as an order.
-pub async fn serve(listener: UnixListener, journal: Arc<Journal>, orders: mpsc::UnboundedSender<Order>) {
+/// Answers clients until it is aborted: status from `journal`, everything else as an order. Nothing is ever sent to
+/// `busy`: it is closed once the last client has its answer.
+pub async fn serve(
+    listener: UnixListener,
+    journal: Arc<Journal>,
+    orders: mpsc::UnboundedSender<Order>,
+    busy: mpsc::Sender<()>,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(answer(stream, journal.clone(), orders.clone()));
+                let (journal, orders, busy) = (journal.clone(), orders.clone(), busy.clone());
+                tokio::spawn(async move {
+                    answer(stream, journal, orders).await;
+                    drop(busy);
+                });
             }
             Err(error) => {
                 // Out of descriptors, most likely: give others time to close theirs.

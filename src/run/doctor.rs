@@ -4,7 +4,6 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::geteuid;
@@ -122,9 +121,9 @@ fn namespaces() -> Result<Fact, RunError> {
 
 fn try_namespaces() -> Result<(), String> {
     namespace::enter().map_err(|error| error.reason())?;
-    namespace::seal_view().map_err(|error| error.reason())?;
-    mount(Some("none"), "/tmp", Some("tmpfs"), MsFlags::empty(), None::<&str>)
-        .map_err(|errno| format!("mounting in private namespaces is refused: {}", errno.desc()))
+    // Any directory does: the view ends with this process.
+    let anywhere = Path::new("/tmp");
+    namespace::seal_view(anywhere, &anywhere.join("mnt")).map_err(|error| error.reason())
 }
 
 fn memory_lock() -> Fact {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 
 use super::command::CommandError;
+use super::flush::Unflushed;
 use super::namespace::NamespaceError;
 use super::state::StateError;
 pub use crate::backing::BackingError;
@@ -44,7 +45,7 @@ pub enum RunError {
     Fetch(#[source] StageError),
     /// The results were given up.
     #[error("the results of the run are discarded, as asked; publishing them had failed: {0}")]
-    Discarded(#[source] StageError),
+    Discarded(#[source] PublishError),
     /// The command could not start.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -113,6 +114,17 @@ pub enum RunError {
         /// The error.
         source: io::Error,
     },
+}
+
+/// Why results are held.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// They are not whole.
+    #[error(transparent)]
+    Unflushed(#[from] Unflushed),
+    /// They could not be copied out.
+    #[error(transparent)]
+    Stage(#[from] StageError),
 }
 
 /// For `map_err`: a failed system call, with what it was for.

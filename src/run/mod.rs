@@ -36,11 +36,10 @@ pub use self::doctor::{Fact, Verdict, examine};
 use self::error::{RunError, system};
 pub use self::message::{Voice, warn};
 pub use self::mount::mount;
-use self::namespace::Isolation;
 pub use self::namespace::NamespaceError;
 pub use self::report::Report;
 use self::report::{Destination, Event, Kind, Outcome};
-use self::sealed::Seat;
+use self::sealed::{Place, Seat};
 use self::state::State;
 pub use self::state::{Record, StateError};
 use self::supervisor::Supervisor;
@@ -87,15 +86,18 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
     let mut record = Record::of(report, mountpoint.clone());
     state.record(&record)?;
     let (signals, link, sealed_link) = supervisor::connections()?;
+    let socket = control::listen(&state.socket()).map_err(system("opening the control socket"))?;
     let isolation = namespace::enter()?;
     match process::fork().map_err(system("fork"))? {
         Side::Child => {
             state.disown();
             drop((signals, link));
-            let seat = Seat { link: sealed_link, report: report.clone(), socket: state.socket(), inherited, voice };
-            Ok(Started::Sealed(sealed::run(spec, mountpoint, isolation == Isolation::UserNamespace, seat)))
+            let seat = Seat { link: sealed_link, report: report.clone(), socket, inherited, voice };
+            let place = Place { base: state.base().to_owned(), mountpoint, isolation };
+            Ok(Started::Sealed(sealed::run(spec, place, seat)))
         }
         Side::Parent(sealed) => {
+            drop((sealed_link, socket));
             record.sealed = Some(sealed.as_raw() as u32);
             state.record(&record)?;
             Ok(Started::Supervisor(Supervisor { sealed, signals, link }, state))

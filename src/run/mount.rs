@@ -7,13 +7,14 @@ use std::path::Path;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::control;
 use super::error::{RunError, system};
 use super::message::{Voice, warn};
 use super::report::{Event, Kind, Phase, Report};
 use super::sealed::{self, Seat};
 use super::state::{Record, State};
 use super::supervisor::{self, Supervisor};
-use crate::fuse::{self, FuseError};
+use crate::fuse;
 use crate::spec::MountSpec;
 use crate::sys::process::{self, Inherited, Side};
 
@@ -67,11 +68,12 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
     let mut record = Record::of(&report, spec.mountpoint.clone());
     state.record(&record)?;
     let (signals, link, sealed_link) = supervisor::connections()?;
+    let socket = control::listen(&state.socket()).map_err(system("opening the control socket"))?;
     match process::fork().map_err(system("fork"))? {
         Side::Child => {
             drop((signals, link));
             let background = !spec.foreground;
-            let seat = Seat { link: sealed_link, report, socket: state.socket(), inherited, voice };
+            let seat = Seat { link: sealed_link, report, socket, inherited, voice };
             let ready = move || if background { detach_stdio() } else { Ok(()) };
             let result = sealed::mount(spec, seat, ready);
             let orphaned = nix::unistd::getppid().as_raw() as u32 != record.supervisor;
@@ -81,7 +83,7 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
             result
         }
         Side::Parent(sealed) => {
-            drop(sealed_link);
+            drop((sealed_link, socket));
             record.sealed = Some(sealed.as_raw() as u32);
             state.record(&record)?;
             let result = Supervisor { sealed, signals, link }.watch(&mut report, on_event);
@@ -94,8 +96,7 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
 }
 
 fn detach_stale(mountpoint: &Path) -> Result<bool, RunError> {
-    let failed = |source| FuseError::Mount { path: mountpoint.to_owned(), source };
-    Ok(fuse::detach_stale(mountpoint).map_err(failed)?)
+    fuse::detach_stale(mountpoint).map_err(system("detaching the mount of a dead run"))
 }
 
 /// Standard descriptors are of no use to a process nobody watches, and would keep pipes open.

@@ -59,20 +59,27 @@ pub fn enter() -> Result<Isolation, NamespaceError> {
 
 /// Gives this process its own view of the tree: mounts made outside still arrive, mounts made inside stay inside.
 /// Called as PID 1, it also mounts the `/proc` that belongs to its PID namespace, where the kernel lets it.
-pub fn seal_view() -> Result<(), NamespaceError> {
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| failed("mount namespace", errno))?;
-    change("/", MsFlags::MS_SLAVE | MsFlags::MS_REC).map_err(|errno| failed("mount namespace", errno))?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+///
+/// `base`, the directory with the state of all runs, is covered by one that holds an empty `mountpoint` and nothing
+/// else: the command sees no other run, and whatever user it becomes can reach the mountpoint, which the modes of the
+/// real directory forbid.
+pub fn seal_view(base: &Path, mountpoint: &Path) -> Result<(), NamespaceError> {
+    const WHAT: &str = "mount namespace";
+    let fail = |errno| failed(WHAT, errno);
+    unshare(CloneFlags::CLONE_NEWNS).map_err(fail)?;
+    mount_on(None, Path::new("/"), MsFlags::MS_SLAVE | MsFlags::MS_REC, "").map_err(fail)?;
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Refused in a user namespace when a container masks parts of /proc. The old one then stays: `/proc/self` works
     // in it, only the other processes have the numbers of the outside.
-    if let Err(errno) = mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>) {
+    if let Err(errno) = mount_on(Some("proc"), Path::new("/proc"), hardened, "") {
         tracing::info!("no /proc of its own for the run: {}", errno.desc());
     }
-    Ok(())
+    mount_on(Some("tmpfs"), base, hardened, "mode=755,size=64k").map_err(fail)?;
+    fs::create_dir_all(mountpoint).map_err(|source| NamespaceError { what: WHAT, source })
 }
 
-fn change(path: &str, flags: MsFlags) -> nix::Result<()> {
-    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+fn mount_on(fs_type: Option<&str>, target: &Path, flags: MsFlags, data: &str) -> nix::Result<()> {
+    mount(fs_type, target, fs_type, flags, Some(data))
 }
 
 fn map_own_ids(uid: Uid, gid: Gid) -> io::Result<()> {

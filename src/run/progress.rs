@@ -42,7 +42,7 @@ impl Progress for Meter {
             bar.set_style(style);
         }
         if !drawn {
-            self.voice.say(format_args!("{what}: {files} files, {}", HumanBytes(bytes)));
+            self.voice.say(format_args!("{what}: {}, {}", count(files), HumanBytes(bytes)));
         }
         *self.current.lock() = Some(Current { what, bar, began: Instant::now() });
     }
@@ -65,4 +65,8 @@ impl Progress for Meter {
                 .say(format_args!("{what}: done, {files} files, {} in {seconds:.1} s", HumanBytes(bar.position())));
         }
     }
+}
+
+fn count(files: u64) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }

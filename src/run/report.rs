@@ -111,6 +111,8 @@ pub enum Event {
     Wiped {
         /// When, RFC 3339.
         at: String,
+        /// Bytes that had been encrypted with them.
+        bytes_encrypted: u64,
     },
     /// The sealed process is about to exit in good order.
     Done {
@@ -172,6 +174,8 @@ pub struct Report {
     pub held: Option<String>,
     /// Phases, in order.
     pub phases: Vec<PhaseTime>,
+    /// Bytes encrypted and written to the backing in all.
+    pub bytes_encrypted: Option<u64>,
     /// When the keys were wiped.
     pub key_wiped: Option<String>,
     #[serde(skip)]
@@ -210,6 +214,7 @@ impl Report {
             published: None,
             held: None,
             phases: Vec::new(),
+            bytes_encrypted: None,
             key_wiped: None,
             phase_began: None,
         }
@@ -230,7 +235,9 @@ impl Report {
             Event::CommandEnded { status } => self.command_status = Some(status),
             Event::HeldBecause { problem } => self.held = Some(problem),
             Event::Published { totals } => self.published = Some(totals),
-            Event::Wiped { at } => self.key_wiped = Some(at),
+            Event::Wiped { at, bytes_encrypted } => {
+                (self.key_wiped, self.bytes_encrypted) = (Some(at), Some(bytes_encrypted));
+            }
             Event::Done { outcome, error } => (self.outcome, self.error) = (Some(outcome), error),
         }
     }

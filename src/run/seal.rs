@@ -103,7 +103,8 @@ impl Seal {
             self.mount.abort();
         }
         self.store.wipe();
-        journal.record(Event::Wiped { at: clock::now() });
+        let bytes_encrypted = self.store.stats().bytes_encrypted;
+        journal.record(Event::Wiped { at: clock::now(), bytes_encrypted });
     }
 }
 

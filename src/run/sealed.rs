@@ -5,13 +5,12 @@
 
 use std::future::Future;
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
@@ -20,8 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::command::{self, INPUT, OUTPUT, TMP, WORK};
 use super::control::{self, Reply, Request};
-use super::error::{RunError, system};
+use super::error::{PublishError, RunError, system};
 use super::message::{self, Voice};
+use super::namespace::Isolation;
 use super::progress::Meter;
 use super::report::{Event, Journal, Outcome, Phase, Report};
 use super::seal::{Room, Seal};
@@ -30,12 +30,15 @@ use super::{flush, namespace};
 use crate::fuse::MountOptions;
 use crate::preflight;
 use crate::spec::{MemoryLock, MountSpec, RunSpec, StoreSpec};
-use crate::stage::{StageError, Stager};
+use crate::stage::Stager;
 use crate::sys::memory;
-use crate::sys::process::Inherited;
+use crate::sys::process::{Inherited, limit_core};
 
 /// How long a command may take to end after `runseal end --discard`.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long clients of the control socket may take to read their last answer.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the supervisor passes on.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -65,22 +68,35 @@ pub struct Seat {
     pub link: UnixStream,
     /// The report so far.
     pub report: Report,
-    /// Where the control socket goes.
-    pub socket: PathBuf,
+    /// The control socket.
+    pub socket: UnixListener,
     /// What the user started runseal with.
     pub inherited: Inherited,
     /// How much to say.
     pub voice: Voice,
 }
 
+/// Where a sealed run happens.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Directory with the state of all runs.
+    pub base: PathBuf,
+    /// Private mountpoint below it.
+    pub mountpoint: PathBuf,
+    /// How the namespaces were had.
+    pub isolation: Isolation,
+}
+
 type Orders = mpsc::UnboundedReceiver<Order>;
 
 /// Life of the sealed process of `runseal run`; returns the exit status of the command.
-pub fn run(spec: RunSpec, mountpoint: PathBuf, drop_capabilities: bool, seat: Seat) -> Result<u8, RunError> {
+pub fn run(spec: RunSpec, place: Place, seat: Seat) -> Result<u8, RunError> {
     let enclose = || {
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
-        Ok(namespace::seal_view()?)
+        Ok(namespace::seal_view(&place.base, &place.mountpoint)?)
     };
+    let Place { mountpoint, isolation, .. } = place.clone();
+    let drop_capabilities = isolation == Isolation::UserNamespace;
     live(seat, enclose, |desk| Run { spec, mountpoint, drop_capabilities, desk }.work())
 }
 
@@ -126,10 +142,16 @@ where
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("starting the runtime"))?;
     let result = runtime.block_on(async {
         let (sender, orders) = mpsc::unbounded_channel();
-        let listener = control::listen(&seat.socket).map_err(system("opening the control socket"))?;
-        tokio::spawn(control::serve(listener, journal.clone(), sender.clone()));
+        let listener =
+            tokio::net::UnixListener::from_std(seat.socket).map_err(system("watching the control socket"))?;
+        let (busy, mut idle) = mpsc::channel(1);
+        let server = tokio::spawn(control::serve(listener, journal.clone(), sender.clone(), busy));
         read_link(seat.link, sender.clone());
-        life(Desk { orders, sender, journal, inherited: seat.inherited, voice: seat.voice }).await
+        let result = life(Desk { orders, sender, journal, inherited: seat.inherited, voice: seat.voice }).await;
+        // Whoever waits for an answer gets it before this process is gone.
+        server.abort();
+        let _ = tokio::time::timeout(FAREWELL, idle.recv()).await;
+        result
     });
     // Staging that was interrupted may still be at work: it ends with the process.
     runtime.shutdown_background();
@@ -141,9 +163,8 @@ where
 fn harden() -> Result<(), RunError> {
     Signals::shield_from_terminal()?;
     prctl::set_dumpable(false).map_err(system("prctl(PR_SET_DUMPABLE)"))?;
-    // The hard limit stays: the command gets one of its own, and without privilege none can be raised again.
-    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).map_err(system("getrlimit"))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, hard).map_err(system("setrlimit"))?;
+    // One byte, not none: the command needs this limit (see `process::prepare`), and could not raise one of none.
+    limit_core(1).map_err(system("setrlimit"))?;
     std::env::set_current_dir("/").map_err(system("chdir to /"))?;
     umask(Mode::from_bits_truncate(0o077));
     [Signal::SIGCHLD].into_iter().collect::<SigSet>().thread_unblock().map_err(system("unblocking SIGCHLD"))
@@ -230,7 +251,9 @@ impl Run {
 
     async fn seal(&mut self, room: Room) -> Result<Seal, RunError> {
         self.desk.phase(Phase::Seal);
-        make_seal(room, &self.spec.store, self.mountpoint.clone(), MountOptions::default(), &self.desk).await
+        // "Other" can only be those of the run: nobody else sees the mount.
+        let options = MountOptions { allow_other: true, ..MountOptions::default() };
+        make_seal(room, &self.spec.store, self.mountpoint.clone(), options, &self.desk).await
     }
 
     async fn in_scratch(&mut self, cleared: preflight::Cleared, seal: &Seal) -> Result<(Outcome, u8), RunError> {
@@ -335,14 +358,11 @@ impl Run {
         }
     }
 
-    async fn publish(&mut self, stager: Arc<Stager>, from: u64) -> Result<Result<(), StageError>, RunError> {
+    async fn publish(&mut self, stager: Arc<Stager>, from: u64) -> Result<Result<(), PublishError>, RunError> {
         self.desk.phase(Phase::Publish);
-        let output = self.mountpoint.join(OUTPUT);
-        let journal = self.desk.journal.clone();
+        let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
         let work = beside(move || {
-            if let Err(source) = flush::flush_tree(&output) {
-                return Err(StageError::Outside { action: "flushing", path: output, source });
-            }
+            flush::flush_tree(&output)?;
             let totals = stager.publish(from)?;
             journal.record(Event::Published { totals: serde_json::to_value(totals).unwrap_or_default() });
             Ok(())
@@ -350,7 +370,7 @@ impl Run {
         self.desk.guard("publishing the results", 1, work).await
     }
 
-    fn hold(&self, error: &StageError) {
+    fn hold(&self, error: &PublishError) {
         let id = &self.spec.id;
         self.desk.journal.record(Event::HeldBecause { problem: error.to_string() });
         self.desk.phase(Phase::Held);

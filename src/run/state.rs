@@ -95,8 +95,7 @@ impl State {
         if dir.exists() && !clean_if_dead(&dir)? {
             return Err(StateError::InUse(run_id.clone()));
         }
-        // Root's command may become another user and must then still reach the scratch.
-        make_dir(&dir, if geteuid().is_root() { 0o711 } else { 0o700 })?;
+        make_dir(&dir, 0o700)?;
         make_dir(&dir.join(MOUNTPOINT), 0o700)?;
         let path = dir.join(LOCK);
         let lock = open_lock(&path)?;
@@ -107,6 +106,11 @@ impl State {
     /// The private mountpoint.
     pub fn mountpoint(&self) -> PathBuf {
         self.dir.join(MOUNTPOINT)
+    }
+
+    /// The directory with the state of all runs.
+    pub fn base(&self) -> &Path {
+        self.dir.parent().expect("a state directory is below its base")
     }
 
     /// Where the control socket goes.

@@ -1,0 +1,63 @@
+//! kill -9 of either process, and what is left: nothing.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::bench::{Live, lives, mounted, processes_with, require_host, run, say, send, state_dir, text, wait_until};
+
+/// Leaves a daemon behind that forked twice and left the session; `word` finds it.
+fn daemonise(word: &str) -> String {
+    format!(
+        "(setsid sh -c '(sleep {word} &)' &); (trap '' HUP TERM; exec setsid sleep {word}) & sleep 0.1; ready; sleep {word}"
+    )
+}
+
+#[test]
+fn the_death_of_the_sealed_process_ends_everything() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (output, report) = (dir.path().join("out"), dir.path().join("report.json"));
+    let word = format!("3800.{}", std::process::id());
+    let flags = ["--output", text(&output), "--report", text(&report)];
+    let live = Live::start(dir.path(), &flags, &daemonise(&word));
+    let (id, sealed) = (live.id.clone(), live.sealed());
+    assert!(processes_with(&word).len() >= 3);
+    send(sealed, Signal::SIGKILL);
+    live.end().expect(71, &["sealed process died", "SIGKILL", "written to the scratch is lost"]);
+    assert_eq!(processes_with(&word), [0; 0]);
+    assert!(!mounted(&state_dir(&id)) && !state_dir(&id).exists());
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).expect("written")).expect("JSON");
+    assert_eq!((&report["outcome"], &report["exit_status"]), (&"lost".into(), &71.into()));
+    assert_eq!(report["phases"].as_array().and_then(|p| p.last()).map(|p| p["phase"].clone()), Some("command".into()));
+}
+
+#[test]
+fn the_death_of_the_supervisor_ends_everything() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let word = format!("3900.{}", std::process::id());
+    let live = Live::start(dir.path(), &[], &daemonise(&word));
+    let (id, sealed) = (live.id.clone(), live.sealed());
+    send(live.supervisor(), Signal::SIGKILL);
+    live.end().expect(137, &[]);
+    wait_until("the sealed process is gone", || !lives(sealed));
+    wait_until("the command is gone", || processes_with(&word).is_empty());
+    assert!(!mounted(&state_dir(&id)));
+    // Nobody was left to remove the state; the next command does.
+    say(&["status"]).expect(0, &[]);
+    assert!(!state_dir(&id).exists());
+}
+
+#[test]
+fn the_name_of_a_dead_run_can_be_used_again() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let live = Live::start(dir.path(), &[], "ready; sleep 3600");
+    let (id, sealed) = (live.id.clone(), live.sealed());
+    send(live.supervisor(), Signal::SIGKILL);
+    live.end().expect(137, &[]);
+    wait_until("the sealed process is gone", || !lives(sealed));
+    run(&["--run-id", &id], "true").expect(0, &[]);
+    assert!(!state_dir(&id).exists());
+}

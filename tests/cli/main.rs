@@ -1,0 +1,12 @@
+//! The binary from the outside: what people type, what they read, what it exits with, what is left behind.
+//!
+//! Most of it needs root and /dev/fuse; says `SKIP: reason` without them.
+
+mod bench;
+mod death;
+mod held;
+mod hosts;
+mod mounts;
+mod runs;
+mod signals;
+mod usage;

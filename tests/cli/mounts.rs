@@ -1,0 +1,194 @@
+//! `runseal mount`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use crate::bench::{
+    Said, fresh_id, lives, mounted, phase, require_host, runseal, say, send, state_dir, status, text, wait_until,
+};
+
+/// A mount in the background; ended on drop.
+struct Mounted {
+    id: String,
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn new(flags: &[&str]) -> Self {
+        let mounted = Self { id: fresh_id(), dir: tempfile::tempdir().expect("tempdir") };
+        let mut arguments = vec!["mount", "--run-id", &mounted.id];
+        arguments.extend(flags);
+        arguments.push(text(mounted.dir.path()));
+        say(&arguments).expect(0, &[]);
+        mounted
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn process(&self, which: &str) -> i32 {
+        status(&self.id).expect("alive")["state"][which].as_i64().expect("a number") as i32
+    }
+
+    fn wait_gone(&self) {
+        wait_until("the mount is gone", || !mounted(self.path()));
+        wait_until("the state is gone", || !state_dir(&self.id).exists());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if mounted(self.path()) {
+            say(&["end", &self.id]);
+            wait_until("the mount is gone", || !mounted(self.path()));
+        }
+    }
+}
+
+#[test]
+fn a_mount_is_ready_when_the_command_returns() {
+    require_host!();
+    let mount = Mounted::new(&["--size", "64M"]);
+    fs::write(mount.path().join("file"), "data").expect("written");
+    assert_eq!(fs::read(mount.path().join("file")).expect("read"), b"data");
+    assert_eq!(phase(&mount.id).as_deref(), Some("serving"));
+    let free = nix::sys::statvfs::statvfs(mount.path()).expect("statvfs");
+    assert_eq!(free.blocks() * free.fragment_size(), 64 << 20);
+    say(&["end", &mount.id]).expect(0, &[]);
+    mount.wait_gone();
+    assert_eq!(fs::read_dir(mount.path()).expect("readable").count(), 0);
+}
+
+#[test]
+fn a_mount_is_ended_by_its_mountpoint_too() {
+    require_host!();
+    let mount = Mounted::new(&[]);
+    say(&["end", text(mount.path())]).expect(0, &[]);
+    mount.wait_gone();
+}
+
+#[test]
+fn umount_ends_the_run() {
+    require_host!();
+    let mount = Mounted::new(&[]);
+    let (supervisor, sealed) = (mount.process("supervisor"), mount.process("sealed"));
+    assert!(Command::new("umount").arg(mount.path()).status().expect("umount runs").success());
+    mount.wait_gone();
+    wait_until("both processes end", || !lives(supervisor) && !lives(sealed));
+}
+
+#[test]
+fn a_signal_ends_the_mount() {
+    require_host!();
+    let mount = Mounted::new(&[]);
+    send(mount.process("supervisor"), Signal::SIGTERM);
+    mount.wait_gone();
+}
+
+#[test]
+fn the_death_of_either_process_takes_the_mount_down() {
+    require_host!();
+    for victim in ["sealed", "supervisor"] {
+        let mount = Mounted::new(&[]);
+        let family = [mount.process("sealed"), mount.process("supervisor")];
+        fs::write(mount.path().join("file"), "data").expect("written");
+        send(mount.process(victim), Signal::SIGKILL);
+        mount.wait_gone();
+        wait_until("both processes end", || !family.iter().any(|&process| lives(process)));
+    }
+}
+
+#[test]
+fn a_mount_both_processes_of_which_died_is_detached_at_the_next_start() {
+    require_host!();
+    let mount = Mounted::new(&[]);
+    let (supervisor, sealed) = (mount.process("supervisor"), mount.process("sealed"));
+    // Stopped first, or it would clean up after the other.
+    send(supervisor, Signal::SIGSTOP);
+    send(sealed, Signal::SIGKILL);
+    send(supervisor, Signal::SIGKILL);
+    wait_until("both processes end", || !lives(supervisor) && !lives(sealed));
+    assert!(mounted(mount.path()), "a dead mount is left");
+    let id = fresh_id();
+    say(&["mount", "--run-id", &id, text(mount.path())]).expect(0, &["detached", text(mount.path())]);
+    fs::write(mount.path().join("file"), "data").expect("the new mount works");
+    say(&["end", &id]).expect(0, &[]);
+    wait_until("the mount is gone", || !mounted(mount.path()));
+}
+
+#[test]
+fn another_file_system_on_the_mountpoint_is_left_alone() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let tmpfs = Tmpfs::on(dir.path());
+    say(&["mount", text(&tmpfs.0)]).expect(73, &[text(&tmpfs.0)]);
+    assert!(mounted(&tmpfs.0));
+}
+
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn on(dir: &Path) -> Self {
+        let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir).status().expect("mount runs");
+        assert!(status.success());
+        Self(dir.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_mountpoint_that_will_not_do_is_named() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let missing = dir.path().join("missing");
+    say(&["mount", text(&missing)]).expect(73, &[text(&missing)]);
+    let file = dir.path().join("file");
+    fs::write(&file, "").expect("written");
+    say(&["mount", text(&file)]).expect(73, &[text(&file)]);
+    say(&["mount", text(dir.path())]).expect(73, &[text(dir.path()), "empty"]);
+    let mount = Mounted::new(&[]);
+    say(&["mount", text(mount.path())]).expect(73, &[text(mount.path())]);
+    assert!(mounted(mount.path()), "the live mount stays");
+    let empty = tempfile::tempdir().expect("tempdir");
+    say(&["mount", "-o", "nonsense", text(empty.path())]).expect(64, &["nonsense", "mount(8)"]);
+}
+
+#[test]
+fn in_the_foreground_it_stays() {
+    require_host!();
+    let (id, dir) = (fresh_id(), tempfile::tempdir().expect("tempdir"));
+    let child = runseal()
+        .args(["mount", "--foreground", "--run-id", &id, "-o", "noexec", text(dir.path())])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    wait_until("it serves", || phase(&id).as_deref() == Some("serving"));
+    let table = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let line = table.lines().find(|line| line.contains(text(dir.path()))).expect("mounted");
+    assert!(line.contains("noexec") && line.contains("allow_other"), "{line}");
+    send(child.id() as i32, Signal::SIGINT);
+    Said::of(child.wait_with_output().expect("wait")).expect(0, &[]);
+    assert!(!mounted(dir.path()));
+}
+
+#[test]
+fn open_files_do_not_keep_a_mount_that_was_ended() {
+    require_host!();
+    let mount = Mounted::new(&[]);
+    let open = fs::File::create(mount.path().join("open")).expect("created");
+    let sealed = mount.process("sealed");
+    say(&["end", &mount.id]).expect(0, &[]);
+    wait_until("the sealed process ends", || !lives(sealed));
+    let mut buffer = [0; 1];
+    assert!(std::os::unix::fs::FileExt::read_at(&open, &mut buffer, 0).unwrap_or(0) == 0);
+}
