@@ -168,7 +168,8 @@ impl Stager {
         fetch::fetch(&self.cleared, &self.scratch, &*self.progress, into)
     }
 
-    /// Publishes everything below the directory `from`, each file checksummed, the manifest last.
+    /// Publishes everything below the directory `from`, each file checksummed, the manifest last. An output that is
+    /// made, and the manifest, take their permission bits from `from`: the umask of this process has no part in them.
     ///
     /// First all is written and synced in a hidden directory of the output, then renamed into place. After an error
     /// nothing half-written is visible in the output, and calling again tries again: from the start when writing

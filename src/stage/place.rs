@@ -109,8 +109,9 @@ impl Publication {
         let (from, to) = (self.partial.join(MANIFEST), self.output.join(MANIFEST));
         let _ = path::remove_file(&from);
         let write = || {
-            let file = path::create(&from, 0o666)?;
+            let file = path::create(&from, 0o600)?;
             manifest::write(&file, &self.run, &self.plan, &self.learnt)?;
+            as_far_as_kept(path::set_mode(&from, self.plan.entries[TOP].attr.mode & 0o666))?;
             file.sync_all()
         };
         write().map_err(outside("writing", &to))?;

@@ -73,9 +73,11 @@ impl Publication {
         if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
             return Err(StageError::Reserved { path: plan.path_of(entry) });
         }
-        match path::make_directory(output, 0o777) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(outside("creating", output)(e)),
-            _ => {}
+        match path::make_directory(output, 0o700) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made
+                .and_then(|()| as_far_as_kept(path::set_mode(output, plan.entries[TOP].attr.mode & 0o777)))
+                .map_err(outside("creating", output))?,
         }
         let partial = output.join(name);
         match path::make_directory(&partial, 0o700) {

@@ -67,6 +67,19 @@ fn no_results_are_a_result() {
 }
 
 #[test]
+fn a_new_output_and_the_manifest_take_the_bits_of_the_results() {
+    for (from, output, manifest) in [(0o755, 0o755, 0o644), (0o2750, 0o750, 0o640), (0o700, 0o700, 0o600)] {
+        let place = Place::new();
+        place.results(&[("results/", "")]);
+        let set = runseal::fs::SetAttr { mode: Some(from), ..Default::default() };
+        place.scratch.setattr(place.find("results"), &set).unwrap();
+        place.publisher(false, &Hooks::none()).publish(place.find("results")).unwrap();
+        let mode = |name| fs::metadata(place.output(name)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(""), mode(MANIFEST)), (output, manifest));
+    }
+}
+
+#[test]
 fn nothing_is_visible_while_it_is_written() {
     let place = some_results();
     let output = place.output("");
