@@ -13,6 +13,7 @@ fn daemonise(word: &str) -> String {
     )
 }
 
+// promise: S-55
 #[test]
 fn the_death_of_the_sealed_process_ends_everything() {
     require_host!();
@@ -32,6 +33,7 @@ fn the_death_of_the_sealed_process_ends_everything() {
     assert_eq!(report["phases"].as_array().and_then(|p| p.last()).map(|p| p["phase"].clone()), Some("command".into()));
 }
 
+// promise: S-56
 #[test]
 fn the_death_of_the_supervisor_ends_everything() {
     require_host!();

@@ -17,6 +17,7 @@ fn held(dir: &Path, report: &Path) -> Live {
     live
 }
 
+// promise: S-53
 #[test]
 fn held_results_are_published_by_resume() {
     require_host!();
@@ -42,6 +43,7 @@ fn held_results_are_published_by_resume() {
     assert_eq!(phases[4..], ["publish", "held", "publish", "held", "publish", "end"]);
 }
 
+// promise: S-53
 #[test]
 fn held_results_are_given_up_by_discard() {
     require_host!();

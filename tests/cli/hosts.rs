@@ -175,6 +175,7 @@ fn forbidden_user_namespaces_are_named_with_the_remedy() {
     said.expect(77, &["user namespace", "user.max_user_namespaces", "runseal doctor"]);
 }
 
+// promise: T-12
 #[test]
 fn memory_that_cannot_be_locked_is_refused_only_on_demand() {
     require_host!();

@@ -10,6 +10,7 @@ use crate::bench::{
     Live, Said, fresh_id, lives, mounted, processes_with, require_host, run, runseal, say, state_dir, text, wait_until,
 };
 
+// promise: S-50, S-51
 #[test]
 fn inputs_go_in_and_results_come_out() {
     require_host!();
@@ -64,6 +65,7 @@ fn own_umask() -> u32 {
     u32::from_str_radix(line, 8).expect("octal")
 }
 
+// promise: S-52, S-54
 #[test]
 fn the_status_of_the_command_is_the_status_of_the_run() {
     require_host!();
@@ -88,6 +90,7 @@ fn quiet_is_quiet() {
     assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
 }
 
+// promise: S-57
 #[test]
 fn what_the_command_leaves_behind_is_dead_before_results_are_read() {
     require_host!();
@@ -143,6 +146,7 @@ macro_rules! require_python {
 }
 use require_python;
 
+// promise: T-13
 #[test]
 fn the_report_tells_the_whole_run() {
     require_host!();
@@ -207,6 +211,7 @@ fn a_report_can_go_to_stdout() {
     assert_eq!(serde_json::from_str::<Value>(&said.out).expect("JSON")["outcome"], "succeeded");
 }
 
+// promise: T-10
 #[test]
 fn nobody_outside_sees_the_scratch() {
     require_host!();
@@ -252,6 +257,7 @@ fn a_run_id_in_use_is_refused() {
     assert!(lives(live.sealed()), "the other run goes on");
 }
 
+// promise: S-30
 #[test]
 fn a_full_scratch_is_the_commands_problem_alone() {
     require_host!();
