@@ -134,6 +134,11 @@ impl Mounted {
         self.mount.as_ref().expect("present until drop")
     }
 
+    /// Requests of one kind so far.
+    pub fn requests(&self, opcode: &str) -> u64 {
+        self.mount().requests().iter().filter(|(name, _)| *name == opcode).map(|(_, count)| count).sum()
+    }
+
     /// Runs a shell script with the mountpoint as its directory; it must succeed.
     pub fn sh(&self, script: &str) -> String {
         succeed(Command::new("sh").args(["-euc", script]).current_dir(self.root()))

@@ -10,6 +10,5 @@ mod lifecycle;
 mod names;
 mod overlay;
 mod programs;
-mod requests;
 mod space;
 mod suites;

@@ -46,6 +46,18 @@ fn what_another_process_makes_is_seen_at_once() {
     }
 }
 
+#[test]
+fn missing_names_and_links_are_asked_for_once() {
+    let Some(scratch) = mount() else { return };
+    symlink("target", scratch.path("link")).expect("a link");
+    let before = (scratch.requests("LOOKUP"), scratch.requests("READLINK"));
+    for _ in 0..10 {
+        assert!(fs::metadata(scratch.path("missing")).is_err());
+        fs::read_link(scratch.path("link")).expect("readlink");
+    }
+    assert_eq!((scratch.requests("LOOKUP"), scratch.requests("READLINK")), (before.0 + 1, before.1 + 1));
+}
+
 // promise: S-03
 #[test]
 fn rename_replaces_exchanges_and_refuses() {
