@@ -271,6 +271,14 @@ fn output_and_inputs_must_not_contain_one_another() {
 }
 
 #[test]
+fn many_checks_of_one_output_do_not_disturb_each_other() {
+    let place = Place::new();
+    let check = |i| place.check(&[("in", "in")], if i % 2 == 0 { "out" } else { "new" });
+    let again = || (0..20).for_each(|i| drop(check(i).unwrap()));
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(again))));
+}
+
+#[test]
 fn an_output_with_contents_needs_leave_to_replace() {
     let place = Place::new();
     fs::write(place.path("out/old"), "").unwrap();

@@ -2,11 +2,14 @@
 
 use std::fs::{self, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process;
 
 use super::report::{Code, Finding};
 use crate::sys::path::{self, FileKind, shown};
+
+/// How the names of probes begin. They come and go while other runs look at the same directory.
+const PROBE: &str = ".runseal-probe-";
 
 /// Checks `output`; answers with the path by which publishing will find it.
 pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings: &mut Vec<Finding>) -> PathBuf {
@@ -45,10 +48,11 @@ fn resolve(output: &Path) -> PathBuf {
 
 /// What is in the way inside an existing output.
 fn contents(output: &Path, overwrite: bool) -> Vec<Finding> {
-    let names = match path::list(output) {
+    let mut names = match path::list(output) {
         Ok(names) => names,
         Err(e) => return vec![not_writable(output, &e)],
     };
+    names.retain(|name| !name.as_bytes().starts_with(PROBE.as_bytes()));
     let (partial, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| {
         let name = name.to_string_lossy();
         name.starts_with(".runseal-") && name.ends_with(".partial")
@@ -79,7 +83,7 @@ fn leftover(partial: &Path) -> Finding {
     }
 }
 
-/// Makes the missing directory, writes in it, and takes both away again.
+/// Tries in the parent of a missing output what publishing will do there.
 fn try_to_make(output: &Path, resolved: &Path) -> Option<Finding> {
     let parent = resolved.parent().unwrap_or(Path::new("/"));
     if path::read_symlink(resolved).is_ok() {
@@ -90,21 +94,30 @@ fn try_to_make(output: &Path, resolved: &Path) -> Option<Finding> {
         let remedy = format!("make it: mkdir -p '{}'", shown(parent));
         return Some(refusal(output, format!("its parent {} cannot be used: {e}", shown(parent)), remedy));
     }
-    if let Err(e) = path::make_directory(resolved, 0o777) {
-        return Some(not_writable(parent, &e));
-    }
-    let tried = try_to_write(resolved);
-    let removed = path::remove_directory(resolved);
-    tried.and(removed).err().map(|e| not_writable(output, &e))
+    try_to_fill(parent).err().map(|e| not_writable(parent, &e))
 }
 
-/// Makes, fills and removes one file of a name nobody else uses.
+/// Makes a directory, writes in it, and removes it.
+fn try_to_fill(parent: &Path) -> io::Result<()> {
+    let probe = parent.join(probe_name()?);
+    path::make_directory(&probe, 0o700)?;
+    let tried = try_to_write(&probe);
+    let removed = path::remove_directory(&probe);
+    tried.and(removed)
+}
+
+/// Makes, fills and removes a file.
 fn try_to_write(directory: &Path) -> io::Result<()> {
-    let probe = directory.join(format!(".runseal-probe-{}", process::id()));
+    let probe = directory.join(probe_name()?);
     let mut file = path::create(&probe, 0o600)?;
     let written = file.write_all(&[0; 4096]).and_then(|()| file.sync_all());
     let removed = path::remove_file(&probe);
     written.and(removed)
+}
+
+/// A name nobody else uses: several runs may try one directory at once, each as process 1 of its own namespace.
+fn probe_name() -> io::Result<String> {
+    Ok(format!("{PROBE}{:016x}", getrandom::u64()?))
 }
 
 fn refusal(subject: &Path, problem: String, remedy: String) -> Finding {

@@ -146,7 +146,10 @@ fn remedy_inside(error: &FsError) -> &'static str {
 /// }
 /// ```
 pub struct Stager {
-    cleared: Cleared,
+    /// Gone once fetched: a million inputs take 160 MB.
+    inputs: Mutex<Option<Cleared>>,
+    output: Option<PathBuf>,
+    overwrite: bool,
     scratch: Arc<Scratch>,
     run: RunId,
     progress: Arc<dyn Progress>,
@@ -157,15 +160,19 @@ pub struct Stager {
 impl Stager {
     /// Takes the proof by value: what is not cleared cannot be staged.
     pub fn new(cleared: Cleared, scratch: Arc<Scratch>, run: RunId, progress: Arc<dyn Progress>) -> Self {
-        Self { cleared, scratch, run, progress, unfinished: Mutex::new(None) }
+        let (output, overwrite) = (cleared.output.clone(), cleared.overwrite);
+        let (inputs, unfinished) = (Mutex::new(Some(cleared)), Mutex::new(None));
+        Self { inputs, output, overwrite, scratch, run, progress, unfinished }
     }
 
-    /// Copies every input below the directory `into` (an inode of the scratch), several at once.
+    /// Copies every input below the directory `into` (an inode of the scratch), several at once. Only the first call
+    /// does so: what was half fetched cannot be trusted.
     ///
     /// Not root: everything belongs to the user of this process, whose permission bits are widened by what the
     /// source gave to its group and to others, so that what could be read outside can be read inside.
     pub fn fetch(&self, into: u64) -> Result<Totals, StageError> {
-        fetch::fetch(&self.cleared, &self.scratch, &*self.progress, into)
+        let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
+        fetch::fetch(&cleared, &self.scratch, &*self.progress, into)
     }
 
     /// Publishes everything below the directory `from`, each file checksummed, the manifest last. An output that is
@@ -180,13 +187,11 @@ impl Stager {
     /// would come from the page cache and prove nothing about the disk. The manifest has the SHA-256 of what was
     /// handed to the system, for whoever reads the results later.
     pub fn publish(&self, from: u64) -> Result<Totals, StageError> {
-        let Some(output) = &self.cleared.output else { return Ok(Totals::default()) };
+        let Some(output) = &self.output else { return Ok(Totals::default()) };
         let mut unfinished = self.unfinished.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
-            None => {
-                Publication::write(output, self.cleared.overwrite, &self.run, &self.scratch, &*self.progress, from)?
-            }
+            None => Publication::write(output, self.overwrite, &self.run, &self.scratch, &*self.progress, from)?,
         };
         match publication.place() {
             Ok(totals) => Ok(totals),
