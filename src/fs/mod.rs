@@ -5,12 +5,12 @@
 //!
 //! # Order of locks
 //!
-//! 1. the mutex of directory moves ([`rename`]),
+//! 1. the mutex of directory moves (`rename.rs`),
 //! 2. entries of directories, in ascending inode number,
 //! 3. attributes of one inode,
 //! 4. a shard of the inode table, or a content's own lock; nothing is locked while one of these is held.
 //!
-//! A directory is removed under its parent's lock alone; [`dir`] says how.
+//! A directory is removed under its parent's lock alone; `dir.rs` says how.
 
 mod acl;
 mod dir;

@@ -1,4 +1,4 @@
-//! Names: looking up, making, linking, removing, listing. Moving is in [`super::rename`].
+//! Names: looking up, making, linking, removing, listing. Moving is in `rename.rs`.
 
 use std::sync::Arc;
 
@@ -208,6 +208,8 @@ impl Scratch {
                 return Ok(());
             }
             cookie = batch.rows[taken - 1].cookie;
+            // Before the directory is locked again: what has died meanwhile is cleared here.
+            batch.clear();
         }
     }
 
@@ -247,9 +249,8 @@ struct Row {
 }
 
 impl Batch {
+    /// Takes up to [`BATCH`] entries behind `cookie`, each with a reference if asked.
     fn fill(&mut self, entries: &Entries, cookie: u64, referenced: bool) {
-        self.names.clear();
-        self.rows.clear();
         for (cookie, name, inode) in entries.after(cookie).take(BATCH) {
             if referenced {
                 inode.acquire();
@@ -257,6 +258,11 @@ impl Batch {
             self.names.extend_from_slice(name);
             self.rows.push(Row { end: self.names.len(), cookie, inode: inode.clone() });
         }
+    }
+
+    fn clear(&mut self) {
+        self.names.clear();
+        self.rows.clear();
     }
 
     fn iter(&self) -> impl Iterator<Item = (DirEntry<'_>, &Inode)> {
