@@ -1,7 +1,7 @@
 //! The same random operations on [`runseal::fs::Scratch`], on a simple model and on a directory of the host's tmpfs:
 //! every answer and, after every step, everything there is must agree.
 //!
-//! `RUNSEAL_CASES` sets the number of cases (default 64). `RUNSEAL_REFERENCE_DIR` names a directory to compare with
+//! `RUNSEAL_CASES` sets the number of cases (default 128). `RUNSEAL_REFERENCE_DIR` names a directory to compare with
 //! instead of tmpfs, for example on a mounted scratch.
 
 mod directory;
@@ -104,7 +104,7 @@ fn check(cases: u32, test: impl Fn(&[Op]) -> Result<(), String>) {
 }
 
 fn cases() -> u32 {
-    std::env::var("RUNSEAL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
+    std::env::var("RUNSEAL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(128)
 }
 
 fn host_directory() -> Option<tempfile::TempDir> {
