@@ -81,3 +81,62 @@ fn fuse(error: &FuseError) -> u8 {
         FuseError::Session(_) => SYSTEM,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::run::error::{BackingError, PublishError};
+
+    fn denied() -> io::Error {
+        io::ErrorKind::PermissionDenied.into()
+    }
+
+    fn missing() -> io::Error {
+        io::ErrorKind::NotFound.into()
+    }
+
+    #[test]
+    fn every_kind_of_error_has_its_code() {
+        let outside = |source| StageError::Outside { action: "reading", path: "/x".into(), source };
+        let signal = nix::sys::signal::Signal::SIGTERM;
+        let refused = BackingError::Refused { path: "/x".into(), problem: "p".into(), remedy: "r" };
+        for (error, expected) in [
+            (RunError::Crypt(CryptError::NotLocked("limit".into())), 78),
+            (RunError::Crypt(CryptError::NoEngine("AWS-LC")), 78),
+            (RunError::Crypt(CryptError::SelfTest("AWS-LC")), 71),
+            (RunError::Backing(refused), 73),
+            (RunError::Full("/x".into()), 73),
+            (RunError::Space(denied()), 74),
+            (RunError::Fs(FsError::NoInodes), 73),
+            (RunError::Fs(FsError::NotFound), 71),
+            (RunError::Fuse(FuseError::Device { source: denied(), remedy: "r" }), 77),
+            (RunError::Fuse(FuseError::Device { source: missing(), remedy: "r" }), 69),
+            (RunError::Fuse(FuseError::Mount { path: "/x".into(), source: denied() }), 77),
+            (RunError::Fuse(FuseError::Mountpoint { path: "/x".into(), problem: "p".into() }), 73),
+            (RunError::Fuse(FuseError::Option("o".into())), 64),
+            (RunError::Fuse(FuseError::Session(missing())), 71),
+            (RunError::Fetch(outside(missing())), 66),
+            (RunError::Fetch(StageError::Modified { path: "/x".into() }), 74),
+            (RunError::Discarded(PublishError::Stage(outside(denied()))), 74),
+            (RunError::Command(CommandError::NotFound { name: "x".into() }), 127),
+            (RunError::Command(CommandError::NotExecutable { path: "x".into(), source: denied() }), 126),
+            (RunError::Command(CommandError::System { name: "x".into(), source: denied() }), 71),
+            (RunError::State(StateError::Unknown("x".into())), 69),
+            (RunError::State(StateError::Untrusted { path: "/x".into() }), 77),
+            (RunError::State(StateError::System { action: "a", path: "/x".into(), source: denied() }), 73),
+            (RunError::MemoryLock { source: denied() }, 78),
+            (RunError::Report { path: "/x".into(), source: denied() }, 73),
+            (RunError::Interrupted { signal, doing: "d" }, 143),
+            (RunError::Ended { doing: "d" }, 74),
+            (RunError::MountLost { doing: "d" }, 71),
+            (RunError::Lost("l".into()), 71),
+            (RunError::Refused("r".into()), 69),
+            (RunError::Unreachable { run: "r".into(), source: missing() }, 69),
+            (RunError::System { action: "a", source: denied() }, 71),
+        ] {
+            assert_eq!(code(&error), expected, "{error}");
+        }
+    }
+}

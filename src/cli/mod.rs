@@ -7,6 +7,7 @@ mod mount;
 mod run;
 mod store;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -94,9 +95,15 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
 
 /// Diagnostics for developers, on stderr; `RUNSEAL_LOG=debug` or a tracing filter shows more.
 fn start_tracing() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("RUNSEAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+    // What fuser tells about requests names files of the scratch, and those are secrets.
+    let discreet = "fuser=warn".parse().expect("a valid directive");
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var("RUNSEAL_LOG");
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.from_env_lossy().add_directive(discreet))
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 #[cfg(test)]

@@ -9,12 +9,24 @@ use crate::spec::{InputSpec, RunSpec};
 
 use super::{Failure, store};
 
+/// The table of `exit.rs`, for people.
+const EXIT_STATUS: &str = "\
+Exit status:
+  that of COMMAND, or 128 + the number of the signal that killed it; before and after COMMAND:
+  64 wrong command line, run id in use     73 output, backing or report cannot be created
+  66 input missing or unreadable           74 reading or writing failed, results discarded
+  69 the machine lacks something           77 no permission
+  71 the sealed process died               78 memory lock or cipher engine not to be had
+  126 COMMAND cannot be executed           127 COMMAND not found
+  128 + signal: a second signal ended the run";
+
 /// Run a command in an encrypted scratch only it can see
 ///
 /// Copies the inputs into the scratch, runs COMMAND in it, publishes what COMMAND left below $RUNSEAL_OUTPUT if it
 /// succeeded, and destroys the key. COMMAND finds RUNSEAL_RUN_ID, RUNSEAL_SCRATCH, RUNSEAL_INPUT, RUNSEAL_OUTPUT and
 /// TMPDIR in its environment and starts in $RUNSEAL_SCRATCH/work. Its exit status becomes that of runseal.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_STATUS)]
 pub struct RunArgs {
     /// File or directory to copy in; appears as $RUNSEAL_INPUT/<its name>, or as $RUNSEAL_INPUT/REL
     #[arg(long, value_name = "PATH[=REL]")]

@@ -3,18 +3,22 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::geteuid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::{RunError, system};
 use super::namespace;
-use super::seal::DEFAULT_BACKING;
-use crate::backing::{AnonBacking, Backing};
+use super::seal::{DEFAULT_BACKING, scratch_options};
+use crate::backing::{AnonBacking, Backing, MemoryBacking};
 use crate::crypt::Keyring;
+use crate::fs::Scratch;
+use crate::fuse::{Mount, MountFacts, MountOptions};
 use crate::spec::{EngineChoice, MemoryLock};
+use crate::store::Store;
 use crate::sys::memory;
 use crate::sys::process::{self, Side};
 use crate::units::ByteSize;
@@ -60,11 +64,13 @@ impl Fact {
 
 /// Looks at everything. `backing` are the directories a run would use; empty means the default.
 pub fn examine(backing: &[PathBuf]) -> Result<Vec<Fact>, RunError> {
-    // First, while this process has one thread and no namespaces of its own.
-    let namespaces = namespaces()?;
+    // First, while this process has one thread.
+    let trial = Trial::run()?;
     let default = [PathBuf::from(DEFAULT_BACKING)];
     let backing = if backing.is_empty() { &default } else { backing };
-    let mut facts = vec![kernel(), device(), namespaces, memory_lock(), key_memory(), swap(), cipher(), tuning()];
+    let mut facts = vec![kernel(), device()];
+    facts.extend(trial.facts());
+    facts.extend([memory_lock(), key_memory(), swap(), cipher()]);
     facts.extend(backing.iter().map(|directory| backing_fact(directory)));
     Ok(facts)
 }
@@ -97,33 +103,88 @@ fn device() -> Fact {
     }
 }
 
-/// Tries in a child, because there is no way back out of a namespace.
-fn namespaces() -> Result<Fact, RunError> {
-    const NAME: &str = "private namespaces";
-    let (mut reader, writer) = io::pipe().map_err(system("pipe"))?;
-    match process::fork().map_err(system("fork"))? {
-        Side::Child => {
-            let problem = try_namespaces().err().unwrap_or_default();
-            let _ = io::Write::write_all(&mut &writer, problem.as_bytes());
-            std::process::exit(i32::from(!problem.is_empty()))
+/// What came of mounting an empty scratch just as a run does: in child processes, for there is no way back out of a
+/// namespace.
+#[derive(Debug, Serialize, Deserialize)]
+struct Trial {
+    namespaces: Result<(), String>,
+    mount: Result<Mounted, String>,
+}
+
+/// The part of [`crate::fuse::MountFacts`] shown.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mounted {
+    protocol: String,
+    degraded: Vec<String>,
+}
+
+impl Trial {
+    fn run() -> Result<Self, RunError> {
+        let (reader, mut writer) = io::pipe().map_err(system("pipe"))?;
+        let isolated = match process::fork().map_err(system("fork"))? {
+            Side::Parent(child) => {
+                drop(writer);
+                let answer = io::read_to_string(reader).map_err(system("trying a mount"))?;
+                waitpid(child, None).map_err(system("trying a mount"))?;
+                let died = |_| io::Error::other("the process that tries it died");
+                return serde_json::from_str(&answer).map_err(died).map_err(system("trying a mount"));
+            }
+            Side::Child => namespace::enter(),
+        };
+        // The namespace is that of children only, and this process could not even start a thread any more.
+        let trial = match (isolated, process::fork()) {
+            (Ok(_), Ok(Side::Parent(child))) => {
+                let _ = waitpid(child, None);
+                std::process::exit(0)
+            }
+            (Ok(_), Ok(Side::Child)) => Self::inside(),
+            (Err(error), _) => Self::without_namespaces(error.reason()),
+            (_, Err(error)) => Self::without_namespaces(error.to_string()),
+        };
+        let _ = serde_json::to_writer(&mut writer, &trial);
+        std::process::exit(0)
+    }
+
+    fn inside() -> Self {
+        // Any directory does: the view ends with this process.
+        let (base, mountpoint) = (Path::new("/tmp"), Path::new("/tmp/mnt"));
+        match namespace::seal_view(base, mountpoint) {
+            Ok(()) => Self { namespaces: Ok(()), mount: try_mount(mountpoint).map_err(|error| error.to_string()) },
+            Err(error) => Self::without_namespaces(error.reason()),
         }
-        Side::Parent(child) => {
-            drop(writer);
-            let problem = io::read_to_string(&mut reader).unwrap_or_default();
-            let kind = if geteuid().is_root() { "as root" } else { "in a user namespace" };
-            Ok(match waitpid(child, None) {
-                Ok(WaitStatus::Exited(_, 0)) => Fact::ok(NAME, format!("can be made, {kind}, and mounted in")),
-                _ => Fact::fail(NAME, problem, namespace::REMEDY),
-            })
+    }
+
+    fn without_namespaces(problem: String) -> Self {
+        Self { namespaces: Err(problem), mount: Err("not tried without private namespaces".to_owned()) }
+    }
+
+    fn facts(self) -> Vec<Fact> {
+        let how = if geteuid().is_root() { "can be made as root" } else { "can be made in a user namespace" };
+        let namespaces = match self.namespaces {
+            Ok(()) => Fact::ok("private namespaces", how),
+            Err(problem) => Fact::fail("private namespaces", problem, namespace::REMEDY),
+        };
+        match self.mount {
+            Ok(Mounted { protocol, degraded }) => {
+                let tuning = match degraded.is_empty() {
+                    true => Fact::ok("mount tuning", "read-ahead and dirty limit can be set"),
+                    false => Fact::warn("mount tuning", degraded.join("; "), "it works without, slower"),
+                };
+                vec![namespaces, Fact::ok("mount", format!("works, FUSE protocol {protocol}")), tuning]
+            }
+            Err(problem) => vec![namespaces, Fact::fail("mount", problem, "see above")],
         }
     }
 }
 
-fn try_namespaces() -> Result<(), String> {
-    namespace::enter().map_err(|error| error.reason())?;
-    // Any directory does: the view ends with this process.
-    let anywhere = Path::new("/tmp");
-    namespace::seal_view(anywhere, &anywhere.join("mnt")).map_err(|error| error.reason())
+fn try_mount(mountpoint: &Path) -> Result<Mounted, RunError> {
+    let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try)?;
+    let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 1 << 20);
+    let scratch = Arc::new(Scratch::new(store, scratch_options()));
+    let mount = Mount::new(scratch, mountpoint, &MountOptions::default())?;
+    let MountFacts { protocol, degraded, .. } = mount.facts().clone();
+    mount.detach().map_err(system("detaching"))?;
+    Ok(Mounted { protocol, degraded })
 }
 
 fn memory_lock() -> Fact {
@@ -174,23 +235,6 @@ fn cipher() -> Fact {
         (true, _) => Fact::ok(NAME, format!("{engine}, processor with VAES")),
         (_, true) => Fact::ok(NAME, format!("{engine}, processor with AES instructions")),
         _ => Fact::warn(NAME, format!("{engine}, no AES instructions found"), "expect a tenth of the speed"),
-    }
-}
-
-/// The knobs of a mount belong to root of the machine; see docs/design.md.
-fn tuning() -> Fact {
-    const NAME: &str = "mount tuning";
-    let own_machine = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.contains("4294967295"));
-    let writable = nix::sys::statvfs::statvfs("/sys")
-        .is_ok_and(|stat| !stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-    if geteuid().is_root() && own_machine && writable {
-        Fact::ok(NAME, "read-ahead and dirty limit can be set")
-    } else {
-        Fact::warn(
-            NAME,
-            "read-ahead stays at 128 KiB and dirty memory small",
-            "large files are faster when runseal runs as root of the machine, with /sys writable",
-        )
     }
 }
 

@@ -132,8 +132,8 @@ pub struct SealFacts {
     pub key_memory: String,
     /// Whether all memory of the sealed process is locked against swapping.
     pub memory_locked: bool,
-    /// Directories that hold the ciphertext.
-    pub backing: Vec<PathBuf>,
+    /// Directories that hold the ciphertext, as far as they are text.
+    pub backing: Vec<String>,
     /// Bytes the scratch may hold.
     pub size: u64,
 }

@@ -72,15 +72,21 @@ impl Seal {
             engine: keyring.engine().to_owned(),
             key_memory: keyring.key_memory().to_owned(),
             memory_locked,
-            backing: room.directories,
+            backing: room.directories.iter().map(|path| path.display().to_string()).collect(),
             size: room.size,
         }));
         let store = Store::new(Box::new(room.backing), keyring, room.size);
         let scratch = Arc::new(Scratch::new(store.clone(), scratch_options()));
-        let mount = Arc::new(Mount::new(scratch.clone(), mountpoint, options)?);
-        let facts = serde_json::to_value(mount.facts()).unwrap_or_default();
-        journal.record(Event::Mounted { facts });
-        Ok(Self { scratch, mount, store })
+        match Mount::new(scratch.clone(), mountpoint, options) {
+            Ok(mount) => {
+                journal.record(Event::Mounted { facts: serde_json::to_value(mount.facts()).unwrap_or_default() });
+                Ok(Self { scratch, mount: Arc::new(mount), store })
+            }
+            Err(error) => {
+                wipe(&store, journal);
+                Err(error.into())
+            }
+        }
     }
 
     /// Makes a directory below the root and returns its inode number.
@@ -102,15 +108,18 @@ impl Seal {
             message::warn("files of the scratch are still open; cutting them off");
             self.mount.abort();
         }
-        self.store.wipe();
-        let bytes_encrypted = self.store.stats().bytes_encrypted;
-        journal.record(Event::Wiped { at: clock::now(), bytes_encrypted });
+        wipe(&self.store, journal);
     }
+}
+
+fn wipe(store: &Store, journal: &Journal) {
+    store.wipe();
+    journal.record(Event::Wiped { at: clock::now(), bytes_encrypted: store.stats().bytes_encrypted });
 }
 
 /// Metadata live in memory (at most 512 bytes a file), so the number of files is bounded by what a quarter of the
 /// machine's memory can describe.
-fn scratch_options() -> ScratchOptions {
+pub fn scratch_options() -> ScratchOptions {
     const BYTES_PER_INODE: u64 = 512;
     let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok().flatten().unwrap_or(0) as u64;
     let max_inodes = (pages * SECTOR_U64 / 4 / BYTES_PER_INODE).max(1 << 16);

@@ -265,7 +265,9 @@ impl Run {
         let stager = Arc::new(Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter));
         self.desk.watch(seal);
 
-        self.fetch(stager.clone(), input).await?;
+        if !self.spec.inputs.is_empty() {
+            self.fetch(stager.clone(), input).await?;
+        }
         let status = self.command().await?;
         command::kill_everything();
         if status != 0 {

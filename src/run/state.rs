@@ -135,8 +135,9 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
+        // Under the lock of all, or a new run of this name could lose what it has just made.
         if self.owned
-            && let Err(error) = remove(&self.dir)
+            && let Err(error) = lock_base(self.base()).and_then(|_guard| remove(&self.dir))
         {
             tracing::warn!("{error}");
         }

@@ -235,3 +235,69 @@ impl Escalation {
         self.deadline.is_some_and(|at| at <= Instant::now())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(kind: Kind, phases: &[Phase]) -> Report {
+        let mut report = Report::new("r".parse().expect("valid id"), kind);
+        phases.iter().for_each(|&phase| report.apply(Event::Phase { phase }));
+        report
+    }
+
+    #[test]
+    fn events_arrive_whole_however_the_bytes_come() {
+        let (mut near, mut far) = UnixStream::pair().expect("socketpair");
+        near.set_nonblocking(true).expect("nonblocking");
+        let mut inbox = Inbox::default();
+        let line = b"{\"event\":\"phase\",\"phase\":\"held\"}\nnonsense\n{\"event\":\"command-ended\",\"status\":4}\n";
+        far.write_all(&line[..20]).expect("written");
+        assert!(inbox.read(&mut near).is_empty(), "half a line is no event");
+        far.write_all(&line[20..]).expect("written");
+        let events = inbox.read(&mut near);
+        assert!(
+            matches!(events[..], [Event::Phase { phase: Phase::Held }, Event::CommandEnded { status: 4 }]),
+            "{events:?}"
+        );
+        assert!(inbox.open);
+        drop(far);
+        assert!(inbox.read(&mut near).is_empty() && !inbox.open);
+    }
+
+    #[test]
+    fn only_a_sealed_process_that_said_so_ended_in_good_order() {
+        let pid = Pid::from_raw(1);
+        let mut good = report(Kind::Run, &[Phase::Command]);
+        good.apply(Event::Done { outcome: Outcome::CommandFailed, error: None });
+        assert!(matches!(judge(WaitStatus::Exited(pid, 7), &mut good), Ok(7)));
+        let mut bad = report(Kind::Run, &[Phase::Command]);
+        assert!(matches!(judge(WaitStatus::Exited(pid, 0), &mut bad), Err(RunError::Lost(_))));
+        assert_eq!(bad.outcome, Some(Outcome::Lost));
+    }
+
+    #[test]
+    fn what_is_lost_depends_on_when() {
+        for (phases, word) in [
+            (&[Phase::Fetch][..], "before the command started"),
+            (&[Phase::Fetch, Phase::Command], "is lost"),
+            (&[Phase::Command, Phase::Publish], "incomplete"),
+            (&[Phase::Publish, Phase::Held], "is lost"),
+        ] {
+            assert!(loss(&report(Kind::Run, phases)).contains(word), "{phases:?}");
+        }
+        let mut published = report(Kind::Run, &[Phase::Publish, Phase::End]);
+        published.apply(Event::Published { totals: serde_json::Value::Null });
+        assert!(loss(&published).contains("nothing is lost"));
+        assert!(loss(&report(Kind::Mount, &[Phase::Serving])).contains("unmounted"));
+    }
+
+    #[test]
+    fn a_new_phase_forgets_signals_but_the_last_one_does_not() {
+        let mut end = Escalation { count: 2, deadline: Some(Instant::now()) };
+        end.on_event(&Event::Phase { phase: Phase::End });
+        assert!(end.overdue());
+        end.on_event(&Event::Phase { phase: Phase::Held });
+        assert!(!end.overdue() && end.count == 0);
+    }
+}

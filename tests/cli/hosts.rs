@@ -148,6 +148,47 @@ fn a_device_without_permission_is_named_with_the_remedy() {
 }
 
 #[test]
+fn a_mount_for_everybody_needs_root() {
+    require_host!();
+    let home = Home::new();
+    let mountpoint = home.path("mountpoint");
+    fs::create_dir(&mountpoint).expect("created");
+    nix::unistd::chown(&mountpoint, Some(65534.into()), Some(65534.into())).expect("chown");
+    let result = home.nobody(&home.device("666")).args(["mount", text(&mountpoint)]).output();
+    Said::of(result.expect("unshare runs")).expect(77, &[text(&mountpoint)]);
+}
+
+#[test]
+fn others_cannot_control_a_run() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let live = Live::start(dir.path(), &[], "ready; sleep 3600");
+    let socket = crate::bench::state_dir(&live.id).join("control.sock");
+    let mode = fs::metadata(&socket).expect("exists").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let said = Said::of(Home::new().nobody("").args(["end", "--discard", &live.id]).output().expect("unshare runs"));
+    said.expect(69, &[&live.id]);
+    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("command"));
+}
+
+#[test]
+fn a_bad_request_is_refused_and_harms_nothing() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let live = Live::start(dir.path(), &[], "ready; sleep 3600");
+    let socket = crate::bench::state_dir(&live.id).join("control.sock");
+    for request in [&b"nonsense\n"[..], b"\n", b"{\"request\":\"launch\"}\n", &[b'x'; 10_000], b"\xff\xfe\n"] {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("connects");
+        let _ = std::io::Write::write_all(&mut stream, request);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
+        assert!(answer.is_empty() || answer.contains("\"ok\":false"), "{answer}");
+    }
+    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("command"));
+}
+
+#[test]
 fn a_missing_device_is_named_with_the_remedy() {
     require_host!();
     let script = "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; exec \"$0\" run -- true";

@@ -42,10 +42,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if mounted(self.path()) {
-            say(&["end", &self.id]);
-            wait_until("the mount is gone", || !mounted(self.path()));
-        }
+        // No checks: this may run while a failed test unwinds.
+        let _ = runseal().args(["end", &self.id]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = Command::new("umount").args(["-lq"]).arg(self.path()).stderr(Stdio::null()).status();
     }
 }
 
@@ -107,6 +106,8 @@ fn a_mount_both_processes_of_which_died_is_detached_at_the_next_start() {
     require_host!();
     let mount = Mounted::new(&[]);
     let (supervisor, sealed) = (mount.process("supervisor"), mount.process("sealed"));
+    // As after a crash of the machine's /run; and the `status` of another test must not be the one that cleans up.
+    fs::remove_dir_all(state_dir(&mount.id)).expect("removed");
     // Stopped first, or it would clean up after the other.
     send(supervisor, Signal::SIGSTOP);
     send(sealed, Signal::SIGKILL);

@@ -5,6 +5,9 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use crate::bench::{Live, lives, processes_with, require_host, send, state_dir, text, wait_until};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 #[test]
 fn signals_reach_the_command() {
@@ -72,4 +75,120 @@ fn the_sealed_process_is_deaf_to_the_terminal() {
     let stat = fs::read_to_string(format!("/proc/{sealed}/stat")).expect("it lives");
     assert!(!stat.contains(") T "), "stopped: {stat}");
     wait_until("it still answers", || crate::bench::phase(&live.id).as_deref() == Some("command"));
+}
+
+#[test]
+fn a_signal_while_inputs_are_staged_ends_the_run() {
+    require_host!();
+    // The build directory: large enough to be still on the way.
+    let binary = Path::new(env!("CARGO_BIN_EXE_runseal"));
+    let input = format!("{}=x", binary.parent().expect("in a directory").display());
+    let id = crate::bench::fresh_id();
+    let child = crate::bench::runseal()
+        .args(["run", "--run-id", &id, "--input", &input, "--", "true"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    wait_until("staging", || crate::bench::phase(&id).as_deref() == Some("fetch"));
+    send(child.id() as i32, Signal::SIGTERM);
+    let said = crate::bench::Said::of(child.wait_with_output().expect("wait"));
+    said.expect(143, &["SIGTERM", "staging the inputs", "nothing was published"]);
+    assert!(!state_dir(&id).exists());
+}
+
+/// A terminal of its own, with a shell that does job control, made by script(1).
+struct Terminal {
+    child: Child,
+    seen: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Terminal {
+    fn new(shell_script: &str) -> Self {
+        let mut child = Command::new("script")
+            .args(["-q", "-e", "-c", &format!("bash -mc '{shell_script}'"), "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script(1) starts");
+        let mut out = child.stdout.take().expect("piped");
+        let seen = std::sync::Arc::<std::sync::Mutex<String>>::default();
+        let sink = seen.clone();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut chunk) {
+                sink.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&chunk[..n]));
+            }
+        });
+        Self { child, seen }
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.child.stdin.as_mut().expect("piped").write_all(keys).expect("written");
+    }
+
+    fn wait_for(&self, word: &str) {
+        wait_until(word, || self.text().contains(word));
+    }
+
+    fn text(&self) -> String {
+        self.seen.lock().expect("not poisoned").clone()
+    }
+
+    fn end(mut self) -> (i32, String) {
+        wait_until("the terminal closes", || self.child.try_wait().expect("wait").is_some());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        (self.child.wait().expect("wait").code().unwrap_or(-1), self.text())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+macro_rules! require_script {
+    () => {
+        if !Path::new("/usr/bin/script").exists() {
+            println!("SKIP: {}: needs script(1)", module_path!());
+            return;
+        }
+    };
+}
+
+#[test]
+fn control_c_reaches_the_command_once() {
+    require_host!();
+    require_script!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let command = dir.path().join("command");
+    let body =
+        "trap 'echo caught' INT; echo is-ready; i=0; while [ $i -lt 10 ]; do sleep 0.1; i=$((i+1)); done; exit 6";
+    fs::write(&command, body).expect("written");
+    let binary = env!("CARGO_BIN_EXE_runseal");
+    let mut terminal = Terminal::new(&format!("{binary} run -- sh {}; exit $?", text(&command)));
+    terminal.wait_for("is-ready");
+    terminal.press(b"\x03");
+    let (code, seen) = terminal.end();
+    assert_eq!((code, seen.matches("caught").count()), (6, 1), "{seen}");
+}
+
+#[test]
+fn control_z_stops_the_command_and_fg_goes_on() {
+    require_host!();
+    require_script!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let command = dir.path().join("command");
+    fs::write(&command, "echo is-ready; read line; echo got $line; exit 3").expect("written");
+    let binary = env!("CARGO_BIN_EXE_runseal");
+    let shell = format!("{binary} run -- sh {}; echo stopped $?; fg; echo ended $?", text(&command));
+    let mut terminal = Terminal::new(&shell);
+    terminal.wait_for("is-ready");
+    terminal.press(b"\x1a");
+    terminal.wait_for("stopped 148");
+    terminal.press(b"hello\n");
+    terminal.wait_for("ended 3");
+    assert!(terminal.text().contains("got hello"));
 }
