@@ -196,15 +196,23 @@ impl Store {
         Ok(Extent::reserved(arena, run.block, run.len as u32))
     }
 
-    /// Encrypts `plain` (at most [`CHUNK_SECTORS`] whole sectors, as long as the extent) and writes it there.
+    /// Encrypts `plain` (whole sectors, as long as the extent) and writes it there, piece by piece.
     fn write_extent(&self, extent: &Extent, plain: &[u8], cipher: &mut [u8]) -> Result<(), StoreError> {
         self.check_latch()?;
-        let cipher = &mut cipher[..plain.len()];
-        self.keyring.encrypt(extent.slot, extent.seq, plain, cipher)?;
-        let offset = extent.block * SECTOR_U64;
+        let mut at = 0;
+        for plain in plain.chunks(cipher.len()) {
+            let cipher = &mut cipher[..plain.len()];
+            self.keyring.encrypt(extent.slot, extent.seq + at, plain, cipher)?;
+            self.write_cipher(extent.arena, extent.block + at, cipher)?;
+            at += (plain.len() / SECTOR) as u64;
+        }
+        Ok(())
+    }
+
+    fn write_cipher(&self, arena: u16, block: u64, cipher: &[u8]) -> Result<(), StoreError> {
         self.counters.backing_writes.fetch_add(1, Ordering::Relaxed);
-        self.counters.bytes_encrypted.fetch_add(plain.len() as u64, Ordering::Relaxed);
-        self.space.backing().write_at(u32::from(extent.arena), cipher, offset).map_err(|source| {
+        self.counters.bytes_encrypted.fetch_add(cipher.len() as u64, Ordering::Relaxed);
+        self.space.backing().write_at(u32::from(arena), cipher, block * SECTOR_U64).map_err(|source| {
             if is_full(&source) {
                 return StoreError::NoSpace;
             }
