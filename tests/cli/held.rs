@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, require_host, say, send, status, text};
+use crate::bench::{Live, require_host, say, send, status, text, wait_until};
 
 /// A run whose results meet a file that appeared in the output after preflight.
 fn held(dir: &Path, report: &Path) -> Live {
@@ -63,11 +63,19 @@ fn one_signal_warns_two_discard() {
     let dir = tempfile::tempdir().expect("tempdir");
     let mut live = held(dir.path(), &dir.path().join("report.json"));
     send(live.supervisor(), Signal::SIGINT);
+    wait_until("the signal is taken, or the next would be one with it", || !interrupt_pending(live.supervisor()));
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(!live.ended(), "one signal must not lose results");
     assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("held"));
     send(live.supervisor(), Signal::SIGINT);
     live.end().expect(74, &["again discards", "discarded"]);
+}
+
+/// Whether SIGINT waits to be read (proc_pid_status(5), `ShdPnd`).
+fn interrupt_pending(process: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("lives");
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t")).expect("has pending signals");
+    u64::from_str_radix(pending, 16).expect("hexadecimal") & 1 << (Signal::SIGINT as i32 - 1) != 0
 }
 
 #[test]

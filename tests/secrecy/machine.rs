@@ -100,7 +100,9 @@ fn a_process_of_the_same_user_cannot_read_the_sealed_process() {
     fs::set_permissions(&disk.mount, mode.clone()).expect("chmod");
     fs::set_permissions(disk.outside(), mode).expect("chmod");
     let binary = disk.outside().join("runseal");
-    fs::copy(env!("CARGO_BIN_EXE_runseal"), &binary).expect("the binary can be copied");
+    // By another process: a descriptor for writing that a fork of another test inherits makes the copy ETXTBSY.
+    let copied = Command::new("cp").args([env!("CARGO_BIN_EXE_runseal"), path(&binary)]).status();
+    assert!(copied.is_ok_and(|status| status.success()));
     let setup = format!(
         "mknod -m 666 {0} c 10 229 && mount --bind {0} /dev/fuse && exec setpriv --reuid {NOBODY} --regid {NOBODY} \
          --clear-groups env -i PATH=\"$PATH\" HOME=/ {1} \"$@\"",
