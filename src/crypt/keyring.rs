@@ -176,7 +176,8 @@ fn draw_random(bytes: &mut [u8]) -> Result<(), CryptError> {
 /// not wipe.
 #[inline(never)]
 fn scrub_stack() {
-    let mut stack = [0_u8; 8192];
+    // Words, because zeroizing is one volatile store for each element.
+    let mut stack = [0_u64; 1024];
     stack.zeroize();
 }
 

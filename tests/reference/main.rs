@@ -1,10 +1,13 @@
-//! The same random operations on [`runseal::fs::Scratch`], on a simple model and on a directory of the host's tmpfs:
-//! every answer and, after every step, everything there is must agree.
+//! The same random operations on [`runseal::fs::Scratch`], on a simple model, on a directory of the host's tmpfs and on
+//! a mounted scratch: every answer and, after every step, everything there is must agree.
 //!
 //! `RUNSEAL_CASES` sets the number of cases (default 128). `RUNSEAL_REFERENCE_DIR` names a directory to compare with
 //! instead of tmpfs, for example on a mounted scratch.
 
 mod directory;
+#[allow(dead_code, reason = "shared with the tests of the mount")]
+#[path = "../mounted/fixture.rs"]
+mod fixture;
 mod model;
 mod ops;
 mod scratch;
@@ -82,15 +85,27 @@ fn scratch_and_the_host_agree_on_what_moves_ctime() {
     compare_with_the_host(cases().div_ceil(8), true);
 }
 
+// promise: S-02
+#[test]
+fn scratch_and_its_mount_agree() {
+    let Some(mounted) = fixture::mount_options(&["suid", "dev"]) else { return };
+    compare_with_directory(&mounted.root(), cases().div_ceil(4), false);
+    compare_with_directory(&mounted.root(), cases().div_ceil(8), true);
+}
+
 fn compare_with_the_host(cases: u32, ctime: bool) {
     let Some(base) = host_directory() else {
         eprintln!("SKIP: no directory on tmpfs to compare with (RUNSEAL_REFERENCE_DIR, /dev/shm)");
         return;
     };
-    let features = Features { ctime, ..Directory::probe(base.path()) };
-    eprintln!("comparing with {}: {features:?}", base.path().display());
+    compare_with_directory(base.path(), cases, ctime);
+}
+
+fn compare_with_directory(base: &Path, cases: u32, ctime: bool) {
+    let features = Features { ctime, ..Directory::probe(base) };
+    eprintln!("comparing with {}: {features:?}", base.display());
     check(cases, |ops| {
-        let dir = tempfile::tempdir_in(base.path()).unwrap();
+        let dir = tempfile::tempdir_in(base).unwrap();
         run_on_directory(dir.path(), features, ops)
     });
 }
