@@ -11,7 +11,8 @@ step() { # name, command...
     echo
     echo "=== $1"
     local start=$SECONDS
-    "${@:2}" 2>&1 | tee -a "$log"
+    # A shell that starts this in the background ignores SIGINT, and programs keep that: tests of signals must not.
+    env --default-signal=HUP,INT,QUIT,TERM "${@:2}" 2>&1 | tee -a "$log"
     local status=${PIPESTATUS[0]}
     [ "$status" -eq 0 ] || failed+=("$1 (exit status $status)")
     echo "=== $1: $([ "$status" -eq 0 ] && echo ok || echo FAILED), $((SECONDS - start)) s"

@@ -89,6 +89,7 @@ fn names_behind(fs: &Scratch, cookie: u64, most: usize) -> Vec<(Vec<u8>, u64)> {
 }
 
 // One test: what others allocate meanwhile would be counted too.
+// promise: S-33
 #[test]
 fn a_directory_of_very_many_files() {
     let files = std::env::var("RUNSEAL_FILES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
