@@ -46,6 +46,8 @@ use self::supervisor::Supervisor;
 use crate::spec::RunSpec;
 use crate::sys::process::{self, Inherited, Side};
 
+/// How long `end` waits for a run to hear it.
+const END_TIME: Duration = Duration::from_secs(30);
 /// How long `status` waits for one run.
 const STATUS_TIME: Duration = Duration::from_secs(3);
 
@@ -127,7 +129,7 @@ pub fn resume(run: &str) -> Result<String, RunError> {
 
 /// Ends a run or a mount; `discard` even if results are lost.
 pub fn end(run: &str, discard: bool) -> Result<String, RunError> {
-    accepted(ask(run, control::Request::End { discard }, None)?)
+    accepted(ask(run, control::Request::End { discard }, Some(END_TIME))?)
 }
 
 fn accepted(reply: Reply) -> Result<String, RunError> {

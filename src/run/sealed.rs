@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -96,7 +97,8 @@ pub fn run(spec: RunSpec, place: Place, seat: Seat) -> Result<u8, RunError> {
         Ok(namespace::seal_view(&place.base, &place.mountpoint)?)
     };
     let Place { mountpoint, isolation, .. } = place.clone();
-    let drop_capabilities = isolation == Isolation::UserNamespace;
+    // Root of a container without the right to mount is root in its namespace, and its programs expect to be.
+    let drop_capabilities = isolation == Isolation::UserNamespace && !geteuid().is_root();
     live(seat, enclose, |desk| Run { spec, mountpoint, drop_capabilities, desk }.work())
 }
 
@@ -429,11 +431,8 @@ async fn serve_mount(
     desk.phase(Phase::Seal);
     let store = spec.store.clone();
     let room = desk.guard("opening the backing", 0, beside(move || Room::find(&store))).await??;
-    let options = MountOptions {
-        options: spec.options.clone(),
-        allow_other: nix::unistd::geteuid().is_root(),
-        ..MountOptions::default()
-    };
+    let options =
+        MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
     let seal = make_seal(room, &spec.store, spec.mountpoint, options, &desk).await?;
     desk.watch(&seal);
     let ready = ready().map_err(system("opening /dev/null"));

@@ -87,7 +87,7 @@ impl Supervisor {
             }
             self.wait(end.deadline, inbox.open);
             if end.overdue() {
-                self.kill_sealed();
+                self.kill_sealed(&mut end);
             }
             while let Ok(Some(info)) = self.signals.fd.read_signal() {
                 self.pass_on(info.ssi_signo as i32, info.ssi_code, &mut end);
@@ -96,7 +96,7 @@ impl Supervisor {
         };
         // What it said last may still be in the socket.
         take(inbox.read(&mut self.link), &mut end);
-        judge(status, report)
+        judge(status, end.killed_for, report)
     }
 
     fn sealed_status(&self) -> Result<Option<WaitStatus>, RunError> {
@@ -136,15 +136,17 @@ impl Supervisor {
         }
         if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
             end.count += 1;
+            end.last = Some(signal);
             match end.count {
                 1 => {}
                 2 => end.deadline = Some(Instant::now() + PATIENCE),
-                _ => self.kill_sealed(),
+                _ => self.kill_sealed(end),
             }
         }
     }
 
-    fn kill_sealed(&self) {
+    fn kill_sealed(&self, end: &mut Escalation) {
+        end.killed_for = end.last;
         // It is a child not yet waited for, so the number cannot mean another process.
         let _ = kill(self.sealed, Signal::SIGKILL);
     }
@@ -182,12 +184,18 @@ impl Inbox {
     }
 }
 
-/// The sealed process ended in good order only if it said so.
-fn judge(status: WaitStatus, report: &mut Report) -> Result<u8, RunError> {
+/// The sealed process ended in good order only if it said so. `killed_for` is the signal of the user for which the
+/// supervisor itself killed it.
+fn judge(status: WaitStatus, killed_for: Option<Signal>, report: &mut Report) -> Result<u8, RunError> {
     if report.outcome.is_some()
         && let WaitStatus::Exited(_, code) = status
     {
         return Ok(code as u8);
+    }
+    if let Some(signal) = killed_for {
+        let error = RunError::Interrupted { signal, doing: "the sealed process did not answer" };
+        report.apply(Event::Done { outcome: Outcome::Interrupted, error: Some(error.to_string()) });
+        return Err(error);
     }
     let how = match status {
         WaitStatus::Signaled(_, signal, _) => format!("killed by {signal}"),
@@ -220,7 +228,9 @@ fn loss(report: &Report) -> &'static str {
 #[derive(Default)]
 struct Escalation {
     count: u32,
+    last: Option<Signal>,
     deadline: Option<Instant>,
+    killed_for: Option<Signal>,
 }
 
 impl Escalation {
@@ -270,9 +280,9 @@ mod tests {
         let pid = Pid::from_raw(1);
         let mut good = report(Kind::Run, &[Phase::Command]);
         good.apply(Event::Done { outcome: Outcome::CommandFailed, error: None });
-        assert!(matches!(judge(WaitStatus::Exited(pid, 7), &mut good), Ok(7)));
+        assert!(matches!(judge(WaitStatus::Exited(pid, 7), None, &mut good), Ok(7)));
         let mut bad = report(Kind::Run, &[Phase::Command]);
-        assert!(matches!(judge(WaitStatus::Exited(pid, 0), &mut bad), Err(RunError::Lost(_))));
+        assert!(matches!(judge(WaitStatus::Exited(pid, 0), None, &mut bad), Err(RunError::Lost(_))));
         assert_eq!(bad.outcome, Some(Outcome::Lost));
     }
 
@@ -294,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_new_phase_forgets_signals_but_the_last_one_does_not() {
-        let mut end = Escalation { count: 2, deadline: Some(Instant::now()) };
+        let mut end = Escalation { count: 2, deadline: Some(Instant::now()), ..Escalation::default() };
         end.on_event(&Event::Phase { phase: Phase::End });
         assert!(end.overdue());
         end.on_event(&Event::Phase { phase: Phase::Held });

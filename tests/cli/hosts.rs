@@ -150,6 +150,23 @@ fn a_device_without_permission_is_named_with_the_remedy() {
 }
 
 #[test]
+fn root_without_the_right_to_mount_is_root_of_a_user_namespace() {
+    require_host!();
+    require_user_namespaces!();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-all", env!("CARGO_BIN_EXE_runseal"), "run", "--"]);
+    command.args([
+        "sh",
+        "-euc",
+        "id -u; touch file; chmod 000 file; cat file; wc -l </proc/self/uid_map; cat /proc/self/uid_map",
+    ]);
+    let said = crate::bench::finish(command).expect(0, &[]);
+    let lines: Vec<_> = said.out.lines().map(str::trim).collect();
+    assert_eq!(lines[..2], ["0", "1"], "{said:?}");
+    assert!(lines[2].ends_with(" 1"), "not in a user namespace: {said:?}");
+}
+
+#[test]
 fn a_mount_for_everybody_needs_root() {
     require_host!();
     let home = Home::new();

@@ -63,6 +63,21 @@ fn a_second_signal_kills_what_ignores_the_first() {
 }
 
 #[test]
+fn a_sealed_process_that_does_not_answer_is_killed() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let word = format!("4300.{}", std::process::id());
+    let live = Live::start(dir.path(), &[], &format!("ready; sleep {word}"));
+    send(live.sealed(), Signal::SIGSTOP);
+    for _ in 0..3 {
+        send(live.supervisor(), Signal::SIGTERM);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    live.end().expect(143, &["SIGTERM", "did not answer"]);
+    assert_eq!(processes_with(&word), [0; 0]);
+}
+
+#[test]
 fn the_sealed_process_is_deaf_to_the_terminal() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
