@@ -12,8 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+use super::desk::Order;
 use super::report::{Journal, Report};
-use super::sealed::Order;
 
 /// Longest request in bytes.
 const REQUEST_MAX: u64 = 4096;

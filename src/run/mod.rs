@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! supervisor            what the user started; no key                     supervisor.rs
-//!   └─ sealed           PID 1 of its PID namespace; key, scratch, mount   sealed.rs, seal.rs
+//!   └─ sealed           PID 1 of its PID namespace; key, scratch, mount   sealed.rs, workflow.rs, seal.rs
 //!        ├─ command     and all it starts                                 command.rs
 //!        └─ ...
 //! ```
@@ -14,6 +14,7 @@
 mod clock;
 mod command;
 mod control;
+mod desk;
 mod doctor;
 pub mod error;
 mod flush;
@@ -26,6 +27,7 @@ mod seal;
 mod sealed;
 mod state;
 mod supervisor;
+mod workflow;
 
 use std::path::Path;
 use std::time::Duration;

@@ -4,17 +4,20 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
-use super::control;
+use super::control::{self, Reply, Request};
+use super::desk::{Desk, Order, asks_to_end};
 use super::error::{RunError, system};
 use super::message::{Voice, warn};
-use super::report::{Event, Kind, Phase, Report};
-use super::sealed::{self, Seat};
+use super::report::{Event, Kind, Outcome, Phase, Report};
+use super::seal::Room;
+use super::sealed::{self, Seat, beside, make_seal};
 use super::state::{Record, State};
 use super::supervisor::{self, Supervisor};
-use crate::fuse;
+use crate::fuse::{self, MountOptions};
 use crate::spec::MountSpec;
 use crate::sys::process::{self, Inherited, Side};
 
@@ -75,7 +78,7 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
             let background = !spec.foreground;
             let seat = Seat { link: sealed_link, report, socket, inherited, voice };
             let ready = move || if background { detach_stdio() } else { Ok(()) };
-            let result = sealed::mount(spec, seat, ready);
+            let result = sealed::live(seat, || Ok(()), |desk| serve(spec, desk, ready));
             let orphaned = nix::unistd::getppid().as_raw() as u32 != record.supervisor;
             if !orphaned {
                 state.disown();
@@ -91,6 +94,47 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
                 detach_stale(&spec.mountpoint)?;
             }
             result
+        }
+    }
+}
+
+/// Life of the sealed process: serves until the mount is unmounted, ended or orphaned. `ready` is called once it is
+/// there.
+async fn serve(
+    spec: MountSpec,
+    mut desk: Desk,
+    ready: impl FnOnce() -> io::Result<()>,
+) -> Result<(Outcome, u8), RunError> {
+    desk.phase(Phase::Seal);
+    let store = spec.store.clone();
+    let room = desk.guard("opening the backing", 0, beside(move || Room::find(&store))).await??;
+    let options =
+        MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
+    let seal = make_seal(room, &spec.store, spec.mountpoint, options, &desk).await?;
+    desk.watch(&seal);
+    let ready = ready().map_err(system("opening /dev/null"));
+    if ready.is_ok() {
+        desk.phase(Phase::Serving);
+        wait_for_end(&mut desk).await;
+    }
+    desk.phase(Phase::End);
+    seal.close(&desk.journal).await;
+    ready.map(|()| (Outcome::Succeeded, 0))
+}
+
+async fn wait_for_end(desk: &mut Desk) {
+    loop {
+        match desk.next().await {
+            Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => return,
+            Order::Request(Request::End { .. }, reply) => {
+                let _ = reply.send(Reply::done("ending"));
+                return;
+            }
+            Order::Request(_, reply) => {
+                let _ = reply.send(Reply::refused("a mount has nothing to resume"));
+            }
+            Order::MountEnded | Order::Orphaned => return,
+            Order::Signal { .. } => {}
         }
     }
 }

@@ -13,9 +13,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::desk::Delivered;
 use super::error::{RunError, system};
 use super::report::{Event, Kind, Outcome, Phase, Report};
-use super::sealed::Delivered;
 use crate::sys::process::is_ignored;
 
 /// How long the sealed process may take to end after the second signal.

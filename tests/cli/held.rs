@@ -62,6 +62,9 @@ fn one_signal_warns_two_discard() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let mut live = held(dir.path(), &dir.path().join("report.json"));
+    // The terminal may close, and the shell tell so again.
+    send(live.supervisor(), Signal::SIGHUP);
+    send(live.supervisor(), Signal::SIGHUP);
     send(live.supervisor(), Signal::SIGINT);
     wait_until("the signal is taken, or the next would be one with it", || !interrupt_pending(live.supervisor()));
     std::thread::sleep(std::time::Duration::from_millis(300));

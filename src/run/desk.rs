@@ -1,0 +1,148 @@
+//! Where the orders of a sealed process come in, and its events go out.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::{Reply, Request};
+use super::error::RunError;
+use super::message::{self, Voice};
+use super::report::{Event, Journal, Phase};
+use super::seal::Seal;
+use crate::sys::process::Inherited;
+
+/// What the supervisor passes on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Number of the signal.
+    pub signal: i32,
+    /// Whether the terminal sent it, to the command as well.
+    pub from_terminal: bool,
+}
+
+/// Something the sealed process is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// A signal came to the supervisor.
+    Signal {
+        /// Which.
+        signal: Signal,
+        /// Whether the terminal sent it, to the command as well.
+        from_terminal: bool,
+    },
+    /// A client of the control socket asks for something; it waits for the reply.
+    Request(Request, oneshot::Sender<Reply>),
+    /// The mount is gone.
+    MountEnded,
+    /// The supervisor is gone.
+    Orphaned,
+}
+
+/// Where orders come in and events go out.
+pub struct Desk {
+    /// Orders, in the order they came.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// Where more orders may come from.
+    pub sender: mpsc::UnboundedSender<Order>,
+    /// Takes events.
+    pub journal: Arc<Journal>,
+    /// What the user started runseal with.
+    pub inherited: Inherited,
+    /// How much to say.
+    pub voice: Voice,
+}
+
+impl Desk {
+    /// A new phase begins.
+    pub fn phase(&self, phase: Phase) {
+        self.journal.record(Event::Phase { phase });
+    }
+
+    /// The next order.
+    pub async fn next(&mut self) -> Order {
+        self.orders.recv().await.unwrap_or(Order::Orphaned)
+    }
+
+    /// Turns the end of the mount into an order.
+    pub fn watch(&self, seal: &Seal) {
+        let (mount, orders) = (seal.mount.clone(), self.sender.clone());
+        std::thread::spawn(move || {
+            mount.wait();
+            let _ = orders.send(Order::MountEnded);
+        });
+    }
+
+    /// Does `work`, unless more than `tolerated` signals or an order end it first.
+    pub async fn guard<T>(
+        &mut self,
+        doing: &'static str,
+        tolerated: u32,
+        work: impl Future<Output = T>,
+    ) -> Result<T, RunError> {
+        let mut work = std::pin::pin!(work);
+        let mut interrupts = 0;
+        loop {
+            let order = tokio::select! {
+                done = &mut work => return Ok(done),
+                order = self.next() => order,
+            };
+            match order {
+                // The terminal may close: that ends what can be begun again, but loses no results.
+                Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP && tolerated == 0 => {
+                    interrupts += 1;
+                    if interrupts > tolerated {
+                        return Err(RunError::Interrupted { signal, doing });
+                    }
+                    message::warn(format_args!("{doing}; the same signal again ends the run"));
+                }
+                Order::Signal { .. } => {}
+                Order::Request(Request::End { discard: true }, reply) => {
+                    let _ = reply.send(Reply::done("ending; the results of this run are discarded"));
+                    return Err(RunError::Ended { doing });
+                }
+                order => self.decline(order, doing)?,
+            }
+        }
+    }
+
+    /// What every part of a run answers in the same way.
+    pub fn decline(&self, order: Order, doing: &'static str) -> Result<(), RunError> {
+        match order {
+            Order::Request(Request::Resume, reply) => {
+                let _ = reply.send(Reply::refused(format!("nothing is held: {doing}")));
+            }
+            Order::Request(_, reply) => {
+                let _ = reply
+                    .send(Reply::refused(format!("{doing}; `runseal end --discard` ends the run without results")));
+            }
+            Order::MountEnded => return Err(RunError::MountLost { doing }),
+            Order::Orphaned => return Err(RunError::Interrupted { signal: Signal::SIGKILL, doing }),
+            Order::Signal { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether people mean the end by it.
+pub fn asks_to_end(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGTERM)
+}
+
+/// A thread that turns what the supervisor sends into orders, and its silence into the last one.
+pub fn read_link(link: UnixStream, orders: mpsc::UnboundedSender<Order>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(link).lines().map_while(Result::ok) {
+            if let Ok(Delivered { signal, from_terminal }) = serde_json::from_str(&line)
+                && let Ok(signal) = Signal::try_from(signal)
+            {
+                let _ = orders.send(Order::Signal { signal, from_terminal });
+            }
+        }
+        let _ = orders.send(Order::Orphaned);
+    });
+}
