@@ -27,13 +27,14 @@ mod seal;
 mod sealed;
 mod state;
 mod supervisor;
+mod terminal;
 mod workflow;
 
 use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::CommandError;
-pub use self::control::Reply;
+use self::control::Reply;
 pub use self::doctor::{Fact, Verdict, examine};
 use self::error::{RunError, system};
 pub use self::message::{Voice, warn};
@@ -45,6 +46,7 @@ use self::sealed::{Place, Seat};
 use self::state::State;
 pub use self::state::{Record, StateError};
 use self::supervisor::Supervisor;
+use self::terminal::Terminal;
 use crate::spec::RunSpec;
 use crate::sys::process::{self, Inherited, Side};
 
@@ -62,7 +64,15 @@ pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8,
     let mut report = Report::new(spec.id.clone(), Kind::Run);
     let result = match start(spec, voice, &report) {
         Ok(Started::Sealed(result)) => return result,
-        Ok(Started::Supervisor(supervisor, _state)) => supervisor.watch(&mut report, |_| {}),
+        Ok(Started::Supervisor(supervisor, _state)) => {
+            let terminal = Terminal::remember();
+            supervisor.watch(&mut report, |event| {
+                // A new phase begins only when the processes of the one before are gone.
+                if matches!(event, Event::Phase { .. }) {
+                    terminal.take_back();
+                }
+            })
+        }
         Err(error) => {
             report.apply(Event::Done { outcome: Outcome::Refused, error: Some(error.to_string()) });
             Err(error)

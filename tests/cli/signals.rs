@@ -207,3 +207,23 @@ fn control_z_stops_the_command_and_fg_goes_on() {
     terminal.wait_for("ended 3");
     assert!(terminal.text().contains("got hello"));
 }
+
+#[test]
+fn an_interactive_command_gives_the_terminal_back() {
+    require_host!();
+    require_script!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (command, output) = (dir.path().join("command"), dir.path().join("out"));
+    fs::create_dir(&output).expect("created");
+    let body = format!("echo foreign >{}/x; echo result >$RUNSEAL_OUTPUT/x; sh -c true", output.display());
+    fs::write(&command, body).expect("written");
+    let binary = env!("CARGO_BIN_EXE_runseal");
+    let shell = format!("{binary} run --output {} -- bash -i {}; echo ended $?", text(&output), text(&command));
+    let mut terminal = Terminal::new(&shell);
+    terminal.wait_for("is held");
+    terminal.wait_for("give the results up");
+    terminal.press(b"\x03");
+    terminal.wait_for("again discards");
+    terminal.press(b"\x03");
+    terminal.wait_for("ended 74");
+}
