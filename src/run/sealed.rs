@@ -29,6 +29,8 @@ use crate::spec::{MemoryLock, RunSpec, StoreSpec};
 use crate::sys::memory;
 use crate::sys::process::{Inherited, limit_core};
 
+/// How long interrupted staging may take to clear away what it had begun.
+const CLEARANCE: Duration = Duration::from_secs(5);
 /// How long clients of the control socket may take to read their last answer.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -108,8 +110,9 @@ where
         let _ = tokio::time::timeout(FAREWELL, idle.recv()).await;
         result
     });
-    // Staging that was interrupted may still be at work: it ends with the process.
-    runtime.shutdown_background();
+    // Staging that was interrupted fails at its next read or write, now that the keys are gone, and then clears away
+    // what it had begun outside.
+    runtime.shutdown_timeout(CLEARANCE);
     result
 }
 

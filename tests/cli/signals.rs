@@ -111,6 +111,23 @@ fn a_signal_while_inputs_are_staged_ends_the_run() {
     assert!(!state_dir(&id).exists());
 }
 
+#[test]
+fn publishing_ends_at_the_second_signal_and_leaves_nothing_half_done() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let output = dir.path().join("out");
+    // Not zeros: those would be a hole.
+    let script = "yes | head -c 400000000 >\"$RUNSEAL_OUTPUT/large\"; ready";
+    let live = Live::start(dir.path(), &["--output", text(&output)], script);
+    live.wait_for("publish");
+    send(live.supervisor(), Signal::SIGTERM);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    send(live.supervisor(), Signal::SIGTERM);
+    live.end().expect(143, &["again ends the run", "publishing the results"]);
+    let left: Vec<_> = fs::read_dir(&output).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, [""; 0]);
+}
+
 /// A terminal of its own, with a shell that does job control, made by script(1).
 struct Terminal {
     child: Child,
