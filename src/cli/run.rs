@@ -28,7 +28,7 @@ Exit status:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_STATUS)]
 pub struct RunArgs {
-    /// File or directory to copy in; appears as $RUNSEAL_INPUT/<its name>, or as $RUNSEAL_INPUT/REL
+    /// File or directory to copy in; appears as $RUNSEAL_INPUT/NAME (its last component), or as $RUNSEAL_INPUT/REL
     #[arg(long, value_name = "PATH[=REL]")]
     input: Vec<OsString>,
     /// Directory that receives the results; must be empty or absent unless --overwrite is given

@@ -72,7 +72,8 @@ impl Run {
 
     async fn in_scratch(&mut self, cleared: preflight::Cleared, seal: &Seal) -> Result<(Outcome, u8), RunError> {
         let input = seal.make_dir(INPUT, 0o755)?;
-        let output = seal.make_dir(OUTPUT, 0o755)?;
+        // What is published takes its bits from here: those a directory made by the user would have.
+        let output = seal.make_dir(OUTPUT, 0o777 & !self.desk.inherited.umask.bits())?;
         seal.make_dir(WORK, 0o755)?;
         seal.make_dir(TMP, 0o1777)?;
         let meter = Arc::new(Meter::new(self.desk.voice));
