@@ -60,9 +60,8 @@ impl Progress for Meter {
     fn finish(&self) {
         if let Some(Current { what, bar, began }) = self.current.lock().take() {
             bar.finish_and_clear();
-            let (files, seconds) = (self.files.load(Ordering::Relaxed), began.elapsed().as_secs_f64());
-            self.voice
-                .say(format_args!("{what}: done, {files} files, {} in {seconds:.1} s", HumanBytes(bar.position())));
+            let (files, seconds) = (count(self.files.load(Ordering::Relaxed)), began.elapsed().as_secs_f64());
+            self.voice.say(format_args!("{what}: done, {files}, {} in {seconds:.1} s", HumanBytes(bar.position())));
         }
     }
 }

@@ -154,6 +154,12 @@ impl Run {
         let work = beside(move || {
             flush::flush_tree(&output)?;
             let totals = stager.publish(from)?;
+            if totals.skipped > 0 {
+                message::warn(format_args!(
+                    "results that are neither files, directories nor links were left out: {} (the manifest names them)",
+                    totals.skipped
+                ));
+            }
             journal.record(Event::Published { totals: serde_json::to_value(totals).unwrap_or_default() });
             Ok(())
         });

@@ -36,6 +36,16 @@ fn inputs_go_in_and_results_come_out() {
 }
 
 #[test]
+fn results_that_cannot_be_published_are_told() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let output = dir.path().join("out");
+    let script = "mkfifo \"$RUNSEAL_OUTPUT/pipe\"; echo kept >\"$RUNSEAL_OUTPUT/file\"";
+    run(&["--output", text(&output)], script).expect(0, &["left out: 1", "done, 1 file, "]);
+    assert!(output.join("file").exists() && !output.join("pipe").exists());
+}
+
+#[test]
 fn the_environment_is_what_the_manual_says() {
     require_host!();
     let id = fresh_id();
