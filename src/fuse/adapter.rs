@@ -55,12 +55,14 @@ impl Shared {
 pub(super) struct Adapter {
     scratch: Arc<Scratch>,
     shared: Arc<Shared>,
+    may: InitFlags,
     granted: InitFlags,
 }
 
 impl Adapter {
-    pub(super) fn new(scratch: Arc<Scratch>, shared: Arc<Shared>) -> Self {
-        Self { scratch, shared, granted: InitFlags::empty() }
+    /// `may`: the capabilities to use of those the kernel has.
+    pub(super) fn new(scratch: Arc<Scratch>, shared: Arc<Shared>, may: InitFlags) -> Self {
+        Self { scratch, shared, may, granted: InitFlags::empty() }
     }
 
     fn count(&self, opcode: Opcode) {
@@ -71,7 +73,7 @@ impl Adapter {
 /// Arguments that nothing here depends on (file handles, open flags, lock owners) are left unnamed or underscored.
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
-        let negotiated = negotiate(kernel);
+        let negotiated = negotiate(kernel, self.may);
         self.granted = negotiated.granted;
         // INIT comes once per session: nothing is overwritten.
         let _ = self.shared.negotiated.set(negotiated);

@@ -48,9 +48,9 @@ impl Negotiated {
     }
 }
 
-/// Asks for everything wanted that the kernel has, and sets the request limits.
-pub(super) fn negotiate(kernel: &mut KernelConfig) -> Negotiated {
-    let (granted, mut degraded) = choose(kernel.capabilities());
+/// Asks for everything wanted that the kernel has, of what `may` be used, and sets the request limits.
+pub(super) fn negotiate(kernel: &mut KernelConfig, may: InitFlags) -> Negotiated {
+    let (granted, mut degraded) = choose(kernel.capabilities() & may);
     if let Err(missing) = kernel.add_capabilities(granted) {
         degraded.push(format!("the kernel refused {missing:?}"));
     }

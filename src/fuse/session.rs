@@ -3,7 +3,7 @@
 //! fuser's own mounting is not used: on teardown it can unmount a foreign file system (fuser 0.18, `is_mounted`), and
 //! it gives up when the mount is busy. mount(2) and umount2(2) are called here; fuser gets the descriptor.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic;
@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Once, mpsc};
 use std::thread;
 
-use fuser::{Config, Filesystem, INodeNo, Notifier, Session, SessionACL};
+use fuser::{Config, Filesystem, INodeNo, InitFlags, Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
@@ -47,7 +47,7 @@ impl Mount {
     /// and primes the kernel's no-open state: when this returns, the mount is ready.
     pub fn new(scratch: Arc<Scratch>, mountpoint: &Path, options: &MountOptions) -> Result<Self, FuseError> {
         let shared = Arc::new(Shared::new());
-        Self::serve(Adapter::new(scratch, shared.clone()), shared, mountpoint, options)
+        Self::serve(Adapter::new(scratch, shared.clone(), InitFlags::all()), shared, mountpoint, options)
     }
 
     fn serve<F: Filesystem>(
@@ -71,11 +71,13 @@ impl Mount {
         };
         // From here on, dropping `mount` on an error detaches.
         let threads = worker_count(options.threads);
+        let descriptor = device.as_raw_fd();
         let (notifier, mut degraded) = mount.start(filesystem, device, threads).map_err(FuseError::Session)?;
         let knobs = bdi::tune(mount.device);
         degraded.extend(knobs.degraded);
         let writable = !parsed.flags.contains(nix::mount::MsFlags::MS_RDONLY);
-        if let Err(error) = prime(&mount.mountpoint, writable) {
+        // Until one OPEN was refused, every created file costs a RELEASE.
+        if let Err(error) = sys::touch_own_mount(&mount.mountpoint, writable, descriptor) {
             degraded.push(format!("the kernel was not primed ({error}): the first opens cost more requests"));
         }
         // Priming made the kernel remember the root's attributes; let it forget them, the scratch may still be filled.
@@ -106,12 +108,15 @@ impl Mount {
         // Who may come in is decided by the kernel (`allow_other`), not a second time here.
         let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
         let notifier = session.notifier();
-        let end = self.end.clone();
+        let (end, minor) = (self.end.clone(), self.device.1);
         let (report, flusher) = mpsc::channel();
         thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
             // The receiver waits for this.
             let _ = report.send(sys::set_io_flusher());
-            end.set(session.run());
+            SERVED.lock().push(minor);
+            let result = session.run();
+            SERVED.lock().retain(|served| *served != minor);
+            end.set(result);
         })?;
         let mut degraded = Vec::new();
         if let Some(negotiated) = self.shared.negotiated.get() {
@@ -139,13 +144,6 @@ impl Mount {
     /// succeeded is sent later, and the error comes from fsync(2) or close(2), which programs forget to check.
     pub fn failed_writes(&self) -> u64 {
         self.shared.failed_writes.load(Ordering::Relaxed)
-    }
-
-    /// Hands every byte that was written through the mount, and is still in the kernel's cache, down to the
-    /// [`Scratch`] (syncfs(2)). Not for a worker thread, which would wait for itself.
-    pub fn flush(&self) -> io::Result<()> {
-        let root = File::open(&self.mountpoint)?;
-        Ok(nix::unistd::syncfs(&root)?)
     }
 
     /// Blocks until the session has ended: unmounted by somebody, detached, or aborted. A detached mount ends when the
@@ -315,22 +313,13 @@ fn worker_count(wanted: usize) -> usize {
     }
 }
 
-/// Makes the kernel learn that OPEN, OPENDIR and FLUSH are not needed: until one OPEN was refused, every created file
-/// costs a RELEASE. Leaves nothing behind.
-fn prime(root: &Path, writable: bool) -> io::Result<()> {
-    drop(File::open(root)?);
-    if !writable {
-        return Ok(());
-    }
-    let path = root.join(format!(".runseal-{}-primes", process::id()));
-    drop(File::create_new(&path)?);
-    let opened = File::open(&path).map(drop);
-    fs::remove_file(&path)?;
-    opened
-}
+/// Minor device numbers of the mounts this process serves, for the panic hook, which is the process's as well. No worker
+/// takes this lock but the one that panics.
+static SERVED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// A panic would end one worker silently: its caller would hang for ever, and later requests with it. So a panic of a
-/// worker, in a handler or in fuser, ends the process; then the kernel fails every request with `ENOTCONN`.
+/// worker, in a handler or in fuser, ends the process; then the kernel fails every request. The connections go first: a
+/// thread of this process that is inside one of its own mounts could not end before they do.
 fn abort_on_worker_panic() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -338,6 +327,10 @@ fn abort_on_worker_panic() {
         panic::set_hook(Box::new(move |info| {
             previous(info);
             if thread::current().name().is_some_and(|name| name.starts_with(WORKER_PREFIX)) {
+                for minor in SERVED.lock().iter() {
+                    // Without fusectl, the end of the process closes them.
+                    let _ = sys::abort_fuse_connection(*minor);
+                }
                 process::abort();
             }
         }));
@@ -348,20 +341,32 @@ fn abort_on_worker_panic() {
 mod tests {
     use std::env;
     use std::ffi::OsStr;
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant, UNIX_EPOCH};
 
-    use fuser::{FileAttr, FileHandle, FileType, Generation, ReplyAttr, ReplyEntry, Request};
+    use fuser::{FileAttr, FileHandle, FileType, Generation, KernelConfig, ReplyAttr, ReplyEntry, Request};
 
     use super::*;
+    use crate::backing::MemoryBacking;
+    use crate::crypt::Keyring;
+    use crate::fs::ScratchOptions;
+    use crate::spec::{EngineChoice, MemoryLock};
+    use crate::store::Store;
 
     const PLACE: &str = "RUNSEAL_TEST_PANIC_MOUNTPOINT";
 
-    /// A file system with a root, on which every lookup panics.
+    /// A file system with a root, on which one lookup panics and another one never ends.
     struct Panicking;
 
     impl Filesystem for Panicking {
+        /// Lookups must not wait for each other.
+        fn init(&mut self, _: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
+            kernel.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS).map_err(|_| io::ErrorKind::Unsupported.into())
+        }
+
         fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
             let attr = FileAttr {
                 ino,
@@ -385,6 +390,11 @@ mod tests {
 
         fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
             assert_ne!(name, "boom", "as the test wants it");
+            if name == "hang" {
+                loop {
+                    thread::park();
+                }
+            }
             reply.entry(&Duration::ZERO, &super::super::convert::absent(), Generation(0));
         }
     }
@@ -408,12 +418,22 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(20), "never mounted");
             thread::sleep(Duration::from_millis(10));
         }
+        let minor = entry_at(&path).expect("mounted").device.1;
+        let waiting = format!("/sys/fs/fuse/connections/{minor}/waiting");
+        while fs::read_to_string(&waiting).is_ok_and(|count| count.trim() == "0") {
+            assert!(start.elapsed() < Duration::from_secs(20), "the helper never hangs");
+            thread::sleep(Duration::from_millis(10));
+        }
         let (answer, wait) = mpsc::channel();
         let boom = path.join("boom");
         thread::spawn(move || answer.send(fs::metadata(boom).map(drop)));
         let result = wait.recv_timeout(Duration::from_secs(20));
-        // Fails only if it is dead already, as it should be.
-        let _ = child.kill();
+        if result.is_err() {
+            // A process that is inside its own mount cannot even be killed before this.
+            sys::abort_fuse_connection(minor).expect("fusectl");
+            // Fails only if it is dead already.
+            let _ = child.kill();
+        }
         let status = child.wait().expect("a child");
         assert!(detach_stale(&path).expect("a look"), "the dead mount is found and detached");
         let code = result.expect("the caller is freed").expect_err("nobody answers").raw_os_error();
@@ -428,7 +448,64 @@ mod tests {
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).expect("a lower limit");
         let options = MountOptions { threads: 2, ..MountOptions::default() };
         let Ok(mount) = Mount::serve(Panicking, Arc::new(Shared::new()), Path::new(&path), &options) else { return };
+        // This process is inside its own mount when it dies.
+        let inside = Path::new(&path).join("hang");
+        thread::spawn(move || fs::metadata(inside).map(drop));
         mount.wait();
+    }
+
+    /// As on kernels that lack one capability, or all.
+    #[test]
+    fn the_same_is_read_and_written_without_each_capability() {
+        let killpriv = InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        let (open, opendir) = (InitFlags::FUSE_NO_OPEN_SUPPORT, InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        for lacking in [killpriv, open, opendir, InitFlags::FUSE_DO_READDIRPLUS, InitFlags::all()] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = fs::canonicalize(dir.path()).expect("it exists").join("mnt");
+            fs::create_dir(&path).expect("a mountpoint");
+            let shared = Arc::new(Shared::new());
+            let adapter = Adapter::new(scratch(), shared.clone(), InitFlags::all() - lacking);
+            let mount = match Mount::serve(adapter, shared, &path, &MountOptions::default()) {
+                Ok(mount) => mount,
+                Err(FuseError::Device { .. } | FuseError::Mount { .. }) => return skip("cannot mount here"),
+                Err(error) => panic!("{error}"),
+            };
+            assert!(!mount.facts().degraded.is_empty(), "{lacking:?} is missing and nobody says so");
+            work_in(&path);
+            mount.detach().expect("detach");
+            mount.wait();
+        }
+    }
+
+    fn work_in(root: &Path) {
+        let path = root.join("file");
+        fs::write(&path, vec![7; 3_000_000]).expect("a write");
+        let before = fs::metadata(&path).expect("stat");
+        thread::sleep(Duration::from_millis(20));
+        let file = File::options().read(true).append(true).open(&path).expect("it exists");
+        io::Write::write_all(&mut &file, b"tail").expect("an append");
+        let after = fs::metadata(&path).expect("stat");
+        assert_eq!(after.size(), 3_000_004);
+        assert!((after.mtime(), after.mtime_nsec()) > (before.mtime(), before.mtime_nsec()), "mtime moves");
+        File::options().write(true).open(&path).expect("it exists").write_all_at(b"mid", 1_000_001).expect("a write");
+        let read = fs::read(&path).expect("a read");
+        assert_eq!((&read[1_000_000..1_000_005], &read[3_000_000..]), (&b"\x07mid\x07"[..], &b"tail"[..]));
+        drop(File::options().write(true).truncate(true).open(&path).expect("it exists"));
+        assert_eq!(fs::read(&path).expect("a read"), b"");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::create_dir(root.join("dir")).expect("a directory");
+        fs::rename(&path, root.join("dir/moved")).expect("rename");
+        let names: Vec<_> =
+            fs::read_dir(root.join("dir")).expect("a listing").map(|e| e.expect("one").file_name()).collect();
+        assert_eq!(names, ["moved"]);
+        fs::remove_dir_all(root.join("dir")).expect("rm -r");
+        assert_eq!(fs::read_dir(root).expect("a listing").count(), 0);
+    }
+
+    fn scratch() -> Arc<Scratch> {
+        let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys");
+        let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 1 << 30);
+        Arc::new(Scratch::new(store, ScratchOptions { max_inodes: 1000, uid: 0, gid: 0, mode: 0o755 }))
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! The mount table, and the calls that change it.
 #![allow(unsafe_code)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, close, fork, unlink};
 
 /// One line of `mountinfo` (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,17 +65,56 @@ pub fn force_detach(target: &Path) -> io::Result<()> {
 }
 
 /// Aborts the FUSE connection whose file system has the device number 0:`minor`, through fusectl, which is mounted
-/// if need be. Works on a mount that is detached already.
+/// if need be. Works on a mount that is detached already. `NotFound`: there is no such connection.
 pub fn abort_fuse_connection(minor: u32) -> io::Result<()> {
-    const FUSECTL: &str = "/sys/fs/fuse/connections";
-    let abort = Path::new(FUSECTL).join(minor.to_string()).join("abort");
-    match fs::write(&abort, "1") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            mount("none", Path::new(FUSECTL), "fusectl", MsFlags::empty(), "")?;
-            fs::write(&abort, "1")
-        }
-        other => other,
+    let connections = Path::new("/sys/fs/fuse/connections");
+    if top_mount(&mount_table()?, connections).is_none_or(|entry| entry.fs_type != "fusectl") {
+        mount("none", connections, "fusectl", MsFlags::empty(), "")?;
     }
+    let mut abort = fs::OpenOptions::new().write(true).open(connections.join(minor.to_string()).join("abort"))?;
+    abort.write_all(b"1")
+}
+
+/// Opens `root`, and with `writable` creates, opens and unlinks a file below it, from a child process.
+///
+/// For the server of a FUSE file system that has to touch its own mount: were one of its threads inside a request when
+/// another one dies, the kernel would wait for that thread before it closes `device`, and the thread for the close,
+/// for ever. A child is a client like any other. It gives up its copy of `device` first, which would keep the
+/// connection alive.
+pub fn touch_own_mount(root: &Path, writable: bool, device: RawFd) -> io::Result<()> {
+    let file = writable.then(|| root.join(format!(".runseal-{}", std::process::id())));
+    let file = file.map(|file| CString::new(file.into_os_string().into_vec())).transpose()?;
+    let root = CString::new(root.as_os_str().as_bytes())?;
+    // SAFETY: this process may have threads, so the child may call async-signal-safe functions only: `touch` opens,
+    // closes and unlinks paths made above, and allocates nothing. nix offers no safe fork.
+    let child = match unsafe { fork() }? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let result = touch(&root, file.as_deref(), device);
+            // SAFETY: ends the child without running what the parent has registered for its own end.
+            unsafe { libc::_exit(result.map_or_else(|errno| errno as i32, |()| 0)) }
+        }
+    };
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, 0)) | Err(Errno::ECHILD) => return Ok(()),
+            Ok(WaitStatus::Exited(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Ok(status) => return Err(io::Error::other(format!("{status:?}"))),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn touch(root: &CStr, file: Option<&CStr>, device: RawFd) -> nix::Result<()> {
+    close(device)?;
+    let read_only = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    drop(open(root, read_only | OFlag::O_DIRECTORY, Mode::empty())?);
+    let Some(file) = file else { return Ok(()) };
+    drop(open(file, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC, Mode::S_IRUSR)?);
+    let opened = open(file, read_only, Mode::empty()).map(drop);
+    unlink(file)?;
+    opened
 }
 
 /// Marks the calling thread, and threads it starts from now on, as one that serves the I/O of others: its memory

@@ -156,6 +156,18 @@ fn an_abort_frees_callers_of_a_server_that_hangs() {
 }
 
 #[test]
+fn an_abort_reaches_a_mount_that_is_detached_but_in_use() {
+    let Some(scratch) = mount() else { return };
+    let mut file = File::create_new(scratch.path("f")).expect("a file");
+    scratch.mount().detach().expect("detach");
+    scratch.mount().abort();
+    scratch.mount().wait();
+    let result = file.write_all(&pattern(1, 4096)).and_then(|()| file.sync_all());
+    let code = result.expect_err("aborted").raw_os_error();
+    assert!(matches!(code, Some(libc::ECONNABORTED | libc::ENOTCONN)), "{code:?}");
+}
+
+#[test]
 fn only_a_dead_mount_is_stale() {
     let base = directory();
     let path = fs::canonicalize(base.path()).expect("it exists").join("mnt");
