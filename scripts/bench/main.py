@@ -31,11 +31,12 @@ def main():
     up = []
     try:
         check_room(base)
-        results = {"facts": host.facts(base), "quick": options.quick, "rounds": options.rounds, "versions": {}}
+        results = {"facts": host.facts(base), "quick": options.quick, "versions": {}}
         results["facts"]["caches_dropped"] = host.Caches().may_drop
         raise_all(options.targets, base, up, results)
         measure(options, up, results)
-        results["memory_end_kib"] = memory(up)
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted; what whole rounds have measured is kept")
     finally:
         # A second Ctrl-C must not leave mounts behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,10 +45,6 @@ def main():
             target.down()
         host.end_all_but([])
         host.remove(base)
-    results["facts"]["load_after"] = os.getloadavg()[0]
-    results["facts"]["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    (out / "results.json").write_text(json.dumps(results, indent=1))
-    render.all_of(results, out)
     print((out / "table.md").read_text())
     print(f"bench: raw numbers, table and plots are in {out}", file=sys.stderr)
 
@@ -117,6 +114,16 @@ def measure(options, up, results):
                     found["round"] = turn
                     print(f"{turn + 1}/{options.rounds} {target.name:10} {found['row']:16} {found['value']:.4g}", file=sys.stderr)
                 results["results"] += place.results
+        keep(results, up, turn + 1, options.output)
+
+
+def keep(results, up, rounds, out):
+    """Writes what has been measured so far: after an interruption the whole rounds are still good."""
+    results["rounds"], results["memory_end_kib"] = rounds, memory(up)
+    results["facts"]["load_after"] = os.getloadavg()[0]
+    results["facts"]["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    render.all_of(results, out)
 
 
 def select(pattern):

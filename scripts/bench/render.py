@@ -62,7 +62,7 @@ class Table:
     def heading(self):
         facts, rounds = self.results["facts"], self.results["rounds"]
         commit = facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
-        disk, versions = facts["backing"], "; ".join(self.results["versions"].values())
+        disk, versions = facts["backing"], "; ".join(dict.fromkeys(self.results["versions"].values()))
         kind = "Smoke test, not a measurement. " if self.results["quick"] else ""
         return [
             f"{kind}Median of {rounds} rounds (least–most). \"vs\" says how many times as fast runseal is; above 1 it wins.",
