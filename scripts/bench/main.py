@@ -108,8 +108,13 @@ def measure(options, up, results):
         for index, name in enumerate(chosen):
             first = (turn + index) % len(up)
             for target in up[first:] + up[:first]:
-                with workloads.Place(target, sizes, caches, options.output / "inputs") as place:
-                    workloads.ALL[name](place)
+                place = workloads.Place(target, sizes, caches, options.output / "inputs")
+                try:
+                    with place:
+                        workloads.ALL[name](place)
+                except Exception as error:
+                    print(f"bench: {name} of {target.name} is not counted: {error}\n{target.log()}", file=sys.stderr)
+                    continue
                 for found in place.results:
                     found["round"] = turn
                     print(f"{turn + 1}/{options.rounds} {target.name:10} {found['row']:16} {found['value']:.4g}", file=sys.stderr)
