@@ -39,9 +39,9 @@ def mounts():
     """All mounts, as proc_pid_mountinfo(5) lists them."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, right = line.split(" - ", 1)
-        fields, (kind, source, *supers) = left.split(), right.split()
+        fields, (kind, source, *_) = left.split(), right.split()
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), fields[4])
-        yield {"point": point, "options": ",".join([fields[5], *supers]), "type": kind, "source": source}
+        yield {"point": point, "options": fields[5], "type": kind, "source": source}
 
 
 def mount_of(path):

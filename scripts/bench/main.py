@@ -31,12 +31,11 @@ def main():
     up = []
     try:
         check_room(base)
-        results = {"facts": host.facts(base), "quick": options.quick, "versions": {}}
+        results = {"facts": host.facts(base), "quick": options.quick, "rounds": options.rounds, "versions": {}}
         results["facts"]["caches_dropped"] = host.Caches().may_drop
         raise_all(options.targets, base, up, results)
         measure(options, up, results)
-    except KeyboardInterrupt:
-        sys.exit("bench: interrupted; what whole rounds have measured is kept")
+        results["memory_end_kib"] = memory(up)
     finally:
         # A second Ctrl-C must not leave mounts behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,6 +44,10 @@ def main():
             target.down()
         host.end_all_but([])
         host.remove(base)
+    results["facts"]["load_after"] = os.getloadavg()[0]
+    results["facts"]["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    render.all_of(results, out)
     print((out / "table.md").read_text())
     print(f"bench: raw numbers, table and plots are in {out}", file=sys.stderr)
 
@@ -108,27 +111,12 @@ def measure(options, up, results):
         for index, name in enumerate(chosen):
             first = (turn + index) % len(up)
             for target in up[first:] + up[:first]:
-                place = workloads.Place(target, sizes, caches, options.output / "inputs")
-                try:
-                    with place:
-                        workloads.ALL[name](place)
-                except Exception as error:
-                    print(f"bench: {name} of {target.name} is not counted: {error}\n{target.log()}", file=sys.stderr)
-                    continue
+                with workloads.Place(target, sizes, caches, options.output / "inputs") as place:
+                    workloads.ALL[name](place)
                 for found in place.results:
                     found["round"] = turn
                     print(f"{turn + 1}/{options.rounds} {target.name:10} {found['row']:16} {found['value']:.4g}", file=sys.stderr)
                 results["results"] += place.results
-        keep(results, up, turn + 1, options.output)
-
-
-def keep(results, up, rounds, out):
-    """Writes what has been measured so far: after an interruption the whole rounds are still good."""
-    results["rounds"], results["memory_end_kib"] = rounds, memory(up)
-    results["facts"]["load_after"] = os.getloadavg()[0]
-    results["facts"]["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    (out / "results.json").write_text(json.dumps(results, indent=1))
-    render.all_of(results, out)
 
 
 def select(pattern):

@@ -53,13 +53,6 @@ class Target:
         if found["point"] != os.path.realpath(self.point) or found["type"] != self.kind:
             raise RuntimeError(f"{self.name}: {self.point} is on {found['type']} at {found['point']}, not {self.kind}")
 
-    def log(self):
-        """The end of what the daemon said, and whether it still runs."""
-        path = self.base / "log"
-        said = path.read_text(errors="replace")[-2000:] if path.exists() else ""
-        status = self.daemon.poll() if self.daemon else None
-        return said if status is None else f"{said}the daemon ended with status {status}"
-
     def pids(self):
         return host.family(self.daemon.pid) if self.daemon else []
 

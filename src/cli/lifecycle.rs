@@ -36,12 +36,9 @@ pub struct EndArgs {
 }
 
 pub fn status(args: StatusArgs) -> Result<u8, Failure> {
-    let mut runs = run::status()?;
-    if let Some(wanted) = args.run {
-        runs.retain(|(record, _)| record.run_id.as_str() == wanted);
-        if runs.is_empty() {
-            return Err(RunError::State(StateError::Unknown(wanted)).into());
-        }
+    let runs = run::status(args.run.as_deref())?;
+    if let (true, Some(wanted)) = (runs.is_empty(), args.run) {
+        return Err(RunError::State(StateError::Unknown(wanted)).into());
     }
     let mut out = std::io::stdout().lock();
     if args.json {

@@ -8,12 +8,13 @@ mod run;
 mod store;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::exit;
-use crate::run::{Voice, error::RunError, warn};
+use crate::run::{FLUSH_RESULTS, Voice, error::RunError, flush_here, warn};
 
 /// Encrypted scratch for one run: its key is born and dies with it.
 #[derive(Debug, Parser)]
@@ -36,6 +37,11 @@ enum Action {
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
+    /// For the sealed process, which must not wait for its own mount
+    #[command(name = FLUSH_RESULTS, hide = true)]
+    FlushResults {
+        dir: PathBuf,
+    },
 }
 
 /// Why the command line did not lead to success.
@@ -90,6 +96,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Doctor(args) => doctor::act(args),
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),
+        Action::FlushResults { dir } => Ok(flush_here(&dir).map(|()| 0)?),
     }
 }
 

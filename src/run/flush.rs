@@ -2,11 +2,24 @@
 //!
 //! With a writeback cache the kernel holds what was written through mmap(2) until it sees fit. syncfs(2) alone is not
 //! enough: newer kernels start the writeback of FUSE file systems there but do not wait for it. fsync(2) waits.
+//!
+//! A child process does the waiting. Were the sealed process killed while one of its own threads waits for its own
+//! mount, the thread would wait for the connection to close and the connection for the thread to end, for ever.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::process;
+
+/// Hidden subcommand of the child.
+pub const SUBCOMMAND: &str = "flush-results";
 
 /// Results the kernel could not write to the scratch.
 #[derive(Debug, thiserror::Error)]
@@ -22,12 +35,51 @@ pub struct Unflushed {
     others: usize,
 }
 
-/// Flushes every regular file below `dir`. No process may be writing any more.
+/// What the child answers.
+#[derive(Serialize, Deserialize)]
+struct Failures {
+    /// First file concerned, as bytes.
+    path: Vec<u8>,
+    errno: i32,
+    /// Files concerned besides the first.
+    others: usize,
+}
+
+/// Flushes every regular file below `dir`. No process may be writing any more. `in_user_namespace`: the right to open
+/// any of them is one of a user namespace, and has to be handed on.
 ///
 /// # Errors
 /// Data written through a mapping, or to a file nobody closed with care, that found no space. The kernel has dropped
 /// them and tells so once: a second call succeeds.
-pub fn flush_tree(dir: &Path) -> Result<(), Unflushed> {
+pub fn flush_results(dir: &Path, in_user_namespace: bool) -> Result<(), Unflushed> {
+    let failed = |source| Unflushed { path: dir.to_owned(), source, others: 0 };
+    let mut child = Command::new("/proc/self/exe");
+    child.arg(SUBCOMMAND).arg(dir).stdin(Stdio::null()).stderr(Stdio::inherit());
+    if in_user_namespace {
+        process::hand_on_file_rights(&mut child);
+    }
+    let output = child.output().map_err(failed)?;
+    if output.status.success() && output.stdout.is_empty() {
+        return Ok(());
+    }
+    let answer: Failures = serde_json::from_slice(&output.stdout)
+        .map_err(|_| failed(io::Error::other(format!("{SUBCOMMAND} ended with {}", output.status))))?;
+    Err(Unflushed {
+        path: OsString::from_vec(answer.path).into(),
+        source: io::Error::from_raw_os_error(answer.errno),
+        others: answer.others,
+    })
+}
+
+/// Life of the child: flushes, and says on standard output what failed.
+pub fn flush_here(dir: &Path) -> io::Result<()> {
+    let Err(Unflushed { path, source, others }) = flush_tree(dir) else { return Ok(()) };
+    let path = path.as_os_str().as_bytes().to_owned();
+    let failures = Failures { path, errno: source.raw_os_error().unwrap_or(libc::EIO), others };
+    io::stdout().write_all(&serde_json::to_vec(&failures)?)
+}
+
+fn flush_tree(dir: &Path) -> Result<(), Unflushed> {
     // All files at once first; the walk then finds little left to wait for. An error here may be that of a file the
     // command has dealt with long ago, so only the walk decides.
     let _ = File::open(dir).map(nix::unistd::syncfs);

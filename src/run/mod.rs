@@ -37,6 +37,7 @@ pub use self::command::CommandError;
 use self::control::Reply;
 pub use self::doctor::{Fact, Verdict, examine};
 use self::error::{RunError, system};
+pub use self::flush::{SUBCOMMAND as FLUSH_RESULTS, flush_here};
 pub use self::message::{Voice, warn};
 pub use self::mount::mount;
 pub use self::namespace::NamespaceError;
@@ -122,10 +123,11 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
 /// A live run, and its report or why it does not answer.
 pub type LiveRun = (Record, Result<Report, String>);
 
-/// The live runs of this user.
-pub fn status() -> Result<Vec<LiveRun>, RunError> {
+/// The live runs of this user, or only the one called `wanted`.
+pub fn status(wanted: Option<&str>) -> Result<Vec<LiveRun>, RunError> {
     Ok(state::live_runs()?
         .into_iter()
+        .filter(|record| wanted.is_none_or(|wanted| record.run_id.as_str() == wanted))
         .map(|record| {
             let answer = ask(record.run_id.as_str(), control::Request::Status, Some(STATUS_TIME));
             let report = answer.map_err(|e| e.to_string()).and_then(|reply| reply.report.ok_or(reply.message));

@@ -151,8 +151,9 @@ impl Run {
     async fn publish(&mut self, stager: Arc<Stager>, from: u64) -> Result<Result<(), PublishError>, RunError> {
         self.desk.phase(Phase::Publish);
         let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
+        let in_user_namespace = self.drop_capabilities;
         let work = beside(move || {
-            flush::flush_tree(&output)?;
+            flush::flush_results(&output, in_user_namespace)?;
             let totals = stager.publish(from)?;
             if totals.skipped > 0 {
                 message::warn(format_args!(

@@ -90,7 +90,33 @@ pub fn limit_core(bytes: rlim_t) -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_CORE, limit, limit)?)
 }
 
+/// Lets `command`, which is not root, keep the right to open any file that a user namespace gave this process.
+pub fn hand_on_file_rights(command: &mut Command) {
+    const CAP_DAC_OVERRIDE: u32 = 1;
+    const CAP_DAC_READ_SEARCH: u32 = 2;
+    let rights = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH;
+    let setup = move || {
+        // Ambient capabilities survive execve(2); they must be permitted and inheritable first (capabilities(7)).
+        set_capabilities([rights, rights, rights, 0, 0, 0])?;
+        for capability in [CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH] {
+            // SAFETY: this prctl takes plain integers and touches no memory. nix has no wrapper for it.
+            let answer = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) };
+            if answer != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: as in `prepare`: only system calls on plain integers. std offers no safe way to set these.
+    unsafe { command.pre_exec(setup) };
+}
+
 fn clear_capabilities() -> io::Result<()> {
+    set_capabilities([0; 6])
+}
+
+/// `data`: effective, permitted and inheritable set, capabilities 0 to 31 first, then the others.
+fn set_capabilities(data: [u32; 6]) -> io::Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -98,7 +124,6 @@ fn clear_capabilities() -> io::Result<()> {
     }
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header { version: VERSION_3, pid: 0 };
-    let data = [0u32; 6];
     // SAFETY: capset(2) reads a header and, for version 3, two structs of three u32 each; both outlive the call. No
     // dependency wraps it.
     let answer = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };

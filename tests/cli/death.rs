@@ -4,7 +4,9 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, lives, mounted, processes_with, require_host, run, say, send, state_dir, text, wait_until};
+use crate::bench::{
+    Live, lives, mounted, processes_with, require_host, run, say, send, state_dir, status, text, wait_until,
+};
 
 /// Leaves a daemon behind that forked twice and left the session; `word` finds it.
 fn daemonise(word: &str) -> String {
@@ -51,6 +53,26 @@ fn the_death_of_the_supervisor_ends_everything() {
     assert!(!state_dir(&id).exists());
 }
 
+// promise: S-55
+#[test]
+fn the_death_of_the_sealed_process_while_it_publishes_ends_everything() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let script = "cd \"$RUNSEAL_OUTPUT\"; yes | head -c 200000 | split -l 25 -a 4 - ; ready";
+    // The kernel's cache is flushed first, and only then is anything published: hit both.
+    for delay in [0, 5, 20, 60] {
+        let output = dir.path().join(delay.to_string());
+        let live = Live::start(dir.path(), &["--output", text(&output)], script);
+        let sealed = live.sealed();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        if lives(sealed) {
+            send(sealed, Signal::SIGKILL);
+        }
+        let said = live.end();
+        assert!(said.code == 71 || said.code == 0, "{said:?}");
+    }
+}
+
 #[test]
 fn the_name_of_a_dead_run_can_be_used_again() {
     require_host!();
@@ -60,6 +82,8 @@ fn the_name_of_a_dead_run_can_be_used_again() {
     send(live.supervisor(), Signal::SIGKILL);
     live.end().expect(137, &[]);
     wait_until("the sealed process is gone", || !lives(sealed));
+    // Its last threads may hold the name for a moment longer.
+    wait_until("the run is gone", || status(&id).is_none());
     run(&["--run-id", &id], "true").expect(0, &[]);
     assert!(!state_dir(&id).exists());
 }

@@ -116,8 +116,8 @@ fn publishing_ends_at_the_second_signal_and_leaves_nothing_half_done() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let output = dir.path().join("out");
-    // Not zeros: those would be a hole.
-    let script = "yes | head -c 400000000 >\"$RUNSEAL_OUTPUT/large\"; ready";
+    // Twenty thousand files take long, each is synced to the disk.
+    let script = "cd \"$RUNSEAL_OUTPUT\"; yes | head -c 1000000 | split -l 25 -a 4 - ; ready";
     let live = Live::start(dir.path(), &["--output", text(&output)], script);
     live.wait_for("publish");
     send(live.supervisor(), Signal::SIGTERM);
