@@ -57,8 +57,8 @@ step "tests, portable engine" env CC=/bin/false CARGO_TARGET_DIR=target/portable
 step "example" scripts/quickstart.sh "target/quickstart"
 step "genomics" scripts/demo-genomics.sh
 
-after=$(left_behind)
-if [ "$before" != "$after" ]; then
+after=$(comm -13 <(sort <<<"$before") <(left_behind | sort))
+if [ -n "$after" ]; then
     failed+=("left behind")
     printf '\nleft behind:\n%s\n' "$after"
 fi
