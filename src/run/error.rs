@@ -119,6 +119,12 @@ pub enum RunError {
 /// Why results are held.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
+    /// The store has latched.
+    #[error(
+        "writing to the backing failed during the run (the kernel log may say why), so results may be incomplete; \
+         resuming publishes them as they are"
+    )]
+    Stopped,
     /// They are not whole.
     #[error(transparent)]
     Unflushed(#[from] Unflushed),

@@ -97,6 +97,11 @@ impl Seal {
         Ok(ino)
     }
 
+    /// Whether a failed write of ciphertext has stopped the store.
+    pub fn latched(&self) -> bool {
+        self.store.latched()
+    }
+
     /// Takes the mount away and destroys the keys, in this order: detach, wait for the last user, wipe.
     pub async fn close(self, journal: &Journal) {
         if let Err(error) = self.mount.detach() {

@@ -93,7 +93,14 @@ impl Run {
         if self.spec.output.is_none() {
             return Ok((Outcome::Succeeded, 0));
         }
-        self.publish_or_hold(stager, output).await?;
+        let failed = seal.mount.failed_writes();
+        if failed > 0 {
+            message::warn(format_args!(
+                "{failed} writes of the command found no room or failed; it saw that at fsync(2) or close(2), if it looked"
+            ));
+        }
+        let stopped = seal.latched().then_some(PublishError::Stopped);
+        self.publish_or_hold(stager, output, stopped).await?;
         Ok((Outcome::Published, 0))
     }
 
@@ -128,11 +135,21 @@ impl Run {
         }
     }
 
-    /// Publishes; if that fails, holds the results until somebody resumes or discards.
-    async fn publish_or_hold(&mut self, stager: Arc<Stager>, from: u64) -> Result<(), RunError> {
+    /// Publishes, unless something is known to be wrong with the results; if that fails, holds them until somebody
+    /// resumes or discards.
+    async fn publish_or_hold(
+        &mut self,
+        stager: Arc<Stager>,
+        from: u64,
+        mut wrong: Option<PublishError>,
+    ) -> Result<(), RunError> {
         let mut waiting: Option<oneshot::Sender<Reply>> = None;
         loop {
-            let error = match self.publish(stager.clone(), from).await? {
+            let published = match wrong.take() {
+                Some(error) => Err(error),
+                None => self.publish(stager.clone(), from).await?,
+            };
+            let error = match published {
                 Ok(()) => {
                     self.answer(&mut waiting, Reply::done("published"));
                     return Ok(());
