@@ -97,7 +97,8 @@ def cpu_seconds(pids):
 def resident_kib(pids):
     total = 0
     for pid in pids:
-        match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        status = Path(f"/proc/{pid}/status")
+        match = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
         total += int(match.group(1)) if match else 0
     return total
 
