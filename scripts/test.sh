@@ -23,7 +23,12 @@ step() { # name, command...
     echo
     echo "=== $1"
     local start=$SECONDS
-    (sleep 1500 && abort_mounts) >/dev/null 2>&1 &
+    (
+        trap 'kill $!; exit' TERM
+        sleep 1500 &
+        wait
+        kill -0 $$ && abort_mounts
+    ) >/dev/null 2>&1 &
     local watchdog=$!
     # A shell that starts this in the background ignores SIGINT, and programs keep that: tests of signals must not.
     env --default-signal=HUP,INT,QUIT,TERM timeout --foreground 1560 "${@:2}" 2>&1 | tee -a "$log"
