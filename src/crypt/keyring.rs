@@ -183,7 +183,6 @@ fn scrub_stack() {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
@@ -192,9 +191,8 @@ mod tests {
     use nix::unistd::{Uid, setresuid};
 
     use super::*;
+    use crate::sys::memory::tests::{CHILD, rerun_in_child};
     use crate::units::SECTOR;
-
-    const CHILD: &str = "RUNSEAL_TEST_KEYRING_CHILD";
 
     fn keyrings() -> impl Iterator<Item = Keyring> {
         let choices = [EngineChoice::Auto, EngineChoice::Portable];
@@ -398,15 +396,5 @@ mod tests {
         assert!(refused.to_string().contains("ulimit -l"), "{refused}");
         let lax = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keyring");
         assert_eq!((lax.key_memory(), lax.unlocked_bytes() > 0), ("unlocked", true));
-    }
-
-    /// Runs one test of this binary in a process of its own, whose limits and identity it may change.
-    fn rerun_in_child(test: &str) {
-        let mut child = Command::new(std::env::current_exe().expect("test binary"));
-        child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1").stdin(Stdio::null());
-        let output = child.output().expect("child process");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        assert!(text.contains("1 passed"), "the child ran no test: {text}");
     }
 }

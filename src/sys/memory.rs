@@ -187,7 +187,7 @@ fn lists_swap(table: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::FileExt;
     use std::process::{Command, Stdio};
     use std::sync::atomic::Ordering::Relaxed;
@@ -197,7 +197,8 @@ mod tests {
 
     use super::*;
 
-    const CHILD: &str = "RUNSEAL_TEST_SYS_MEMORY_CHILD";
+    /// Set in the children that [`rerun_in_child`] starts.
+    pub(crate) const CHILD: &str = "RUNSEAL_TEST_CHILD";
 
     #[test]
     fn pages_start_zeroed_and_hold_what_is_written() {
@@ -308,7 +309,7 @@ mod tests {
     }
 
     /// Runs one test of this binary in a process of its own, whose limits and identity it may change.
-    fn rerun_in_child(test: &str) {
+    pub(crate) fn rerun_in_child(test: &str) {
         let mut child = Command::new(std::env::current_exe().expect("test binary"));
         child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1").stdin(Stdio::null());
         let output = child.output().expect("child process");
