@@ -1,11 +1,12 @@
 //! A keyring that has the key of a slot at hand encrypts and decrypts without allocating.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod allocations;
 
 use runseal::crypt::Keyring;
 use runseal::spec::{EngineChoice, MemoryLock};
 use runseal::units::SECTOR;
+
+use crate::allocations::allocations;
 
 #[test]
 fn a_hit_allocates_nothing() {
@@ -14,36 +15,12 @@ fn a_hit_allocates_nothing() {
         let slot = keys.acquire().expect("slot");
         let (source, mut target) = (vec![1; 4 * SECTOR], vec![0; 4 * SECTOR]);
         let mut round = || {
-            let before = ALLOCATIONS.get();
-            keys.encrypt(slot, 9, &source, &mut target).expect("encrypts");
-            keys.decrypt(slot, 9, &mut target).expect("decrypts");
-            ALLOCATIONS.get() - before
+            allocations(|| {
+                keys.encrypt(slot, 9, &source, &mut target).expect("encrypts");
+                keys.decrypt(slot, 9, &mut target).expect("decrypts");
+            })
         };
         let miss = round();
         assert_eq!((miss > 0 || choice == EngineChoice::Auto, round()), (true, 0), "{}", keys.engine());
     }
 }
-
-thread_local! {
-    /// Allocations of this thread. AWS-LC's own, in C, are not seen.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;

@@ -1,8 +1,8 @@
 //! What common work costs, counted and not timed: requests of the kernel, transfers to the backing, bytes through the
 //! cipher, heap allocations. A number that grows is a change to argue for.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod allocations;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -17,6 +17,8 @@ use runseal::fuse::{FuseError, Mount, MountOptions};
 use runseal::spec::{EngineChoice, MemoryLock};
 use runseal::store::{Content, Store, StoreStats};
 use tempfile::TempDir;
+
+use crate::allocations::allocations;
 
 const KIB4: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -297,34 +299,3 @@ fn skip<T>(reason: &str) -> Option<T> {
     let _ = writeln!(io::stderr(), "SKIP: {name}: {reason}");
     None
 }
-
-/// Heap allocations of this thread during `work`.
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
-}
-
-thread_local! {
-    /// Allocations of this thread. Those of AWS-LC, in C, are not seen.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
