@@ -79,6 +79,7 @@ impl Seal {
         let scratch = Arc::new(Scratch::new(store.clone(), scratch_options()));
         match Mount::new(scratch.clone(), mountpoint, options) {
             Ok(mount) => {
+                mount.facts().degraded.iter().for_each(|what| tracing::info!("mount: {what}"));
                 journal.record(Event::Mounted { facts: serde_json::to_value(mount.facts()).unwrap_or_default() });
                 Ok(Self { scratch, mount: Arc::new(mount), store })
             }
