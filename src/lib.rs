@@ -9,11 +9,15 @@
 //!
 //! | layer | what lives there | may see |
 //! |---|---|---|
-//! | [`cli`], [`exit`] | flags to specifications, errors to exit codes | `run`, `spec` |
+//! | [`cli`], [`exit`] | flags to specifications, errors to exit codes | `serve`, `run`, `policy`, `audit`, `spec` |
+//! | [`serve`] | the node daemon: one family of processes per run, over HTTP on a Unix socket | `run`, `spec` |
 //! | [`run`] | composition root: one family of processes per run | everything below |
 //! | [`fuse`] | FUSE opcodes to calls of `fs`; mount and session | `fs`, `sys` |
-//! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `spec` |
-//! | [`preflight`] | proof that the run can finish, before it starts | `spec`, `sys` |
+//! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `s3`, `audit`, `spec` |
+//! | [`preflight`] | proof that the run can finish, before it starts | `policy`, `s3`, `audit`, `spec`, `sys` |
+//! | [`policy`] | IAM and key policies: what a run needs, what is wrong with one | `s3` |
+//! | [`s3`] | objects and keys of AWS, traits and adapter; owns the async runtime | `spec` |
+//! | [`audit`] | what was done with keys and objects, hash-chained | `sys` |
 //! | [`fs`] | [`fs::Scratch`]: all file-system semantics, no kernel needed | `store` |
 //! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |
 //! | [`crypt`] | XTS-AES-256, key arena | `sys` |
@@ -26,12 +30,20 @@
 
 pub mod cli;
 pub mod exit;
+pub mod serve;
+
 pub mod run;
 
 pub mod fuse;
 pub mod stage;
 
 pub mod preflight;
+
+pub mod policy;
+
+pub mod s3;
+
+pub mod audit;
 
 pub mod fs;
 

@@ -83,11 +83,41 @@ pub enum MemoryLock {
     Require,
 }
 
+/// `s3://BUCKET/KEY`: one object, or everything below a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct S3Uri {
+    /// Name of the bucket, 3 to 63 characters (S3 User Guide, "Bucket naming rules").
+    pub bucket: String,
+    /// Key or prefix without the slash after the bucket; empty for the whole bucket.
+    pub key: String,
+}
+
+impl std::fmt::Display for S3Uri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// Where data come from or go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// Path on this machine.
+    Path(PathBuf),
+    /// Object or prefix in S3.
+    S3(S3Uri),
+}
+
+impl From<PathBuf> for Location {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
 /// One input: what to copy and where it appears below `$RUNSEAL_INPUT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputSpec {
-    /// Path on this machine, as given.
-    pub source: PathBuf,
+    /// Where it is, as given.
+    pub source: Location,
     /// Relative path below `$RUNSEAL_INPUT`; never absolute, never with `..`.
     pub target: PathBuf,
 }
@@ -118,7 +148,7 @@ impl InputSpec {
             Some(at) => (&bytes[..at], target(OsStr::from_bytes(&bytes[at + 1..]))?),
             None => (bytes, own_name(Path::new(text))?),
         };
-        Ok(Self { source: OsStr::from_bytes(source).into(), target })
+        Ok(Self { source: Location::Path(OsStr::from_bytes(source).into()), target })
     }
 }
 
@@ -161,8 +191,8 @@ pub struct RunSpec {
     pub store: StoreSpec,
     /// Inputs, in the order given.
     pub inputs: Vec<InputSpec>,
-    /// Directory that receives what the command leaves below `$RUNSEAL_OUTPUT`.
-    pub output: Option<PathBuf>,
+    /// Receives what the command leaves below `$RUNSEAL_OUTPUT`: a directory or a prefix.
+    pub output: Option<Location>,
     /// Whether existing files in `output` may be replaced.
     pub overwrite: bool,
     /// Where the JSON report goes.
@@ -192,7 +222,8 @@ mod tests {
 
     fn input(text: &str) -> Result<(String, String), InputSpecError> {
         let spec = InputSpec::parse(text.as_ref(), |path| path == Path::new("/data/a=b"))?;
-        Ok((spec.source.display().to_string(), spec.target.display().to_string()))
+        let Location::Path(source) = spec.source else { panic!("a path") };
+        Ok((source.display().to_string(), spec.target.display().to_string()))
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
-use runseal::preflight::{Cleared, Code, Finding, Report, check};
-use runseal::spec::InputSpec;
+use runseal::preflight::{Cleared, Code, Finding, Report, Request};
+use runseal::spec::{InputSpec, Location};
 
 const PLENTY: u64 = 1 << 40;
 const NOBODY: u32 = 65_534;
@@ -38,7 +38,7 @@ impl Place {
     }
 
     fn inputs(&self, inputs: &[(&str, &str)]) -> Vec<InputSpec> {
-        inputs.iter().map(|(from, to)| InputSpec { source: self.path(from), target: to.into() }).collect()
+        inputs.iter().map(|(from, to)| InputSpec { source: self.path(from).into(), target: to.into() }).collect()
     }
 
     /// The only finding, which must name `subject` and offer a remedy.
@@ -53,6 +53,12 @@ fn only(report: Report, subject: &Path) -> Finding {
     assert!([subject, &real].iter().any(|s| finding.subject == s.to_str().unwrap()), "{finding:?}");
     assert!(!finding.remedy.is_empty());
     finding.clone()
+}
+
+/// Local inputs and output only.
+fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
+    let output = output.map(|path| Location::Path(path.to_owned()));
+    runseal::preflight::check(&Request { inputs, output: output.as_ref(), overwrite, space }, None)
 }
 
 /// Runs `work` with the file-system rights of nobody. Threads that it starts have them too, others do not.
@@ -99,7 +105,7 @@ fn missing_inputs_are_named() {
     let finding = place.finding(&[("link", "x")], "out", "link");
     assert_eq!(finding.code, Code::InputUriNotFound);
     assert!(finding.problem.contains("`nowhere`"), "{finding:?}");
-    let empty = InputSpec { source: "".into(), target: "x".into() };
+    let empty = InputSpec { source: PathBuf::new().into(), target: "x".into() };
     let report = check(&[empty], Some(&place.path("out")), false, PLENTY).unwrap_err();
     assert_eq!(report.findings.len(), 1, "{report}");
     assert_eq!(report.findings[0].code, Code::InputUriNotFound);
@@ -115,14 +121,14 @@ fn special_files_are_refused_by_name() {
     let _socket = UnixListener::bind(place.path("in/socket")).unwrap();
     let finding = place.finding(&[("in/socket", "x")], "out", "in/socket");
     assert_eq!((finding.code, finding.problem.contains("socket")), (Code::ImportFailed, true));
-    let null = InputSpec { source: "/dev/null".into(), target: "x".into() };
+    let null = InputSpec { source: PathBuf::from("/dev/null").into(), target: "x".into() };
     let finding = only(check(&[null], None, false, PLENTY).unwrap_err(), Path::new("/dev/null"));
     assert_eq!((finding.code, finding.problem.contains("character device")), (Code::ImportFailed, true));
 }
 
 #[test]
 fn a_file_that_hides_its_size_is_refused_rather_than_staged_empty() {
-    let cpuinfo = InputSpec { source: "/proc/cpuinfo".into(), target: "x".into() };
+    let cpuinfo = InputSpec { source: PathBuf::from("/proc/cpuinfo").into(), target: "x".into() };
     let finding = only(check(&[cpuinfo], None, false, PLENTY).unwrap_err(), Path::new("/proc/cpuinfo"));
     assert_eq!((finding.code, finding.problem.contains("/proc")), (Code::ImportFailed, true));
 }
@@ -309,7 +315,7 @@ fn odd_names_are_inputs_like_any_other() {
     for name in [b"\xff\xfe bytes".as_slice(), b"new\nline", b"-rf", long.as_bytes()] {
         let name = std::ffi::OsStr::from_bytes(name);
         fs::write(place.path("in").join(name), "odd").unwrap();
-        let spec = InputSpec { source: place.path("in").join(name), target: name.into() };
+        let spec = InputSpec { source: place.path("in").join(name).into(), target: name.into() };
         check(&[spec], Some(&place.path("out")), false, PLENTY).unwrap();
     }
     assert_eq!(place.check(&[("in", "in")], "out").unwrap().input_bytes(), 4 + 4 * 3);
@@ -325,7 +331,7 @@ fn everything_is_reported_in_the_order_given() {
             if i % 3 > 0 {
                 fs::write(&source, "x").unwrap();
             }
-            InputSpec { source, target: format!("{i}").into() }
+            InputSpec { source: source.into(), target: format!("{i}").into() }
         })
         .collect();
     let start = Instant::now();
@@ -333,8 +339,8 @@ fn everything_is_reported_in_the_order_given() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     let missing: Vec<&str> =
         report.findings.iter().filter(|f| f.code == Code::InputUriNotFound).map(|f| f.subject.as_str()).collect();
-    let expected: Vec<&str> = inputs.iter().step_by(3).map(|i| i.source.to_str().unwrap()).collect();
-    assert_eq!(missing, expected);
+    let expected: Vec<PathBuf> = (0..3000).step_by(3).map(|i| place.path(&format!("in/{i}"))).collect();
+    assert!(missing.iter().map(Path::new).eq(expected.iter().map(PathBuf::as_path)));
     let codes: Vec<Code> = report.findings[1000..].iter().map(|f| f.code).collect();
     assert_eq!(codes, [Code::FileSystemOutOfSpace, Code::OutputNotEmpty]);
     assert!(report.to_string().contains("preflight found 1002 problems"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{InputSpec, RunSpec};
+use crate::spec::{InputSpec, Location, RunSpec};
 
 use super::{Failure, store};
 
@@ -56,7 +56,7 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
         id,
         store,
         inputs: inputs.into_iter().map(absolute_input).collect::<Result<_, _>>()?,
-        output: args.output.map(std::path::absolute).transpose()?,
+        output: args.output.map(std::path::absolute).transpose()?.map(Location::Path),
         overwrite: args.overwrite,
         report: args.report,
         command: args.command,
@@ -66,5 +66,9 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
 
 /// The sealed process works in `/`, so nothing may depend on where the user stands.
 fn absolute_input(input: InputSpec) -> Result<InputSpec, Failure> {
-    Ok(InputSpec { source: std::path::absolute(input.source)?, ..input })
+    let source = match input.source {
+        Location::Path(path) => Location::Path(std::path::absolute(path)?),
+        remote => remote,
+    };
+    Ok(InputSpec { source, ..input })
 }

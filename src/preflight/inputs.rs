@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::report::{Code, Finding};
 use super::tree::{Origin, Taken, Tree, valid_target};
-use crate::spec::InputSpec;
+use crate::spec::{InputSpec, Location};
 use crate::sys::path::{self, FileKind, Stat, shown};
 use crate::units::SECTOR_U64;
 
@@ -43,6 +43,7 @@ pub(super) fn read(tree: &Tree, findings: &mut Vec<Tagged>) -> u64 {
         input_of.push(match item.origin {
             Origin::Input(input, _) => input,
             Origin::Below(_) => input_of[item.parent as usize],
+            Origin::Object(object) => tree.objects[object as usize].input,
             Origin::Implied => 0,
         });
     }
@@ -76,14 +77,17 @@ struct Found {
 
 impl Walk {
     fn of(input: &InputSpec) -> Self {
-        let source = fs::canonicalize(&input.source).unwrap_or_else(|_| input.source.clone());
+        let Location::Path(given) = &input.source else {
+            return Self { source: PathBuf::new(), found: Vec::new(), findings: Vec::new() };
+        };
+        let source = fs::canonicalize(given).unwrap_or_else(|_| given.clone());
         let mut walk = Self { source, found: Vec::new(), findings: Vec::new() };
         if let Err(why) = valid_target(&input.target) {
-            walk.findings.push(bad_target(input, why));
+            walk.findings.push(bad_target(given, input, why));
         }
-        match path::stat_followed(&input.source) {
-            Ok(seen) => walk.note(0, OsString::new(), &input.source.clone(), seen),
-            Err(e) => walk.findings.push(unreachable(&input.source, &e)),
+        match path::stat_followed(given) {
+            Ok(seen) => walk.note(0, OsString::new(), given, seen),
+            Err(e) => walk.findings.push(unreachable(given, &e)),
         }
         walk.descend();
         walk
@@ -227,10 +231,10 @@ fn finding(code: Code, subject: &Path, problem: String, remedy: String) -> Findi
     Finding { code, subject: shown(subject), problem, remedy }
 }
 
-fn bad_target(input: &InputSpec, why: &str) -> Finding {
+fn bad_target(source: &Path, input: &InputSpec, why: &str) -> Finding {
     let problem = format!("its place below the input directory, `{}`, is not allowed: {why}", shown(&input.target));
     let remedy = "give a relative path: --input PATH=RELATIVE/PATH".into();
-    finding(Code::ImportFailed, &input.source, problem, remedy)
+    finding(Code::ImportFailed, source, problem, remedy)
 }
 
 fn unreachable(source: &Path, error: &io::Error) -> Finding {
@@ -283,8 +287,12 @@ fn changing(path: &Path) -> Finding {
 
 fn conflict(tree: &Tree, there: u32, spec: &InputSpec) -> Finding {
     let other = tree.source(there);
-    let problem = format!("{} and {} both claim this path", shown(&other), shown(&spec.source));
-    let remedy = format!("give one of them another place: --input {}=OTHER/PATH", shown(&spec.source));
+    let source = match &spec.source {
+        Location::Path(path) => shown(path),
+        Location::S3(uri) => uri.to_string(),
+    };
+    let problem = format!("{} and {source} both claim this path", shown(&other));
+    let remedy = format!("give one of them another place: --input {source}=OTHER/PATH");
     finding(Code::InputConflict, &tree.target(there), problem, remedy)
 }
 

@@ -8,11 +8,12 @@ mod output;
 mod report;
 pub(crate) mod tree;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use report::{Code, Finding, Report};
 
-use crate::spec::InputSpec;
+use crate::s3::{Cloud, Encryption, UploadSettings};
+use crate::spec::{InputSpec, Location, S3Uri};
 use crate::units::ByteSize;
 use tree::Tree;
 
@@ -36,11 +37,40 @@ use tree::Tree;
 pub struct Cleared {
     /// All that is to be staged.
     pub(crate) tree: Tree,
-    /// Where results go: an absolute path.
-    pub(crate) output: Option<PathBuf>,
+    /// Where results go.
+    pub(crate) output: Option<Output>,
     /// Whether existing results may be replaced.
     pub(crate) overwrite: bool,
     _proof: (),
+}
+
+/// An output that can be written.
+#[derive(Clone, Debug)]
+pub(crate) enum Output {
+    /// An absolute path.
+    Directory(PathBuf),
+    /// A prefix of a bucket.
+    Prefix {
+        /// Where; the key is empty or ends with a slash.
+        uri: S3Uri,
+        /// What the probe was sent with, and every upload will be.
+        settings: UploadSettings,
+        /// What the probe's answer said: each result must come out like this.
+        encryption: Encryption,
+    },
+}
+
+/// What is to be proved.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The inputs, in the order given.
+    pub inputs: &'a [InputSpec],
+    /// Where results go.
+    pub output: Option<&'a Location>,
+    /// Whether existing results may be replaced.
+    pub overwrite: bool,
+    /// Bytes the scratch can hold.
+    pub space: u64,
 }
 
 impl Cleared {
@@ -52,9 +82,10 @@ impl Cleared {
 
 /// Looks at everything, stops at nothing, and answers with the proof or with all that is wrong.
 ///
-/// `space` is the bytes the scratch can hold. An input that is itself a symbolic link stands for what it points to;
+/// `cloud` speaks to AWS; without one, only paths of this machine can be cleared. An input that is itself a symbolic link stands for what it points to;
 /// links inside an input directory are staged as links, wherever they point. Nothing is left behind in the output.
-pub fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
+pub fn check(request: &Request<'_>, _cloud: Option<&Cloud>) -> Result<Cleared, Report> {
+    let &Request { inputs, output, overwrite, space } = request;
     let (tree, mut findings) = inputs::survey(inputs);
     let needed = inputs::read(&tree, &mut findings);
     findings.sort_by_key(|(input, _)| *input);
@@ -62,7 +93,10 @@ pub fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space
     if needed > space {
         findings.push(too_large(needed, space));
     }
-    let output = output.map(|path| output::check(path, overwrite, &tree.inputs, &mut findings));
+    let output = output.and_then(|output| match output {
+        Location::Path(path) => Some(Output::Directory(output::check(path, overwrite, &tree.inputs, &mut findings))),
+        Location::S3(_) => None,
+    });
     if findings.is_empty() { Ok(Cleared { tree, output, overwrite, _proof: () }) } else { Err(Report { findings }) }
 }
 

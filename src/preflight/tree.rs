@@ -7,6 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 
+use crate::s3::Object;
+use crate::spec::S3Uri;
 use crate::sys::path::{FileKind, Stat};
 
 /// The input directory itself, parent of all.
@@ -32,13 +34,15 @@ pub(crate) enum Origin {
     Input(u32, Stat),
     /// Found below a directory named on the command line; it has the same name and parent there.
     Below(Stat),
+    /// An object of S3: an index of [`Tree::objects`].
+    Object(u32),
 }
 
 impl Item {
     /// What preflight saw outside; `None` for an implied directory.
     pub(crate) fn seen(&self) -> Option<&Stat> {
         match &self.origin {
-            Origin::Implied => None,
+            Origin::Implied | Origin::Object(_) => None,
             Origin::Input(_, seen) | Origin::Below(seen) => Some(seen),
         }
     }
@@ -53,6 +57,17 @@ impl Item {
     }
 }
 
+/// An object to be staged.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteObject {
+    /// The input it belongs to, by position on the command line.
+    pub(crate) input: u32,
+    /// Where it is; the whole key.
+    pub(crate) uri: S3Uri,
+    /// What preflight saw.
+    pub(crate) seen: Object,
+}
+
 /// Every item, parents before children, the input directory itself first.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -60,6 +75,8 @@ pub(crate) struct Tree {
     pub(crate) inputs: Vec<PathBuf>,
     /// All names.
     pub(crate) items: Vec<Item>,
+    /// What items of S3 are.
+    pub(crate) objects: Vec<RemoteObject>,
     names: HashTable<u32>,
 }
 
@@ -70,7 +87,7 @@ pub(crate) struct Taken(pub(crate) u32);
 impl Tree {
     pub(crate) fn new(inputs: Vec<PathBuf>) -> Self {
         let top = Item { parent: TOP, name: OsString::new(), origin: Origin::Implied };
-        Self { inputs, items: vec![top], names: HashTable::new() }
+        Self { inputs, items: vec![top], objects: Vec::new(), names: HashTable::new() }
     }
 
     /// Path outside; of an implied directory, the path of some input below it.
@@ -82,6 +99,9 @@ impl Tree {
             match origin {
                 Origin::Input(input, _) => return extended(self.inputs[*input as usize].clone(), &names),
                 Origin::Below(_) => names.push(name.as_os_str()),
+                Origin::Object(object) => {
+                    return PathBuf::from(self.objects[*object as usize].uri.to_string());
+                }
                 Origin::Implied => return self.some_source_below(at),
             }
             at = *parent;

@@ -57,7 +57,15 @@ impl Run {
         let spec = self.spec.clone();
         let check = beside(move || {
             let room = Room::find(&spec.store)?;
-            let cleared = preflight::check(&spec.inputs, spec.output.as_deref(), spec.overwrite, room.size)?;
+            let cleared = preflight::check(
+                &preflight::Request {
+                    inputs: &spec.inputs,
+                    output: spec.output.as_ref(),
+                    overwrite: spec.overwrite,
+                    space: room.size,
+                },
+                None,
+            )?;
             Ok((cleared, room))
         });
         self.desk.guard("checking inputs and output", 0, check).await?
@@ -106,7 +114,7 @@ impl Run {
 
     async fn fetch(&mut self, stager: Arc<Stager>, into: u64) -> Result<(), RunError> {
         self.desk.phase(Phase::Fetch);
-        let fetched = self.desk.guard("staging the inputs", 0, beside(move || stager.fetch(into))).await?;
+        let fetched = self.desk.guard("staging the inputs", 0, beside(move || stager.fetch(into, None))).await?;
         let totals = fetched.map_err(RunError::Fetch)?;
         self.desk.journal.record(Event::Staged { totals: serde_json::to_value(totals).unwrap_or_default() });
         Ok(())
@@ -171,7 +179,7 @@ impl Run {
         let in_user_namespace = self.drop_capabilities;
         let work = beside(move || {
             flush::flush_results(&output, in_user_namespace)?;
-            let totals = stager.publish(from)?;
+            let totals = stager.publish(from, None)?;
             if totals.skipped > 0 {
                 message::warn(format_args!(
                     "results that are neither files, directories nor links were left out: {} (the manifest names them)",

@@ -19,7 +19,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::fs::{FsError, Scratch};
-use crate::preflight::Cleared;
+use crate::preflight::{Cleared, Output};
+use crate::s3::Cloud;
 use crate::spec::RunId;
 use crate::sys::path::shown;
 use crate::units::ByteSize;
@@ -148,7 +149,7 @@ fn remedy_inside(error: &FsError) -> &'static str {
 pub struct Stager {
     /// Gone once fetched: a million inputs take 160 MB.
     inputs: Mutex<Option<Cleared>>,
-    output: Option<PathBuf>,
+    output: Option<Output>,
     overwrite: bool,
     scratch: Arc<Scratch>,
     run: RunId,
@@ -165,12 +166,14 @@ impl Stager {
         Self { inputs, output, overwrite, scratch, run, progress, unfinished }
     }
 
+    /// `cloud` speaks to AWS, with the credentials of now; only inputs in S3 need it.
+    ///
     /// Copies every input below the directory `into` (an inode of the scratch), several at once. Only the first call
     /// does so: what was half fetched cannot be trusted.
     ///
     /// Not root: everything belongs to the user of this process, whose permission bits are widened by what the
     /// source gave to its group and to others, so that what could be read outside can be read inside.
-    pub fn fetch(&self, into: u64) -> Result<Totals, StageError> {
+    pub fn fetch(&self, into: u64, _cloud: Option<&Cloud>) -> Result<Totals, StageError> {
         let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
         fetch::fetch(&cleared, &self.scratch, &*self.progress, into)
     }
@@ -186,8 +189,8 @@ impl Stager {
     /// What was written is verified by its size and by the errors that syncing reports. It is not read back: that
     /// would come from the page cache and prove nothing about the disk. The manifest has the SHA-256 of what was
     /// handed to the system, for whoever reads the results later.
-    pub fn publish(&self, from: u64) -> Result<Totals, StageError> {
-        let Some(output) = &self.output else { return Ok(Totals::default()) };
+    pub fn publish(&self, from: u64, _cloud: Option<&Cloud>) -> Result<Totals, StageError> {
+        let Some(Output::Directory(output)) = &self.output else { return Ok(Totals::default()) };
         let mut unfinished = self.unfinished.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,

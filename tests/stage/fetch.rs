@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::support::check;
 use runseal::fs::{Kind, ROOT};
-use runseal::preflight::check;
 use runseal::spec::InputSpec;
 use runseal::stage::{StageError, Stager};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn assert_noticed(change: impl FnOnce(&Place), subject: &str) {
     let place = filled();
     let stager = place.stager(false, &Hooks::none());
     change(&place);
-    match stager.fetch(ROOT) {
+    match stager.fetch(ROOT, None) {
         Err(StageError::Modified { path }) => {
             assert_eq!(path, place.dir.canonicalize().unwrap().join("in").join(subject));
         }
@@ -70,7 +70,7 @@ fn a_retargeted_link_is_noticed() {
     let stager = place.stager(false, &Hooks::none());
     fs::remove_file(place.input("dir/link")).unwrap();
     symlink("elsewhere", place.input("dir/link")).unwrap();
-    let Err(StageError::Modified { path }) = stager.fetch(ROOT) else { panic!() };
+    let Err(StageError::Modified { path }) = stager.fetch(ROOT, None) else { panic!() };
     assert!(path.ends_with("dir/link"));
 }
 
@@ -94,7 +94,7 @@ fn assert_noticed_under_way(change: impl FnOnce(PathBuf) + Send + 'static) {
     fs::write(&path, noise(40 << 20, 3)).unwrap();
     let target = path.clone();
     let stager = place.stager(false, &Hooks::once_under_way(move || change(target)));
-    match stager.fetch(ROOT) {
+    match stager.fetch(ROOT, None) {
         Err(StageError::Modified { path: named }) => assert_eq!(named, path.canonicalize().unwrap()),
         other => panic!("{other:?}"),
     }
@@ -129,12 +129,12 @@ fn inputs_land_where_they_were_sent() {
     let place = filled();
     fs::write(place.dir.join("single"), "alone").unwrap();
     symlink("single", place.dir.join("alias")).unwrap();
-    let spec = |source: &str, target: &str| InputSpec { source: place.dir.join(source), target: target.into() };
+    let spec = |source: &str, target: &str| InputSpec { source: place.dir.join(source).into(), target: target.into() };
     let inputs =
         [spec("single", "a/b/one"), spec("alias", "two"), spec("in", "a/set"), spec("single", "a/set/dir/more")];
     let cleared = check(&inputs, None, false, 1 << 20).unwrap();
     let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), Hooks::none());
-    let totals = stager.fetch(ROOT).unwrap();
+    let totals = stager.fetch(ROOT, None).unwrap();
     assert_eq!((totals.files, totals.directories, totals.symlinks, totals.bytes), (4, 4, 1, 21));
     for path in ["a/b/one", "two", "a/set/dir/more"] {
         assert_eq!(place.contents(path), b"alone", "{path}");

@@ -6,9 +6,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::support::check;
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 use runseal::fs::{Kind, ROOT, WriteMode};
-use runseal::preflight::check;
 use runseal::stage::{StageError, Stager, Totals};
 use runseal::sys::path;
 
@@ -28,7 +28,7 @@ fn the_manifest_says_what_was_published() {
         place.scratch.mknod(place.find("b"), name, kind, 0o600, 0, &CALLER).unwrap();
     }
     place.scratch.symlink(ROOT, b"link", b"\xff", &CALLER).unwrap();
-    let totals = place.publisher(false, &Hooks::none()).publish(ROOT).unwrap();
+    let totals = place.publisher(false, &Hooks::none()).publish(ROOT, None).unwrap();
     assert_eq!(totals, Totals { files: 3, directories: 2, symlinks: 1, bytes: 16, skipped: 2 });
     assert_published(&place);
     assert_eq!(place.published(), ["a", "b", "link", MANIFEST, "z"]);
@@ -49,7 +49,7 @@ fn the_manifest_says_what_was_published() {
 fn a_name_that_is_not_utf8_is_in_the_manifest_by_its_bytes() {
     let place = Place::new();
     place.file(ROOT, b"odd\xff", b"x");
-    place.publisher(false, &Hooks::none()).publish(ROOT).unwrap();
+    place.publisher(false, &Hooks::none()).publish(ROOT, None).unwrap();
     let manifest = place.manifest();
     assert_eq!(manifest["files"][0]["path"], "odd\u{fffd}");
     assert_eq!(manifest["files"][0]["path_bytes"], "6f6464ff");
@@ -59,11 +59,11 @@ fn a_name_that_is_not_utf8_is_in_the_manifest_by_its_bytes() {
 #[test]
 fn no_results_are_a_result() {
     let place = Place::new();
-    assert_eq!(place.publisher(false, &Hooks::none()).publish(ROOT).unwrap(), Totals::default());
+    assert_eq!(place.publisher(false, &Hooks::none()).publish(ROOT, None).unwrap(), Totals::default());
     assert_eq!(place.published(), [MANIFEST]);
     let cleared = check(&[], None, false, 0).unwrap();
     let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), Hooks::none());
-    assert_eq!(stager.publish(ROOT).unwrap(), Totals::default());
+    assert_eq!(stager.publish(ROOT, None).unwrap(), Totals::default());
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_new_output_and_the_manifest_take_the_bits_of_the_results() {
         place.results(&[("results/", "")]);
         let set = runseal::fs::SetAttr { mode: Some(from), ..Default::default() };
         place.scratch.setattr(place.find("results"), &set).unwrap();
-        place.publisher(false, &Hooks::none()).publish(place.find("results")).unwrap();
+        place.publisher(false, &Hooks::none()).publish(place.find("results"), None).unwrap();
         let mode = |name| fs::metadata(place.output(name)).unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode(""), mode(MANIFEST)), (output, manifest));
     }
@@ -84,7 +84,7 @@ fn nothing_is_visible_while_it_is_written() {
     let place = some_results();
     let output = place.output("");
     let hooks = Hooks::once_under_way(move || assert_eq!(path::list(&output).unwrap(), [PARTIAL]));
-    place.publisher(false, &hooks).publish(ROOT).unwrap();
+    place.publisher(false, &hooks).publish(ROOT, None).unwrap();
     assert_eq!((hooks.files.load(Ordering::Relaxed), hooks.expected.load(Ordering::Relaxed)), (3, 16));
 
     let place = some_results();
@@ -94,7 +94,7 @@ fn nothing_is_visible_while_it_is_written() {
         assert_eq!(fs::read(output.join(PARTIAL).join("b/c")).unwrap(), b"second");
         assert!(!output.join(PARTIAL).join(MANIFEST).exists());
     });
-    place.publisher(false, &written).publish(ROOT).unwrap();
+    place.publisher(false, &written).publish(ROOT, None).unwrap();
 }
 
 #[test]
@@ -102,13 +102,13 @@ fn a_name_that_runseal_needs_is_refused() {
     for name in [MANIFEST, PARTIAL] {
         let place = Place::new();
         place.results(&[(name, "mine")]);
-        let error = place.publisher(false, &Hooks::none()).publish(ROOT).unwrap_err();
+        let error = place.publisher(false, &Hooks::none()).publish(ROOT, None).unwrap_err();
         assert!(matches!(&error, StageError::Reserved { path } if path.as_os_str() == name), "{error:?}");
         assert_eq!(place.published(), [""; 0]);
     }
     let place = Place::new();
     place.results(&[("below/", ""), ("below/runseal-manifest.json", "mine")]);
-    place.publisher(false, &Hooks::none()).publish(ROOT).unwrap();
+    place.publisher(false, &Hooks::none()).publish(ROOT, None).unwrap();
 }
 
 #[test]
@@ -118,13 +118,13 @@ fn what_appears_before_publishing_is_not_touched() {
     fs::create_dir_all(place.output("")).unwrap();
     for name in ["z", "b", MANIFEST] {
         fs::write(place.output(name), "not mine").unwrap();
-        let error = stager.publish(ROOT).unwrap_err();
+        let error = stager.publish(ROOT, None).unwrap_err();
         assert!(matches!(&error, StageError::Appeared { path } if *path == place.output(name)), "{error:?}");
         assert_eq!(place.published(), [name]);
         assert_eq!(fs::read(place.output(name)).unwrap(), b"not mine");
         fs::remove_file(place.output(name)).unwrap();
     }
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
 }
 
@@ -134,14 +134,14 @@ fn what_appears_in_the_middle_of_renaming_only_delays() {
     let intruder = place.output("b");
     let stager = place.publisher(false, &Hooks::once_written(move || fs::write(intruder, "not mine").unwrap()));
     for _ in 0..2 {
-        let error = stager.publish(ROOT).unwrap_err();
+        let error = stager.publish(ROOT, None).unwrap_err();
         assert!(matches!(&error, StageError::Appeared { path } if *path == place.output("b")), "{error:?}");
         assert_eq!(place.published(), [PARTIAL, "a", "b"]);
     }
     let report = check(&[], Some(&place.output("")), true, 0).unwrap_err();
     assert!(report.findings[0].problem.contains("publishing there now"), "{report}");
     fs::remove_file(place.output("b")).unwrap();
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
     place.assert_nothing_is_held();
 }
@@ -151,10 +151,10 @@ fn the_manifest_comes_last_and_can_be_repeated() {
     let place = some_results();
     let intruder = place.output(MANIFEST);
     let stager = place.publisher(false, &Hooks::once_written(move || fs::create_dir(intruder).unwrap()));
-    assert!(matches!(stager.publish(ROOT), Err(StageError::Appeared { path }) if path.ends_with(MANIFEST)));
+    assert!(matches!(stager.publish(ROOT, None), Err(StageError::Appeared { path }) if path.ends_with(MANIFEST)));
     assert!(place.output("z").exists() && place.output("b/c").exists());
     fs::remove_dir(place.output(MANIFEST)).unwrap();
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
 }
 
@@ -163,7 +163,7 @@ fn giving_up_takes_the_hidden_directory_away() {
     let place = some_results();
     let intruder = place.output("b");
     let stager = place.publisher(false, &Hooks::once_written(move || fs::write(intruder, "not mine").unwrap()));
-    stager.publish(ROOT).unwrap_err();
+    stager.publish(ROOT, None).unwrap_err();
     drop(stager);
     assert_eq!(place.published(), ["a", "b"]);
 }
@@ -174,10 +174,10 @@ fn a_hidden_directory_that_was_cleared_away_is_written_again() {
     place.results(&[("b", "result")]);
     let intruder = place.output("b");
     let stager = place.publisher(false, &Hooks::once_written(move || fs::write(intruder, "not mine").unwrap()));
-    stager.publish(ROOT).unwrap_err();
+    stager.publish(ROOT, None).unwrap_err();
     fs::remove_dir_all(place.output(PARTIAL)).unwrap();
     fs::remove_file(place.output("b")).unwrap();
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
 }
 
@@ -192,7 +192,7 @@ fn overwriting_replaces_files_merges_directories_and_leaves_the_rest() {
     symlink("a", place.output("z")).unwrap();
     let old_manifest = place.output(MANIFEST);
     let hooks = Hooks::once_under_way(move || assert_eq!(fs::read(old_manifest).unwrap(), b"{}"));
-    place.publisher(true, &hooks).publish(ROOT).unwrap();
+    place.publisher(true, &hooks).publish(ROOT, None).unwrap();
     assert_published(&place);
     assert_eq!(place.published(), ["a", "b", MANIFEST, "z"]);
     assert_eq!(fs::read(place.output("a")).unwrap(), b"first");
@@ -211,11 +211,11 @@ fn an_old_manifest_never_vouches_for_new_files() {
     fs::write(place.output(MANIFEST), "{}").unwrap();
     let intruder = place.output("b");
     let stager = place.publisher(true, &Hooks::once_written(move || fs::create_dir(intruder).unwrap()));
-    assert!(matches!(stager.publish(ROOT), Err(StageError::InTheWay { .. })));
+    assert!(matches!(stager.publish(ROOT, None), Err(StageError::InTheWay { .. })));
     assert_eq!(fs::read(place.output("a")).unwrap(), b"new");
     assert!(!place.output(MANIFEST).exists());
     fs::remove_dir(place.output("b")).unwrap();
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
 }
 
@@ -230,7 +230,7 @@ fn unlike_is_not_replaced_and_nothing_before_it_either() {
             true => fs::create_dir(place.output(way)).unwrap(),
             false => symlink("/", place.output(way)).unwrap(),
         }
-        let error = place.publisher(true, &Hooks::none()).publish(ROOT).unwrap_err();
+        let error = place.publisher(true, &Hooks::none()).publish(ROOT, None).unwrap_err();
         assert!(matches!(&error, StageError::InTheWay { path } if *path == place.output(way)), "{way}: {error:?}");
         assert_eq!(fs::read(place.output("a")).unwrap(), b"old");
         assert!(!place.output(PARTIAL).exists());
@@ -243,12 +243,12 @@ fn results_that_do_not_fit_are_not_begun() {
     let Some(disk) = Tmpfs::over(&place.output(""), "size=1m") else { return };
     place.file(ROOT, b"large", &noise(2 << 20, 1));
     let stager = place.publisher(false, &Hooks::none());
-    let error = stager.publish(ROOT).unwrap_err();
+    let error = stager.publish(ROOT, None).unwrap_err();
     assert!(matches!(error, StageError::NoRoom { needed: 0x20_0000, .. }), "{error:?}");
     assert!(error.to_string().contains("need 2.0 MiB") && error.to_string().contains("free space there"), "{error}");
     assert_eq!(place.published(), [""; 0]);
     disk.remount("size=8m");
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
     drop(disk);
 }
@@ -263,13 +263,13 @@ fn a_disk_that_fills_up_under_way_can_be_emptied_and_tried_again() {
     let cleared = check(&[], Some(&output), false, 0).unwrap();
     let hooks = Hooks::once_under_way(move || drop(fs::write(filler, noise(8 << 20, 2))));
     let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), hooks);
-    let error = stager.publish(ROOT).unwrap_err();
+    let error = stager.publish(ROOT, None).unwrap_err();
     let StageError::Outside { action: "writing", path, source } = &error else { panic!("{error:?}") };
     assert_eq!((path, source.kind()), (&output.join("large"), std::io::ErrorKind::StorageFull));
     assert!(error.to_string().ends_with("; free space there"), "{error}");
     assert_eq!(fs::read_dir(&output).unwrap().count(), 0);
     fs::remove_file(place.output("filler")).unwrap();
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_eq!(fs::read(output.join("large")).unwrap(), noise(4 << 20, 1));
     drop(disk);
 }
@@ -286,7 +286,7 @@ fn an_output_that_lost_its_permission_can_be_repaired_and_tried_again() {
     let as_nobody = || {
         setfsgid(Gid::from_raw(65_534));
         setfsuid(Uid::from_raw(65_534));
-        stager.publish(ROOT)
+        stager.publish(ROOT, None)
     };
     fs::set_permissions(&place.dir, fs::Permissions::from_mode(0o755)).unwrap();
     let error = std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap()).unwrap_err();
@@ -312,7 +312,7 @@ fn directories_that_forbid_writing_are_published_by_their_owner() {
     let as_nobody = || {
         setfsgid(Gid::from_raw(65_534));
         setfsuid(Uid::from_raw(65_534));
-        stager.publish(ROOT)
+        stager.publish(ROOT, None)
     };
     std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap()).unwrap();
     assert_published(&place);
@@ -326,10 +326,10 @@ fn a_result_that_changes_while_it_is_published_is_refused() {
     let scratch = Arc::clone(&place.scratch);
     let hooks = Hooks::once_under_way(move || scratch.write(ino, 4 << 20, b"more", WriteMode::default()).unwrap());
     let stager = place.publisher(false, &hooks);
-    let error = stager.publish(ROOT).unwrap_err();
+    let error = stager.publish(ROOT, None).unwrap_err();
     assert!(matches!(&error, StageError::Unsettled { path } if path.as_os_str() == "busy"), "{error:?}");
     assert_eq!(place.published(), [""; 0]);
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_eq!(fs::metadata(place.output("busy")).unwrap().len(), (4 << 20) + 4);
 }
 
@@ -338,10 +338,10 @@ fn a_scratch_that_cannot_be_read_leaves_nothing_behind() {
     let place = some_results();
     let stager = place.publisher(false, &Hooks::none());
     place.fault.arm(0, nix::errno::Errno::EIO as i32);
-    let error = stager.publish(ROOT).unwrap_err();
+    let error = stager.publish(ROOT, None).unwrap_err();
     assert!(matches!(&error, StageError::Inside { action: "reading", .. }), "{error:?}");
     assert_eq!(place.published(), [""; 0]);
     place.fault.disarm();
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     assert_published(&place);
 }

@@ -96,9 +96,9 @@ fn make(root: &Path, ops: &[Op]) {
 fn round_trip(place: &Place) {
     let hooks = Hooks::none();
     let stager = place.stager(false, &hooks);
-    let fetched = stager.fetch(ROOT).unwrap();
+    let fetched = stager.fetch(ROOT, None).unwrap();
     assert_eq!(hooks.bytes.swap(0, std::sync::atomic::Ordering::Relaxed), fetched.bytes);
-    let published = stager.publish(ROOT).unwrap();
+    let published = stager.publish(ROOT, None).unwrap();
     assert_eq!(hooks.bytes.swap(0, std::sync::atomic::Ordering::Relaxed), fetched.bytes);
     assert_eq!(published, fetched);
     let (before, after) = (tree(&place.dir.join("in")), tree(&place.output("set")));
@@ -165,9 +165,9 @@ fn holes_stay_holes_in_both_directions() {
     }
     file.set_len(200 << 20).unwrap();
     let stager = place.stager(false, &Hooks::none());
-    stager.fetch(ROOT).unwrap();
+    stager.fetch(ROOT, None).unwrap();
     assert!(place.store.usage().used <= 3, "{:?}", place.store.usage());
-    stager.publish(ROOT).unwrap();
+    stager.publish(ROOT, None).unwrap();
     let published = place.output("set/sparse").metadata().unwrap();
     assert_eq!(published.len(), 200 << 20);
     assert!(published.blocks() * 512 <= 1 << 20, "{}", published.blocks());

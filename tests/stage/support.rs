@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 use runseal::crypt::Keyring;
 use runseal::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
-use runseal::preflight::{Cleared, check};
-use runseal::spec::{EngineChoice, InputSpec, MemoryLock};
+use runseal::preflight::{Cleared, Report, Request};
+use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;
 use runseal::sys::path::{self, FileKind};
@@ -30,6 +30,12 @@ pub struct Place {
     pub scratch: Arc<Scratch>,
     pub store: Arc<Store>,
     pub fault: Arc<Fault>,
+}
+
+/// Local inputs and output only.
+pub fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
+    let output = output.map(|path| Location::Path(path.to_owned()));
+    runseal::preflight::check(&Request { inputs, output: output.as_ref(), overwrite, space }, None)
 }
 
 impl Place {
@@ -59,8 +65,11 @@ impl Place {
 
     /// Clears `in/` as the input `set`, and `out/` as the output.
     pub fn clear(&self, overwrite: bool) -> Cleared {
-        let input = InputSpec { source: self.dir.join("in"), target: "set".into() };
-        check(&[input], Some(&self.output("")), overwrite, u64::MAX).unwrap_or_else(|report| panic!("{report}"))
+        self.check(&[InputSpec { source: self.dir.join("in").into(), target: "set".into() }], overwrite)
+    }
+
+    fn check(&self, inputs: &[InputSpec], overwrite: bool) -> Cleared {
+        check(inputs, Some(&self.output("")), overwrite, u64::MAX).unwrap_or_else(|report| panic!("{report}"))
     }
 
     pub fn stager(&self, overwrite: bool, progress: &Arc<Hooks>) -> Stager {
@@ -70,12 +79,12 @@ impl Place {
 
     /// A stager without inputs, for what is in the scratch already.
     pub fn publisher(&self, overwrite: bool, progress: &Arc<Hooks>) -> Stager {
-        let cleared = check(&[], Some(&self.output("")), overwrite, 0).unwrap_or_else(|report| panic!("{report}"));
+        let cleared = self.check(&[], overwrite);
         Stager::new(cleared, Arc::clone(&self.scratch), RUN.parse().unwrap(), Arc::clone(progress) as _)
     }
 
     pub fn fetch(&self) -> Result<Totals, StageError> {
-        self.stager(false, &Hooks::none()).fetch(ROOT)
+        self.stager(false, &Hooks::none()).fetch(ROOT, None)
     }
 
     /// Fills the scratch: a path that ends with `/` is a directory.

@@ -1,0 +1,217 @@
+//! Objects and keys of AWS, as runseal needs them: traits, their vocabulary, and the adapter on the AWS SDK.
+//!
+//! Preflight and staging see the traits only, never a type of the SDK. A [`Cloud`] holds what speaks to AWS for one
+//! run, and the runtime on which that happens.
+
+mod call;
+mod object;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+pub use call::{Answer, CallError, Cause, Denial, PolicyKind};
+pub use object::{
+    Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, UploadSettings, UploadTarget,
+};
+
+/// Contents of an object as they arrive; each piece may be of any length.
+pub type Pieces = BoxStream<'static, Result<Bytes, CallError>>;
+
+/// Operations of S3 (API version 2006-03-01), each one bounded in time and retried as [`Cloud`] is configured.
+#[async_trait]
+pub trait ObjectStore: Send + Sync {
+    /// `ListObjectsV2`: one page of keys below `prefix`, in order. `after` is [`Page::next`] of the page before.
+    async fn list(&self, bucket: &str, prefix: &str, after: Option<&str>, most: u16)
+    -> Result<Answer<Page>, CallError>;
+
+    /// `HeadObject`. Without `ChecksumMode`: that would need `kms:Decrypt`.
+    async fn head(&self, bucket: &str, key: &str) -> Result<Answer<Object>, CallError>;
+
+    /// `GetObject` of `range` (bytes, not empty), or of everything, if the object still has `etag` (`If-Match`). The
+    /// object's facts come with it. A body shorter or longer than asked for is an error of the stream.
+    async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        etag: Option<&str>,
+        range: Option<Range<u64>>,
+    ) -> Result<Answer<(Object, Pieces)>, CallError>;
+
+    /// `PutObject` with its CRC-64/NVME; only onto a free key unless `settings` say otherwise. The answer tells how the
+    /// object is encrypted.
+    async fn put(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+        body: Bytes,
+        crc64nvme: u64,
+    ) -> Result<Answer<Encryption>, CallError>;
+
+    /// `CreateMultipartUpload` for full-object CRC-64/NVME; the answer holds the upload id and the encryption that the
+    /// object will have.
+    async fn begin_upload(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+    ) -> Result<Answer<(String, Encryption)>, CallError>;
+
+    /// `UploadPart`; `number` counts from 1.
+    async fn upload_part(
+        &self,
+        target: &UploadTarget,
+        upload: &str,
+        number: u16,
+        body: Bytes,
+        crc64nvme: u64,
+    ) -> Result<Answer<Part>, CallError>;
+
+    /// `CompleteMultipartUpload` with the CRC-64/NVME and the size of the whole object; only onto a free key unless
+    /// `settings` say otherwise.
+    async fn complete_upload(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+        upload: &str,
+        parts: &[Part],
+        size: u64,
+        crc64nvme: u64,
+    ) -> Result<Answer<Encryption>, CallError>;
+
+    /// `AbortMultipartUpload`. An upload that is gone already is no error.
+    async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError>;
+
+    /// `GetBucketEncryption`: the default of the bucket. For explanations only: run roles rarely may.
+    async fn bucket_encryption(&self, bucket: &str) -> Result<Answer<Encryption>, CallError>;
+
+    /// Region of the bucket (`HeadBucket`, whose header tells it even to callers without any right).
+    async fn bucket_region(&self, bucket: &str) -> Result<Answer<String>, CallError>;
+}
+
+/// An encryption context (AWS KMS Developer Guide, "Encryption context"). Not secret: CloudTrail shows it.
+pub type EncryptionContext = BTreeMap<String, String>;
+
+/// What `DescribeKey` tells (KMS API Reference, `KeyMetadata`). Enumerations stay text: AWS adds values.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct KeyFacts {
+    /// Key ARN, whatever the key was asked by.
+    pub arn: String,
+    /// `KeyState`: `Enabled`, `Disabled`, `PendingDeletion`, ...
+    pub state: String,
+    /// `KeySpec`: `SYMMETRIC_DEFAULT`, `RSA_2048`, ...
+    pub spec: String,
+    /// `KeyUsage`: `ENCRYPT_DECRYPT`, `SIGN_VERIFY`, ...
+    pub usage: String,
+    /// `KeyManager`: `AWS` or `CUSTOMER`.
+    pub manager: String,
+    /// `Origin`: `AWS_KMS`, `EXTERNAL`, `AWS_CLOUDHSM`, `EXTERNAL_KEY_STORE`.
+    pub origin: String,
+    /// When the key will be deleted: seconds since 1970.
+    pub deletion: Option<i64>,
+    /// When imported key material expires: seconds since 1970.
+    pub valid_to: Option<i64>,
+    /// Whether it is a multi-Region key.
+    pub multi_region: bool,
+}
+
+/// A grant on a key (`ListGrants`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Grant {
+    /// Its id.
+    pub id: String,
+    /// Who may use it.
+    pub grantee: String,
+    /// Operations it allows.
+    pub operations: Vec<String>,
+}
+
+/// A data key in the clear. Wiped on drop; neither `Clone` nor `Debug`.
+pub struct DataKey(pub zeroize::Zeroizing<Vec<u8>>);
+
+/// Operations of KMS (API version 2014-11-01). A dry run answers `Ok` where KMS says `DryRunOperationException`.
+#[async_trait]
+pub trait KeyService: Send + Sync {
+    /// `DescribeKey`, by key ARN, key id or alias.
+    async fn describe(&self, key: &str) -> Result<Answer<KeyFacts>, CallError>;
+
+    /// `GenerateDataKey` with `DryRun`.
+    async fn try_generate(&self, key: &str, context: &EncryptionContext) -> Result<Answer<()>, CallError>;
+
+    /// `Decrypt` with `DryRun` and `IGNORE_CIPHERTEXT`.
+    async fn try_decrypt(&self, key: &str, context: &EncryptionContext) -> Result<Answer<()>, CallError>;
+
+    /// `CreateGrant` with `DryRun`, for `grantee` and `operations`.
+    async fn try_grant(&self, key: &str, grantee: &str, operations: &[&str]) -> Result<Answer<()>, CallError>;
+
+    /// `ListGrants`, all pages.
+    async fn grants(&self, key: &str) -> Result<Answer<Vec<Grant>>, CallError>;
+
+    /// `GenerateDataKey` of 32 bytes. The ciphertext is not kept.
+    async fn generate(&self, key: &str, context: &EncryptionContext) -> Result<Answer<DataKey>, CallError>;
+}
+
+/// Who calls (`GetCallerIdentity`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Identity {
+    /// ARN of the user, or of the session of a role.
+    pub arn: String,
+    /// Account id, 12 digits.
+    pub account: String,
+    /// Unique id.
+    pub user_id: String,
+}
+
+/// The one operation of STS that needs no permission.
+#[async_trait]
+pub trait IdentityService: Send + Sync {
+    /// `GetCallerIdentity`.
+    async fn whoami(&self) -> Result<Answer<Identity>, CallError>;
+}
+
+/// What speaks to AWS for one run, and the runtime on which it does.
+pub struct Cloud {
+    /// S3.
+    pub objects: Arc<dyn ObjectStore>,
+    /// KMS.
+    pub keys: Arc<dyn KeyService>,
+    /// STS.
+    pub identity: Arc<dyn IdentityService>,
+    /// Region of the configuration.
+    pub region: String,
+    /// The runtime; `None` only while the value is dropped.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Cloud {
+    /// A cloud of these services, with a runtime of its own.
+    ///
+    /// # Errors
+    /// The threads of the runtime cannot be started.
+    pub fn new(
+        objects: Arc<dyn ObjectStore>,
+        keys: Arc<dyn KeyService>,
+        identity: Arc<dyn IdentityService>,
+        region: String,
+    ) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("runseal-s3").build()?;
+        Ok(Self { objects, keys, identity, region, runtime: Some(runtime) })
+    }
+
+    /// Does `work` on the runtime and waits for it. Must be called from a thread that is not one of a runtime.
+    pub fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.runtime.as_ref().expect("a runtime until it is dropped").block_on(work)
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        // Whoever drops the last reference may be on a runtime, where waiting for another one would panic.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

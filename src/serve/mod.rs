@@ -1,0 +1,1 @@
+//! The node daemon: one family of processes per run, over HTTP on a Unix socket.

@@ -1,0 +1,1 @@
+//! The user cases of S3 and KMS, by number.

@@ -1,0 +1,1 @@
+//! Against ministack: IAM and bucket policies.

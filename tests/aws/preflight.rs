@@ -1,0 +1,1 @@
+//! Preflight: every denial to its finding and remedy.

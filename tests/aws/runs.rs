@@ -1,0 +1,1 @@
+//! `runseal run` from end to end.

@@ -1,0 +1,1 @@
+//! Staging: every fault ends with complete data or an error that says why.
