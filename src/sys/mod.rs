@@ -2,5 +2,6 @@
 
 pub mod memory;
 pub mod mount;
+pub mod notify;
 pub mod path;
 pub mod process;
