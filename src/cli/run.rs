@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{InputSpec, Location, RunSpec};
+use crate::spec::{AwsSpec, InputSpec, Location, RunSpec};
 
 use super::{Failure, store};
 
@@ -58,6 +58,8 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
         inputs: inputs.into_iter().map(absolute_input).collect::<Result<_, _>>()?,
         output: args.output.map(std::path::absolute).transpose()?.map(Location::Path),
         overwrite: args.overwrite,
+        aws: AwsSpec::default(),
+        audit: None,
         report: args.report,
         command: args.command,
     };

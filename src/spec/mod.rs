@@ -1,0 +1,165 @@
+//! Checked descriptions of what to run: parsed once by `cli`, trusted by everything below.
+
+mod aws;
+mod location;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, Credentials, KmsKey, Region, RoleArn, Sse};
+pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError};
+use crate::units::ByteSize;
+
+/// Name of a run: `[A-Za-z0-9._-]{1,64}`, not `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+/// Why a run id was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a run id: use 1 to 64 of the characters A-Z a-z 0-9 . _ -")]
+pub struct RunIdError(String);
+
+impl RunId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RunId {
+    type Err = RunIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if (1..=64).contains(&text.len()) && text.chars().all(allowed) && text != "." && text != ".." {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(RunIdError(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = RunIdError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RunId> for String {
+    fn from(id: RunId) -> Self {
+        id.0
+    }
+}
+
+impl std::fmt::Display for RunId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which XTS engine encrypts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// AWS-LC when built in, the portable engine otherwise.
+    #[default]
+    Auto,
+    /// AWS-LC (`EVP_aes_256_xts`).
+    AwsLc,
+    /// Pure Rust (`xts-mode` over `aes`).
+    Portable,
+}
+
+/// What to do when memory cannot be locked against swapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryLock {
+    /// Lock what the limits allow; warn when something stays unlocked and swap is on.
+    #[default]
+    Try,
+    /// Refuse to start unless all memory that may hold keys or plaintext is locked.
+    Require,
+}
+
+/// Where and how large the encrypted store is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreSpec {
+    /// Directories whose file systems receive the ciphertext; empty means the default (`/var/tmp`).
+    pub backing: Vec<PathBuf>,
+    /// Largest amount of data; `None` means what the backing has free.
+    pub size: Option<ByteSize>,
+    /// Cipher engine.
+    pub engine: EngineChoice,
+    /// Memory-lock policy.
+    pub memory_lock: MemoryLock,
+}
+
+/// A sealed run: `runseal run`.
+#[derive(Clone, Debug)]
+pub struct RunSpec {
+    /// Name of the run.
+    pub id: RunId,
+    /// The encrypted store.
+    pub store: StoreSpec,
+    /// Inputs, in the order given.
+    pub inputs: Vec<InputSpec>,
+    /// Receives what the command leaves below `$RUNSEAL_OUTPUT`: a directory or a prefix.
+    pub output: Option<Location>,
+    /// Whether existing files in `output` may be replaced.
+    pub overwrite: bool,
+    /// How to speak to AWS, if need be.
+    pub aws: AwsSpec,
+    /// Where the audit trail goes.
+    pub audit: Option<AuditDestination>,
+    /// Where the JSON report goes.
+    pub report: Option<PathBuf>,
+    /// Program and arguments; never empty.
+    pub command: Vec<OsString>,
+}
+
+impl RunSpec {
+    /// Whether anything of it needs AWS: a location in S3, a role, or a run key from KMS.
+    pub fn uses_aws(&self) -> bool {
+        let remote = |location: &Location| location.s3().is_some();
+        self.inputs.iter().any(|input| remote(&input.source))
+            || self.output.as_ref().is_some_and(remote)
+            || self.aws.role.is_some()
+            || self.aws.run_key.is_some()
+    }
+}
+
+/// A plain sealed mount: `runseal mount`.
+#[derive(Clone, Debug)]
+pub struct MountSpec {
+    /// Name of the run.
+    pub id: RunId,
+    /// The encrypted store.
+    pub store: StoreSpec,
+    /// An existing, empty directory.
+    pub mountpoint: PathBuf,
+    /// Options of `-o`, already split at commas.
+    pub options: Vec<String>,
+    /// Stay in the foreground.
+    pub foreground: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_ids_are_file_names_without_surprises() {
+        for text in ["a", "run-1", "A.b_c", &"x".repeat(64)] {
+            assert!(text.parse::<RunId>().is_ok(), "{text}");
+        }
+        for text in ["", ".", "..", "a/b", "a b", "@lock", "\u{e4}", &"x".repeat(65)] {
+            assert!(text.parse::<RunId>().is_err(), "{text}");
+        }
+    }
+}
