@@ -2,7 +2,7 @@
 
 use crate::run::CommandError;
 use crate::run::StateError;
-use crate::run::error::{Code, CryptError, FsError, FuseError, PreflightReport, RunError, StageError};
+use crate::run::error::{Cause, Code, CryptError, FsError, FuseError, PreflightReport, RunError, StageError};
 
 /// Wrong command line.
 pub const USAGE: u8 = 64;
@@ -36,6 +36,8 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Fs(error) => fs(error),
         RunError::Fuse(error) => fuse(error),
         RunError::Fetch(StageError::Outside { .. }) => NO_INPUT,
+        RunError::Fetch(StageError::Remote { source, .. }) => remote(source.cause),
+        RunError::Fetch(StageError::NoCloud { .. }) => UNAVAILABLE,
         RunError::Fetch(_) | RunError::Discarded(_) => IO,
         RunError::Command(CommandError::NotFound { .. }) => NOT_FOUND,
         RunError::Command(CommandError::NotExecutable { .. }) => NOT_EXECUTABLE,
@@ -61,6 +63,16 @@ fn preflight(report: &PreflightReport) -> u8 {
         Some(Code::InputConflict) => USAGE,
         Some(Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace) => CANNOT_CREATE,
         None => SYSTEM,
+    }
+}
+
+/// What an input in S3 could not be read for.
+fn remote(cause: Cause) -> u8 {
+    match cause {
+        Cause::Denied | Cause::Credentials | Cause::KeyState => NO_PERMISSION,
+        Cause::Unreachable | Cause::Configuration => UNAVAILABLE,
+        Cause::NotFound | Cause::Archived => NO_INPUT,
+        Cause::Precondition | Cause::KeyKind | Cause::Corrupt | Cause::Rejected => IO,
     }
 }
 

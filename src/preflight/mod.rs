@@ -76,7 +76,7 @@ pub struct Request<'a> {
 impl Cleared {
     /// Bytes that will be staged: the sizes of all files, holes included.
     pub fn input_bytes(&self) -> u64 {
-        self.tree.items.iter().map(tree::Item::bytes).sum()
+        self.tree.bytes()
     }
 }
 

@@ -47,7 +47,7 @@ impl Item {
         }
     }
 
-    /// Size of a regular file; 0 for everything else.
+    /// Size of a regular file of this machine; 0 for everything else.
     pub(crate) fn bytes(&self) -> u64 {
         self.seen().filter(|s| s.kind == FileKind::File).map_or(0, |s| s.size)
     }
@@ -66,6 +66,13 @@ pub(crate) struct RemoteObject {
     pub(crate) uri: S3Uri,
     /// What preflight saw.
     pub(crate) seen: Object,
+}
+
+impl RemoteObject {
+    /// Whether it is the marker of a directory: a key that ends with a slash.
+    pub(crate) fn is_directory(&self) -> bool {
+        self.uri.key.ends_with('/')
+    }
 }
 
 /// Every item, parents before children, the input directory itself first.
@@ -88,6 +95,29 @@ impl Tree {
     pub(crate) fn new(inputs: Vec<PathBuf>) -> Self {
         let top = Item { parent: TOP, name: OsString::new(), origin: Origin::Implied };
         Self { inputs, items: vec![top], objects: Vec::new(), names: HashTable::new() }
+    }
+
+    /// The object that an item is, if it is one.
+    pub(crate) fn object(&self, item: u32) -> Option<&RemoteObject> {
+        match self.items[item as usize].origin {
+            Origin::Object(object) => Some(&self.objects[object as usize]),
+            Origin::Implied | Origin::Input(..) | Origin::Below(_) => None,
+        }
+    }
+
+    /// What an item becomes in the scratch.
+    pub(crate) fn kind(&self, item: u32) -> FileKind {
+        match self.object(item) {
+            Some(object) if object.is_directory() => FileKind::Directory,
+            Some(_) => FileKind::File,
+            None => self.items[item as usize].seen().map_or(FileKind::Directory, |seen| seen.kind),
+        }
+    }
+
+    /// Bytes of all files, holes included.
+    pub(crate) fn bytes(&self) -> u64 {
+        let local = self.items.iter().map(Item::bytes).sum::<u64>();
+        local + self.objects.iter().map(|object| object.seen.size).sum::<u64>()
     }
 
     /// Path outside; of an implied directory, the path of some input below it.

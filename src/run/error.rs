@@ -14,6 +14,7 @@ pub use crate::crypt::CryptError;
 pub use crate::fs::FsError;
 pub use crate::fuse::FuseError;
 pub use crate::preflight::{Code, Report as PreflightReport};
+pub use crate::s3::Cause;
 pub use crate::stage::StageError;
 
 /// Why a run failed.

@@ -19,6 +19,7 @@ use super::report::{Event, Outcome, Phase};
 use super::seal::{Room, Seal};
 use super::sealed::{beside, make_seal};
 use super::{flush, message};
+use crate::audit::Trail;
 use crate::fuse::MountOptions;
 use crate::preflight;
 use crate::spec::RunSpec;
@@ -85,7 +86,8 @@ impl Run {
         seal.make_dir(WORK, 0o755)?;
         seal.make_dir(TMP, 0o1777)?;
         let meter = Arc::new(Meter::new(self.desk.voice));
-        let stager = Arc::new(Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter));
+        let trail = Arc::new(Trail::off());
+        let stager = Arc::new(Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter, trail));
         self.desk.watch(seal);
 
         if !self.spec.inputs.is_empty() {

@@ -32,6 +32,10 @@ pub trait ObjectStore: Send + Sync {
     /// `HeadObject`. Without `ChecksumMode`: that would need `kms:Decrypt`.
     async fn head(&self, bucket: &str, key: &str) -> Result<Answer<Object>, CallError>;
 
+    /// `HeadObject` with `ChecksumMode` (needs `kms:Decrypt`), if the object still has `etag` (`If-Match`): its facts,
+    /// full-object checksums among them. Answers to ranged reads do not have those.
+    async fn checksums(&self, bucket: &str, key: &str, etag: Option<&str>) -> Result<Answer<Object>, CallError>;
+
     /// `GetObject` of `range` (bytes, not empty), or of everything, if the object still has `etag` (`If-Match`). The
     /// object's facts come with it. A body shorter or longer than asked for is an error of the stream.
     async fn get(

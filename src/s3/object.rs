@@ -34,6 +34,22 @@ pub struct Encryption {
     pub bucket_key: bool,
 }
 
+impl std::fmt::Display for Encryption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &self.algorithm {
+            SseAlgorithm::Absent => "nothing that S3 names",
+            SseAlgorithm::Aes256 => "AES256",
+            SseAlgorithm::Kms => "aws:kms",
+            SseAlgorithm::KmsDsse => "aws:kms:dsse",
+            SseAlgorithm::Other(name) => name,
+        })?;
+        if let Some(key) = &self.key {
+            write!(f, " under {key}")?;
+        }
+        if self.bucket_key { f.write_str(" with an S3 Bucket Key") } else { Ok(()) }
+    }
+}
+
 /// `ChecksumAlgorithm` of an object. Unknown ones are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]

@@ -4,6 +4,7 @@
 //! plaintext is parked in between, and the buffers are wiped. Both directions keep permission bits, modification
 //! times and holes; root also keeps owners. Hard links become files of their own; extended attributes stay behind.
 
+mod error;
 mod fetch;
 mod manifest;
 mod place;
@@ -11,22 +12,25 @@ mod plan;
 mod pool;
 mod publish;
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::fs::{FsError, Scratch};
+use crate::audit::Trail;
+use crate::fs::Scratch;
 use crate::preflight::{Cleared, Output};
 use crate::s3::Cloud;
 use crate::spec::RunId;
-use crate::sys::path::shown;
-use crate::units::ByteSize;
+use error::{inside, outside};
 use publish::Publication;
 
+pub use error::StageError;
 pub use manifest::MANIFEST;
+
+/// Requests to S3 under way at once, unless told otherwise: about 15 fill 10 Gbit/s (S3 User Guide, "Performance
+/// guidelines").
+pub const DEFAULT_CONCURRENCY: usize = 16;
 
 /// What happened while staging; implementations draw progress bars or print lines. Called from several threads.
 pub trait Progress: Send + Sync {
@@ -55,95 +59,13 @@ pub struct Totals {
     pub skipped: u64,
 }
 
-/// Why staging failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StageError {
-    /// Reading or writing outside the scratch failed.
-    #[error("{action} {}: {source}{}", shown(path), remedy_outside(source))]
-    Outside {
-        /// `reading`, `writing`, `creating`, ...
-        action: &'static str,
-        /// The path outside.
-        path: PathBuf,
-        /// The error of the system.
-        source: io::Error,
-    },
-    /// Reading or writing inside the scratch failed.
-    #[error("{action} {} in the scratch: {source}{}", shown(path), remedy_inside(source))]
-    Inside {
-        /// `reading`, `writing`, `creating`, ...
-        action: &'static str,
-        /// The path relative to the inputs or the results.
-        path: PathBuf,
-        /// The error of the file system.
-        source: FsError,
-    },
-    /// An input changed between preflight and the end of its copy (`MODIFIED_INPUT_RESOURCE`).
-    #[error("{} changed while it was staged; start the run again when nothing writes to it", shown(path))]
-    Modified {
-        /// The input.
-        path: PathBuf,
-    },
-    /// Something appeared where a result is to go.
-    #[error("{} appeared in the output since preflight; remove it, or allow replacing with --overwrite", shown(path))]
-    Appeared {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A directory is where a file must go, or the other way round; replacing is only for like with like.
-    #[error("{} is in the way of a result of another kind; move it away", shown(path))]
-    InTheWay {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A result has a name that publishing needs for itself.
-    #[error("the result `{}` has a name that runseal uses itself in the output; rename it", shown(path))]
-    Reserved {
-        /// The path relative to the results.
-        path: PathBuf,
-    },
-    /// The disk of the output has too little space; nothing was written.
-    #[error("the results need {}, {} has {} free; free space there", ByteSize(*needed), shown(path), ByteSize(*free))]
-    NoRoom {
-        /// The output.
-        path: PathBuf,
-        /// Bytes the results take.
-        needed: u64,
-        /// Bytes free.
-        free: u64,
-    },
-    /// A result changed while it was published: what was written is not what was there.
-    #[error("the result `{}` changed while it was published; stop what writes to it", shown(path))]
-    Unsettled {
-        /// The path relative to the results.
-        path: PathBuf,
-    },
-}
-
-fn remedy_outside(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free space there",
-        io::ErrorKind::PermissionDenied => "; give this user the right to it",
-        io::ErrorKind::ReadOnlyFilesystem => "; mount it writable",
-        _ => "",
-    }
-}
-
-fn remedy_inside(error: &FsError) -> &'static str {
-    match error {
-        FsError::Store(_) => "; if the scratch is full, raise --size or free space below --backing",
-        _ => "",
-    }
-}
-
 /// Moves data between this machine and a [`Scratch`]. Built from a [`Cleared`] only:
 ///
 /// ```compile_fail,E0308
 /// # use std::sync::Arc;
-/// # use runseal::{fs::Scratch, spec::RunId, stage::{Progress, Stager}};
+/// # use runseal::{audit::Trail, fs::Scratch, spec::RunId, stage::{Progress, Stager}};
 /// fn uncleared(scratch: Arc<Scratch>, run: RunId, progress: Arc<dyn Progress>) -> Stager {
-///     Stager::new((), scratch, run, progress)
+///     Stager::new((), scratch, run, progress, Arc::new(Trail::off()))
 /// }
 /// ```
 pub struct Stager {
@@ -154,16 +76,32 @@ pub struct Stager {
     scratch: Arc<Scratch>,
     run: RunId,
     progress: Arc<dyn Progress>,
+    trail: Arc<Trail>,
+    /// Requests to S3 under way at once.
+    concurrency: usize,
     /// Results that are written and synced but not all in their place yet. Dropping it removes them.
     unfinished: Mutex<Option<Publication>>,
 }
 
 impl Stager {
     /// Takes the proof by value: what is not cleared cannot be staged.
-    pub fn new(cleared: Cleared, scratch: Arc<Scratch>, run: RunId, progress: Arc<dyn Progress>) -> Self {
+    /// `trail` hears of every object that is staged or published.
+    pub fn new(
+        cleared: Cleared,
+        scratch: Arc<Scratch>,
+        run: RunId,
+        progress: Arc<dyn Progress>,
+        trail: Arc<Trail>,
+    ) -> Self {
         let (output, overwrite) = (cleared.output.clone(), cleared.overwrite);
         let (inputs, unfinished) = (Mutex::new(Some(cleared)), Mutex::new(None));
-        Self { inputs, output, overwrite, scratch, run, progress, unfinished }
+        let concurrency = DEFAULT_CONCURRENCY;
+        Self { inputs, output, overwrite, scratch, run, progress, trail, concurrency, unfinished }
+    }
+
+    /// Sets how many requests to S3 are under way at once; at least one.
+    pub fn with_concurrency(self, requests: usize) -> Self {
+        Self { concurrency: requests.max(1), ..self }
     }
 
     /// `cloud` speaks to AWS, with the credentials of now; only inputs in S3 need it.
@@ -204,18 +142,6 @@ impl Stager {
             }
         }
     }
-}
-
-/// An [`StageError::Outside`], for `map_err`.
-fn outside(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StageError {
-    let path = path.into();
-    move |source| StageError::Outside { action, path, source }
-}
-
-/// An [`StageError::Inside`], for `map_err`.
-fn inside(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(FsError) -> StageError {
-    let path = path.into();
-    move |source| StageError::Inside { action, path, source }
 }
 
 /// A reference on an inode of the scratch, given back at the end of its life.

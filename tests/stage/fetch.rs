@@ -133,7 +133,7 @@ fn inputs_land_where_they_were_sent() {
     let inputs =
         [spec("single", "a/b/one"), spec("alias", "two"), spec("in", "a/set"), spec("single", "a/set/dir/more")];
     let cleared = check(&inputs, None, false, 1 << 20).unwrap();
-    let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), Hooks::none());
+    let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), Hooks::none(), Arc::default());
     let totals = stager.fetch(ROOT, None).unwrap();
     assert_eq!((totals.files, totals.directories, totals.symlinks, totals.bytes), (4, 4, 1, 21));
     for path in ["a/b/one", "two", "a/set/dir/more"] {

@@ -62,7 +62,7 @@ fn no_results_are_a_result() {
     assert_eq!(place.publisher(false, &Hooks::none()).publish(ROOT, None).unwrap(), Totals::default());
     assert_eq!(place.published(), [MANIFEST]);
     let cleared = check(&[], None, false, 0).unwrap();
-    let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), Hooks::none());
+    let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), Hooks::none(), Arc::default());
     assert_eq!(stager.publish(ROOT, None).unwrap(), Totals::default());
 }
 
@@ -262,7 +262,7 @@ fn a_disk_that_fills_up_under_way_can_be_emptied_and_tried_again() {
     let (output, filler) = (place.output("sub"), place.output("filler"));
     let cleared = check(&[], Some(&output), false, 0).unwrap();
     let hooks = Hooks::once_under_way(move || drop(fs::write(filler, noise(8 << 20, 2))));
-    let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), hooks);
+    let stager = Stager::new(cleared, Arc::clone(&place.scratch), RUN.parse().unwrap(), hooks, Arc::default());
     let error = stager.publish(ROOT, None).unwrap_err();
     let StageError::Outside { action: "writing", path, source } = &error else { panic!("{error:?}") };
     assert_eq!((path, source.kind()), (&output.join("large"), std::io::ErrorKind::StorageFull));

@@ -74,13 +74,13 @@ impl Place {
 
     pub fn stager(&self, overwrite: bool, progress: &Arc<Hooks>) -> Stager {
         let progress: Arc<dyn Progress> = Arc::clone(progress) as _;
-        Stager::new(self.clear(overwrite), Arc::clone(&self.scratch), RUN.parse().unwrap(), progress)
+        Stager::new(self.clear(overwrite), Arc::clone(&self.scratch), RUN.parse().unwrap(), progress, Arc::default())
     }
 
     /// A stager without inputs, for what is in the scratch already.
     pub fn publisher(&self, overwrite: bool, progress: &Arc<Hooks>) -> Stager {
         let cleared = self.check(&[], overwrite);
-        Stager::new(cleared, Arc::clone(&self.scratch), RUN.parse().unwrap(), Arc::clone(progress) as _)
+        Stager::new(cleared, Arc::clone(&self.scratch), RUN.parse().unwrap(), Arc::clone(progress) as _, Arc::default())
     }
 
     pub fn fetch(&self) -> Result<Totals, StageError> {
