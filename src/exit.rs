@@ -56,13 +56,23 @@ pub fn code(error: &RunError) -> u8 {
     }
 }
 
-/// The first finding decides: inputs come first.
+/// The first finding decides: inputs come first. Why AWS refused weighs more than what it refused.
 fn preflight(report: &PreflightReport) -> u8 {
-    match report.findings.first().map(|finding| finding.code) {
-        Some(Code::InputUriNotFound | Code::ImportFailed | Code::ModifiedInputResource) => NO_INPUT,
-        Some(Code::InputConflict) => USAGE,
-        Some(Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace) => CANNOT_CREATE,
-        None => SYSTEM,
+    let Some(first) = report.findings.first() else { return SYSTEM };
+    match first.cause() {
+        Some(Cause::Denied) => NO_PERMISSION,
+        Some(Cause::Unreachable | Cause::Credentials) => UNAVAILABLE,
+        Some(Cause::Configuration) => CONFIGURATION,
+        _ => finding(first.code),
+    }
+}
+
+fn finding(code: Code) -> u8 {
+    match code {
+        Code::InputUriNotFound | Code::ImportFailed | Code::ModifiedInputResource => NO_INPUT,
+        Code::InputConflict => USAGE,
+        Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace => CANNOT_CREATE,
+        Code::AssumeRoleFailed | Code::RunKeyFailed => UNAVAILABLE,
     }
 }
 

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
+use runseal::audit::Trail;
 use runseal::preflight::{Cleared, Code, Finding, Report, Request};
+use runseal::s3::UploadSettings;
 use runseal::spec::{InputSpec, Location};
 
 const PLENTY: u64 = 1 << 40;
@@ -58,7 +60,18 @@ fn only(report: Report, subject: &Path) -> Finding {
 /// Local inputs and output only.
 fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
     let output = output.map(|path| Location::Path(path.to_owned()));
-    runseal::preflight::check(&Request { inputs, output: output.as_ref(), overwrite, space }, None)
+    let run = "r".parse().unwrap();
+    let request = Request {
+        run: &run,
+        inputs,
+        output: output.as_ref(),
+        uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
+        run_key: None,
+        explain: false,
+        space,
+        trail: &Trail::off(),
+    };
+    runseal::preflight::check(&request, None)
 }
 
 /// Runs `work` with the file-system rights of nobody. Threads that it starts have them too, others do not.

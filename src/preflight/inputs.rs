@@ -228,7 +228,7 @@ fn in_parallel<T: Send>(jobs: usize, job: impl Fn(usize) -> T + Sync) -> Vec<T> 
 }
 
 fn finding(code: Code, subject: &Path, problem: String, remedy: String) -> Finding {
-    Finding { code, subject: shown(subject), problem, remedy }
+    Finding::new(code, shown(subject), problem, remedy)
 }
 
 fn bad_target(source: &Path, input: &InputSpec, why: &str) -> Finding {

@@ -10,10 +10,11 @@ pub(crate) mod tree;
 
 use std::path::PathBuf;
 
-pub use report::{Code, Finding, Report};
+pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Report};
 
+use crate::audit::Trail;
 use crate::s3::{Cloud, Encryption, UploadSettings};
-use crate::spec::{InputSpec, Location, S3Uri};
+use crate::spec::{InputSpec, Location, RunId, S3Uri};
 use crate::units::ByteSize;
 use tree::Tree;
 
@@ -21,7 +22,7 @@ use tree::Tree;
 ///
 /// ```compile_fail,E0451
 /// use runseal::preflight::Cleared;
-/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, _proof: () };
+/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, evidence: todo!(), _proof: () };
 /// ```
 ///
 /// ```compile_fail,E0599
@@ -41,6 +42,7 @@ pub struct Cleared {
     pub(crate) output: Option<Output>,
     /// Whether existing results may be replaced.
     pub(crate) overwrite: bool,
+    evidence: Evidence,
     _proof: (),
 }
 
@@ -63,20 +65,33 @@ pub(crate) enum Output {
 /// What is to be proved.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
+    /// The run, as the encryption context of its key names it.
+    pub run: &'a RunId,
     /// The inputs, in the order given.
     pub inputs: &'a [InputSpec],
     /// Where results go.
     pub output: Option<&'a Location>,
-    /// Whether existing results may be replaced.
-    pub overwrite: bool,
+    /// How results are uploaded, and whether existing ones may be replaced, in a directory too.
+    pub uploads: &'a UploadSettings,
+    /// ARN of the KMS key that takes part in the run key.
+    pub run_key: Option<&'a str>,
+    /// Whether KMS is asked for explanations even if nothing failed.
+    pub explain: bool,
     /// Bytes the scratch can hold.
     pub space: u64,
+    /// Where every probe is recorded.
+    pub trail: &'a Trail,
 }
 
 impl Cleared {
     /// Bytes that will be staged: the sizes of all files, holes included.
     pub fn input_bytes(&self) -> u64 {
         self.tree.bytes()
+    }
+
+    /// What was tried at AWS, and by whom.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
     }
 }
 
@@ -85,7 +100,8 @@ impl Cleared {
 /// `cloud` speaks to AWS; without one, only paths of this machine can be cleared. An input that is itself a symbolic link stands for what it points to;
 /// links inside an input directory are staged as links, wherever they point. Nothing is left behind in the output.
 pub fn check(request: &Request<'_>, _cloud: Option<&Cloud>) -> Result<Cleared, Report> {
-    let &Request { inputs, output, overwrite, space } = request;
+    let &Request { inputs, output, space, .. } = request;
+    let overwrite = request.uploads.overwrite;
     let (tree, mut findings) = inputs::survey(inputs);
     let needed = inputs::read(&tree, &mut findings);
     findings.sort_by_key(|(input, _)| *input);
@@ -97,14 +113,16 @@ pub fn check(request: &Request<'_>, _cloud: Option<&Cloud>) -> Result<Cleared, R
         Location::Path(path) => Some(Output::Directory(output::check(path, overwrite, &tree.inputs, &mut findings))),
         Location::S3(_) => None,
     });
-    if findings.is_empty() { Ok(Cleared { tree, output, overwrite, _proof: () }) } else { Err(Report { findings }) }
+    let evidence = Evidence::default();
+    if findings.is_empty() {
+        Ok(Cleared { tree, output, overwrite, evidence, _proof: () })
+    } else {
+        Err(Report { findings, evidence })
+    }
 }
 
 fn too_large(needed: u64, space: u64) -> Finding {
-    Finding {
-        code: Code::FileSystemOutOfSpace,
-        subject: "scratch".into(),
-        problem: format!("the inputs need {}, the scratch holds {}", ByteSize(needed), ByteSize(space)),
-        remedy: "raise --size, free space below --backing, or name a larger disk with --backing".into(),
-    }
+    let problem = format!("the inputs need {}, the scratch holds {}", ByteSize(needed), ByteSize(space));
+    let remedy = "raise --size, free space below --backing, or name a larger disk with --backing".into();
+    Finding::new(Code::FileSystemOutOfSpace, "scratch".into(), problem, remedy)
 }

@@ -61,12 +61,9 @@ fn contents(output: &Path, overwrite: bool) -> Vec<Finding> {
     if let Some(first) = rest.first().filter(|_| !overwrite) {
         let count = rest.len();
         let names = if count == 1 { "name" } else { "names" };
-        findings.push(Finding {
-            code: Code::OutputNotEmpty,
-            subject: shown(output),
-            problem: format!("holds {count} {names} already, the first is `{}`", shown(Path::new(first))),
-            remedy: "choose an empty or new directory, or allow replacing with --overwrite".into(),
-        });
+        let problem = format!("holds {count} {names} already, the first is `{}`", shown(Path::new(first)));
+        let remedy = "choose an empty or new directory, or allow replacing with --overwrite".into();
+        findings.push(Finding::new(Code::OutputNotEmpty, shown(output), problem, remedy));
     }
     findings
 }
@@ -121,7 +118,7 @@ fn probe_name() -> io::Result<String> {
 }
 
 fn refusal(subject: &Path, problem: String, remedy: String) -> Finding {
-    Finding { code: Code::ExportFailed, subject: shown(subject), problem, remedy }
+    Finding::new(Code::ExportFailed, shown(subject), problem, remedy)
 }
 
 fn not_writable(path: &Path, error: &io::Error) -> Finding {

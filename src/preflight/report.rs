@@ -3,6 +3,9 @@
 use std::fmt;
 
 use serde::Serialize;
+use serde_json::Value;
+
+use crate::s3::{Cause, Identity, PolicyKind};
 
 /// Findings shown to people; programs get all of them.
 const SHOWN: usize = 40;
@@ -17,6 +20,11 @@ pub enum Code {
     ImportFailed,
     /// The output cannot be written.
     ExportFailed,
+    /// The identity that is to read and write cannot be had: no credentials, or expired ones, or a role that may not be
+    /// assumed.
+    AssumeRoleFailed,
+    /// The KMS key of the run itself cannot be used.
+    RunKeyFailed,
     /// An input changed while it was looked at or staged.
     ModifiedInputResource,
     /// The inputs do not fit.
@@ -34,6 +42,8 @@ impl Code {
             Self::InputUriNotFound => "INPUT_URI_NOT_FOUND",
             Self::ImportFailed => "IMPORT_FAILED",
             Self::ExportFailed => "EXPORT_FAILED",
+            Self::AssumeRoleFailed => "ASSUME_ROLE_FAILED",
+            Self::RunKeyFailed => "RUN_KEY_FAILED",
             Self::ModifiedInputResource => "MODIFIED_INPUT_RESOURCE",
             Self::FileSystemOutOfSpace => "FILE_SYSTEM_OUT_OF_SPACE",
             Self::InputConflict => "INPUT_CONFLICT",
@@ -43,7 +53,7 @@ impl Code {
 }
 
 /// One failed check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
     /// Kind.
     pub code: Code,
@@ -53,13 +63,111 @@ pub struct Finding {
     pub problem: String,
     /// What to do about it.
     pub remedy: String,
+    /// What AWS said, where it was AWS.
+    #[serde(flatten)]
+    pub aws: Option<Box<AwsDetails>>,
+}
+
+/// What AWS said, word for word, and what it means.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AwsDetails {
+    /// Kind of the failure; exit codes follow from it.
+    pub cause: Cause,
+    /// The call that failed: `s3:GetObject`, `kms:DescribeKey`, ...
+    pub operation: &'static str,
+    /// The permission that is missing, as far as is known.
+    pub action: Option<String>,
+    /// ARN of the KMS key concerned.
+    pub key: Option<String>,
+    /// ARN of the caller.
+    pub principal: Option<String>,
+    /// The policy that denied, where AWS names it.
+    pub policy: Option<PolicyKind>,
+    /// Whether a statement denies, rather than no statement allowing.
+    pub explicit_deny: bool,
+    /// Code of the service.
+    pub aws_code: String,
+    /// Text of the service, as it came.
+    pub aws_message: String,
+    /// Request ids, as CloudTrail has them.
+    pub request_ids: Vec<String>,
+    /// Further things of which the same is true.
+    pub also: Vec<String>,
+    /// What would repair it.
+    pub repair: Option<Repair>,
+}
+
+/// Policy statements that would repair a finding.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Repair {
+    /// For a policy of the caller's user or role.
+    pub iam: Option<Value>,
+    /// For the policy of the KMS key.
+    pub key_policy: Option<Value>,
+    /// For the policy of the bucket.
+    pub bucket_policy: Option<Value>,
+}
+
+impl Finding {
+    /// A finding that has nothing to do with AWS.
+    pub(super) fn new(code: Code, subject: String, problem: String, remedy: String) -> Self {
+        Self { code, subject, problem, remedy, aws: None }
+    }
+
+    /// Kind of the failure where it was AWS that failed.
+    pub fn cause(&self) -> Option<Cause> {
+        self.aws.as_ref().map(|aws| aws.cause)
+    }
+}
+
+/// How one check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// As a run needs it.
+    Passed,
+    /// Works now, but look at it.
+    Warning,
+    /// A run cannot work so; there is a finding for it.
+    Failed,
+    /// Could not be found out, and need not be.
+    Unknown,
+}
+
+/// One thing that was tried at AWS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// The call: `s3:HeadObject`, `kms:Decrypt (dry run)`, ...
+    pub probe: &'static str,
+    /// Bucket, prefix, object or key.
+    pub subject: String,
+    /// ARN of the KMS key concerned.
+    pub key: Option<String>,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// What was learnt.
+    pub detail: String,
+    /// As CloudTrail has it; empty if there was none, or more than one.
+    pub request_id: String,
+}
+
+/// What was tried at AWS, and by whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Evidence {
+    /// The caller, where STS told.
+    pub identity: Option<Identity>,
+    /// Every check, those of inputs first.
+    pub checks: Vec<Check>,
 }
 
 /// Everything that stands in the way of a run; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The findings, inputs first, in the order given.
     pub findings: Vec<Finding>,
+    /// What was tried.
+    #[serde(flatten)]
+    pub evidence: Evidence,
 }
 
 impl std::error::Error for Report {}
@@ -70,7 +178,7 @@ impl fmt::Display for Report {
         let problems = if count == 1 { "problem" } else { "problems" };
         writeln!(f, "preflight found {count} {problems}; nothing was started")?;
         let width = self.findings.iter().map(|x| x.code.name().len()).max().unwrap_or(0);
-        for Finding { code, subject, problem, remedy } in self.findings.iter().take(SHOWN) {
+        for Finding { code, subject, problem, remedy, .. } in self.findings.iter().take(SHOWN) {
             writeln!(f, "\n  {:width$}  {subject}", code.name())?;
             writeln!(f, "  {:width$}  problem: {problem}", "")?;
             writeln!(f, "  {:width$}  remedy:  {remedy}", "")?;
@@ -86,10 +194,12 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    const ALL: [Code; 7] = [
+    const ALL: [Code; 9] = [
         Code::InputUriNotFound,
         Code::ImportFailed,
         Code::ExportFailed,
+        Code::AssumeRoleFailed,
+        Code::RunKeyFailed,
         Code::ModifiedInputResource,
         Code::FileSystemOutOfSpace,
         Code::InputConflict,
@@ -97,7 +207,7 @@ mod tests {
     ];
 
     fn finding(code: Code) -> Finding {
-        Finding { code, subject: "/x".into(), problem: "p".into(), remedy: "r".into() }
+        Finding::new(code, "/x".into(), "p".into(), "r".into())
     }
 
     #[test]
@@ -109,7 +219,8 @@ mod tests {
 
     #[test]
     fn the_table_lines_up_and_ends() {
-        let report = Report { findings: vec![finding(Code::ExportFailed), finding(Code::InputUriNotFound)] };
+        let findings = vec![finding(Code::ExportFailed), finding(Code::InputUriNotFound)];
+        let report = Report { findings, evidence: Evidence::default() };
         let expected = "preflight found 2 problems; nothing was started
 
   EXPORT_FAILED        /x
@@ -121,7 +232,8 @@ mod tests {
                        remedy:  r
 ";
         assert_eq!(report.to_string(), expected);
-        let long = Report { findings: vec![finding(Code::ImportFailed); SHOWN + 3] }.to_string();
+        let findings = vec![finding(Code::ImportFailed); SHOWN + 3];
+        let long = Report { findings, evidence: Evidence::default() }.to_string();
         assert!(long.ends_with("\n  and 3 more\n"), "{long}");
     }
 }

@@ -22,7 +22,8 @@ use super::{flush, message};
 use crate::audit::Trail;
 use crate::fuse::MountOptions;
 use crate::preflight;
-use crate::spec::RunSpec;
+use crate::s3::UploadSettings;
+use crate::spec::{KmsKey, RunSpec};
 use crate::stage::Stager;
 
 /// How long a command may take to end after `runseal end --discard`.
@@ -58,15 +59,17 @@ impl Run {
         let spec = self.spec.clone();
         let check = beside(move || {
             let room = Room::find(&spec.store)?;
-            let cleared = preflight::check(
-                &preflight::Request {
-                    inputs: &spec.inputs,
-                    output: spec.output.as_ref(),
-                    overwrite: spec.overwrite,
-                    space: room.size,
-                },
-                None,
-            )?;
+            let request = preflight::Request {
+                run: &spec.id,
+                inputs: &spec.inputs,
+                output: spec.output.as_ref(),
+                uploads: &UploadSettings { overwrite: spec.overwrite, ..UploadSettings::default() },
+                run_key: spec.aws.run_key.as_ref().map(KmsKey::as_str),
+                explain: false,
+                space: room.size,
+                trail: &Trail::off(),
+            };
+            let cleared = preflight::check(&request, None)?;
             Ok((cleared, room))
         });
         self.desk.guard("checking inputs and output", 0, check).await?

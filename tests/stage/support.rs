@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use runseal::audit::Trail;
 use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 use runseal::crypt::Keyring;
 use runseal::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Cleared, Report, Request};
+use runseal::s3::UploadSettings;
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;
@@ -35,7 +37,17 @@ pub struct Place {
 /// Local inputs and output only.
 pub fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
     let output = output.map(|path| Location::Path(path.to_owned()));
-    runseal::preflight::check(&Request { inputs, output: output.as_ref(), overwrite, space }, None)
+    let request = Request {
+        run: &RUN.parse().unwrap(),
+        inputs,
+        output: output.as_ref(),
+        uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
+        run_key: None,
+        explain: false,
+        space,
+        trail: &Trail::off(),
+    };
+    runseal::preflight::check(&request, None)
 }
 
 impl Place {
