@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import host
+import micro
 import render
+import scale
 import targets
 import workloads
 
@@ -26,11 +28,15 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = options.output
     (out / "inputs").mkdir(parents=True, exist_ok=True)
+    if options.micro:
+        return micro.run(ROOT, out)
     base = Path(tempfile.mkdtemp(prefix="runseal-bench-", dir=options.backing))
     base.chmod(0o755)
     up = []
     try:
         check_room(base)
+        if options.scale:
+            return scale.run(options, base, out)
         results = {"facts": host.facts(base), "quick": options.quick, "rounds": options.rounds, "versions": {}}
         results["facts"]["caches_dropped"] = host.Caches().may_drop
         raise_all(options.targets, base, up, results)
@@ -55,6 +61,8 @@ def main():
 def arguments():
     parser = argparse.ArgumentParser(prog="bench.sh", description="Measure runseal beside its peers, in turns.")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test, not a measurement")
+    parser.add_argument("--micro", action="store_true", help="the criterion benches, without a kernel, as ratios")
+    parser.add_argument("--scale", action="store_true", help="how the cost grows with writers, files, bytes and cores")
     parser.add_argument("--only", metavar="PATTERN", default="", help="workloads or rows that match (regular expression)")
     parser.add_argument(
         "--targets",
