@@ -1,5 +1,6 @@
 //! The command line: flags to specifications. One file per group of subcommands.
 
+mod aws;
 mod completions;
 mod doctor;
 mod lifecycle;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, InputSpec, Location, RunSpec};
+use crate::spec::{AwsSpec, RunSpec};
 
+use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
 
 /// The table of `exit.rs`, for people.
@@ -28,49 +29,35 @@ Exit status:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_STATUS)]
 pub struct RunArgs {
-    /// File or directory to copy in; appears as $RUNSEAL_INPUT/NAME (its last component), or as $RUNSEAL_INPUT/REL
-    #[arg(long, value_name = "PATH[=REL]")]
-    input: Vec<OsString>,
-    /// Directory that receives the results; must be empty or absent unless --overwrite is given
-    #[arg(long, value_name = "DIR")]
-    output: Option<PathBuf>,
-    /// Let results replace files in the output
-    #[arg(long, requires = "output")]
-    overwrite: bool,
+    #[command(flatten)]
+    data: DataArgs,
     /// Write a JSON report of the run
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
     store: store::StoreArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+    /// Requests to S3 under way at once [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = AWS_HEADING)]
+    concurrency: Option<u16>,
+    /// Let the command have the AWS credentials that runseal itself uses
+    #[arg(long, help_heading = AWS_HEADING)]
+    keep_aws_credentials: bool,
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
 pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
-    let exists = |path: &std::path::Path| path.symlink_metadata().is_ok();
-    let inputs = args.input.iter().map(|text| InputSpec::parse(text, exists));
-    let inputs = inputs.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Usage(error.to_string()))?;
+    let Data { inputs, output, overwrite } = args.data.into_data()?;
+    let (aws, audit) = args.aws.into_spec(output.as_ref())?;
+    let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
     let (id, store) = args.store.into_spec()?;
-    let spec = RunSpec {
-        id,
-        store,
-        inputs: inputs.into_iter().map(absolute_input).collect::<Result<_, _>>()?,
-        output: args.output.map(std::path::absolute).transpose()?.map(Location::Path),
-        overwrite: args.overwrite,
-        aws: AwsSpec::default(),
-        audit: None,
-        report: args.report,
-        command: args.command,
-    };
+    let (report, command) = (args.report, args.command);
+    let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report, command };
+    if spec.uses_aws() {
+        return Err(Failure::Usage("this build of runseal does not speak to AWS".to_owned()));
+    }
     Ok(run::run(spec, voice, exit::code)?)
-}
-
-/// The sealed process works in `/`, so nothing may depend on where the user stands.
-fn absolute_input(input: InputSpec) -> Result<InputSpec, Failure> {
-    let source = match input.source {
-        Location::Path(path) => Location::Path(std::path::absolute(path)?),
-        remote => remote,
-    };
-    Ok(InputSpec { source, ..input })
 }

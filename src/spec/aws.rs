@@ -1,9 +1,8 @@
 //! How a run speaks to AWS: who it is, where, with which keys.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
-
-use zeroize::Zeroizing;
 
 /// What `run` and `preflight` are told about AWS. The default is what the environment and the profile say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,13 +43,20 @@ pub enum Sse {
     KmsDsse,
 }
 
-/// Where the audit trail goes.
+/// Where the audit trail goes: `--audit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AuditDestination {
-    /// An absolute path; lines are appended.
+pub enum AuditTarget {
+    /// A file, to which several runs may append.
     File(PathBuf),
-    /// The journal of systemd.
-    Journal,
+    /// The socket of the journal of systemd.
+    Journal(PathBuf),
+}
+
+impl From<&OsStr> for AuditTarget {
+    /// `journald`, or the path of a file.
+    fn from(text: &OsStr) -> Self {
+        if text == "journald" { Self::Journal("/run/systemd/journal/socket".into()) } else { Self::File(text.into()) }
+    }
 }
 
 /// Why a name of AWS was refused.
@@ -167,16 +173,6 @@ impl FromStr for Region {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if is_region(text) { Ok(Self(text.to_owned())) } else { Err(AwsNameError::Region(shown(text))) }
     }
-}
-
-/// Credentials that somebody hands over to a live run. Wiped on drop; never shown, copied or stored.
-pub struct Credentials {
-    /// `AWS_ACCESS_KEY_ID`.
-    pub access_key_id: Zeroizing<String>,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    pub secret_access_key: Zeroizing<String>,
-    /// `AWS_SESSION_TOKEN`.
-    pub session_token: Option<Zeroizing<String>>,
 }
 
 /// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.

@@ -1,0 +1,191 @@
+//! Flags about data and about AWS, shared by `run` and `preflight`.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::spec::{AuditTarget, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse};
+
+use super::Failure;
+
+/// Heading of these flags in the help.
+pub const AWS_HEADING: &str = "Options for AWS";
+
+/// What to stage in, and where results go.
+#[derive(Debug, clap::Args)]
+pub struct DataArgs {
+    /// File, directory, object or prefix to copy in; appears as $RUNSEAL_INPUT/NAME (its last component), or as
+    /// $RUNSEAL_INPUT/REL. s3://BUCKET/KEY is one object, or everything below KEY/ if there is no such object; with a
+    /// slash at its end it is always a prefix. A key that contains `=` needs =REL
+    #[arg(long, value_name = "PATH|S3-URI[=REL]")]
+    input: Vec<OsString>,
+    /// Directory, or s3://BUCKET/PREFIX/, that receives the results; must be empty or absent unless --overwrite is given
+    #[arg(long, value_name = "DIR|S3-URI")]
+    output: Option<OsString>,
+    /// Let results replace files and objects in the output
+    #[arg(long, requires = "output")]
+    overwrite: bool,
+}
+
+/// The same, checked.
+#[derive(Debug)]
+pub struct Data {
+    /// Inputs, in the order given.
+    pub inputs: Vec<InputSpec>,
+    /// The output.
+    pub output: Option<Location>,
+    /// Whether existing results may be replaced.
+    pub overwrite: bool,
+}
+
+impl DataArgs {
+    /// Parses, and makes paths absolute: the sealed process works in `/`.
+    pub fn into_data(self) -> Result<Data, Failure> {
+        let exists = |path: &Path| path.symlink_metadata().is_ok();
+        let input = |text: &OsString| {
+            let InputSpec { source, target } = InputSpec::parse(text, exists).map_err(usage)?;
+            Ok(InputSpec { source: absolute(source)?, target })
+        };
+        let inputs = self.input.iter().map(input).collect::<Result<_, Failure>>()?;
+        let output = self.output.map(|text| {
+            let location = Location::parse_output(&text, exists);
+            absolute(location.map_err(|error| Failure::Usage(format!("--output: {error}")))?)
+        });
+        Ok(Data { inputs, output: output.transpose()?, overwrite: self.overwrite })
+    }
+}
+
+fn absolute(location: Location) -> Result<Location, Failure> {
+    Ok(match location {
+        Location::Path(path) => Location::Path(std::path::absolute(path)?),
+        remote => remote,
+    })
+}
+
+/// How to speak to AWS.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = AWS_HEADING)]
+pub struct AwsArgs {
+    /// Role to take; its session is named after the run
+    #[arg(long, value_name = "ARN")]
+    role_arn: Option<RoleArn>,
+    /// Profile of the AWS configuration files [default: $AWS_PROFILE]
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Region [default: $AWS_REGION, or that of the profile]
+    #[arg(long, value_name = "NAME")]
+    region: Option<Region>,
+    /// Use FIPS 140 endpoints
+    #[arg(long)]
+    fips: bool,
+    /// Use endpoints that have IPv6 as well as IPv4
+    #[arg(long)]
+    dual_stack: bool,
+    /// Encryption of results in S3 [default: what the bucket says]
+    #[arg(long, value_name = "ALGORITHM", value_enum)]
+    sse: Option<Sse>,
+    /// KMS key for that: ARN, key id or alias/NAME
+    #[arg(long, value_name = "KEY")]
+    sse_kms_key_id: Option<KmsKey>,
+    /// KMS key that takes part in the key of the run: ARN, key id or alias/NAME
+    #[arg(long, value_name = "KEY")]
+    run_key_kms: Option<KmsKey>,
+    /// Append a line of JSON about every use of AWS and of the run key to FILE, or to the journal
+    #[arg(long, value_name = "FILE|journald")]
+    audit: Option<OsString>,
+}
+
+impl AwsArgs {
+    /// What the flags say, for a run whose results go to `output`.
+    pub fn into_spec(self, output: Option<&Location>) -> Result<(AwsSpec, Option<AuditTarget>), Failure> {
+        let to_s3 = output.is_some_and(|output| output.s3().is_some());
+        if (self.sse.is_some() || self.sse_kms_key_id.is_some()) && !to_s3 {
+            return Err(usage("--sse and --sse-kms-key-id are for results in S3: give --output s3://BUCKET/PREFIX/"));
+        }
+        if self.sse == Some(Sse::Aes256) && self.sse_kms_key_id.is_some() {
+            return Err(usage("--sse AES256 takes no KMS key: leave out --sse-kms-key-id, or say --sse aws:kms"));
+        }
+        let aws = AwsSpec {
+            role: self.role_arn,
+            profile: self.profile,
+            region: self.region,
+            fips: self.fips,
+            dual_stack: self.dual_stack,
+            // As the AWS command line does it: a key alone means SSE-KMS.
+            sse: self.sse.or(self.sse_kms_key_id.as_ref().map(|_| Sse::Kms)),
+            sse_kms_key: self.sse_kms_key_id,
+            run_key: self.run_key_kms,
+            ..AwsSpec::default()
+        };
+        let audit = match self.audit.as_deref().map(AuditTarget::from) {
+            Some(AuditTarget::File(path)) => Some(AuditTarget::File(std::path::absolute(path)?)),
+            other => other,
+        };
+        Ok((aws, audit))
+    }
+}
+
+fn usage(problem: impl ToString) -> Failure {
+    Failure::Usage(problem.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Both {
+        #[command(flatten)]
+        data: DataArgs,
+        #[command(flatten)]
+        aws: AwsArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<(Data, AwsSpec, Option<AuditTarget>), String> {
+        let both = Both::try_parse_from([&["x"], flags].concat()).map_err(|error| error.to_string())?;
+        let data = both.data.into_data().map_err(|error| error.to_string())?;
+        let (aws, audit) = both.aws.into_spec(data.output.as_ref()).map_err(|error| error.to_string())?;
+        Ok((data, aws, audit))
+    }
+
+    #[test]
+    fn paths_become_absolute_and_uris_stay() {
+        let (data, ..) = parse(&["--input", "here/x=y", "--input", "s3://bucket/a", "--output", "s3://bucket/out"])
+            .expect("both kinds mix");
+        let here = std::env::current_dir().expect("somewhere");
+        assert_eq!(data.inputs[0].source, Location::Path(here.join("here/x")));
+        assert_eq!(data.inputs[1].source.to_string(), "s3://bucket/a");
+        assert_eq!(data.output.expect("given").to_string(), "s3://bucket/out/");
+        let (_, _, audit) = parse(&["--audit", "trail"]).expect("a file");
+        assert_eq!(audit, Some(AuditTarget::File(here.join("trail"))));
+        assert!(matches!(parse(&["--audit", "journald"]), Ok((_, _, Some(AuditTarget::Journal(_))))));
+    }
+
+    #[test]
+    fn encryption_is_for_results_in_s3_and_consistent() {
+        let key = "alias/results";
+        let with = |flags: &[&str]| parse(&[flags, &["--output", "s3://bucket/out/"]].concat()).map(|(_, aws, _)| aws);
+        assert_eq!(with(&["--sse-kms-key-id", key]).expect("valid").sse, Some(Sse::Kms));
+        assert_eq!(with(&["--sse", "aws:kms:dsse", "--sse-kms-key-id", key]).expect("valid").sse, Some(Sse::KmsDsse));
+        assert_eq!(with(&["--sse", "AES256"]).expect("valid").sse, Some(Sse::Aes256));
+        assert!(with(&["--sse", "AES256", "--sse-kms-key-id", key]).expect_err("no key").contains("no KMS key"));
+        assert!(with(&["--sse", "aes"]).is_err());
+        assert!(parse(&["--sse", "aws:kms"]).expect_err("no output").contains("results in S3"));
+        assert!(parse(&["--sse", "aws:kms", "--output", "out"]).expect_err("a directory").contains("results in S3"));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for (flags, word) in [
+            (["--role-arn", "run"], "not the ARN of a role"),
+            (["--region", "evil.example/"], "not a Region"),
+            (["--run-key-kms", "key"], "not a KMS key"),
+            (["--input", "gs://bucket/x"], "not known here"),
+            (["--output", "s3://Bucket/x"], "lower-case"),
+        ] {
+            let error = parse(&flags).err().expect("refused");
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
