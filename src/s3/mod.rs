@@ -4,7 +4,11 @@
 //! run, and the runtime on which that happens.
 
 mod call;
+mod config;
+mod denial;
 mod object;
+#[cfg(feature = "aws")]
+mod sdk;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,7 +18,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-pub use call::{Answer, CallError, Cause, Denial, PolicyKind, outcome};
+pub use call::{Answer, CallError, Cause, Denial, PolicyKind};
+pub use config::{CloudConfig, Credentials, Endpoints, Timeouts};
 pub use object::{
     Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, UploadSettings, UploadTarget,
 };
@@ -38,6 +43,9 @@ pub trait ObjectStore: Send + Sync {
 
     /// `GetObject` of `range` (bytes, not empty), or of everything, if the object still has `etag` (`If-Match`). The
     /// object's facts come with it. A body shorter or longer than asked for is an error of the stream.
+    ///
+    /// Without `range` the body is compared with the object's full-object checksum, if it has one, and
+    /// [`Object::checksums`] is filled. With `range` neither is so: see [`ObjectStore::checksums`].
     async fn get(
         &self,
         bucket: &str,
@@ -201,14 +209,55 @@ impl Cloud {
         identity: Arc<dyn IdentityService>,
         region: String,
     ) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("runseal-s3").build()?;
-        Ok(Self { objects, keys, identity, region, runtime: Some(runtime) })
+        Ok(Self::on(runtime()?, objects, keys, identity, region))
+    }
+
+    /// Clients as `config`, environment and profile files say. Nothing is sent yet, except where a profile asks for
+    /// credentials or a Region from elsewhere. Must be called from a thread that is not one of a runtime.
+    ///
+    /// # Errors
+    /// [`Cause::Configuration`]: what was found makes no sense, or this build has no S3.
+    #[cfg(feature = "aws")]
+    pub fn connect(config: &CloudConfig) -> Result<Self, CallError> {
+        sdk::connect(config)
+    }
+
+    /// Says that this build has no S3.
+    ///
+    /// # Errors
+    /// Always [`Cause::Configuration`].
+    #[cfg(not(feature = "aws"))]
+    pub fn connect(_config: &CloudConfig) -> Result<Self, CallError> {
+        Err(CallError {
+            operation: "configuration",
+            cause: Cause::Configuration,
+            code: String::new(),
+            message: "this build of runseal has no S3: build it with the feature `aws`".to_owned(),
+            status: 0,
+            request_id: String::new(),
+            denial: None,
+        })
+    }
+
+    fn on(
+        runtime: tokio::runtime::Runtime,
+        objects: Arc<dyn ObjectStore>,
+        keys: Arc<dyn KeyService>,
+        identity: Arc<dyn IdentityService>,
+        region: String,
+    ) -> Self {
+        Self { objects, keys, identity, region, runtime: Some(runtime) }
     }
 
     /// Does `work` on the runtime and waits for it. Must be called from a thread that is not one of a runtime.
     pub fn block_on<F: Future>(&self, work: F) -> F::Output {
         self.runtime.as_ref().expect("a runtime until it is dropped").block_on(work)
     }
+}
+
+/// The runtime of a cloud.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("runseal-s3").build()
 }
 
 impl Drop for Cloud {

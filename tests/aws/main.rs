@@ -6,4 +6,5 @@ mod cases;
 mod ministack;
 mod preflight;
 mod runs;
+mod sdk;
 mod stage;

@@ -1,0 +1,209 @@
+//! Every way in which a call can fail, to a `CallError`.
+
+use std::error::Error;
+use std::fmt::Display;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::byte_stream::error::Error as StreamError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+
+use crate::s3::{CallError, Cause, Denial};
+
+/// What was looked for when there are no credentials.
+const SOURCES: &str = "no AWS credentials were found. Tried, in this order: AWS_ACCESS_KEY_ID and \
+                       AWS_SECRET_ACCESS_KEY, the profile files (AWS_PROFILE), a web identity token \
+                       (AWS_WEB_IDENTITY_TOKEN_FILE), the container's credentials \
+                       (AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or _FULL_URI), instance metadata";
+
+/// A failed call.
+pub(super) fn call<E>(operation: &'static str, error: &SdkError<E, HttpResponse>) -> CallError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    match error {
+        SdkError::ServiceError(failed) => {
+            let meta = failed.err().meta();
+            answered(operation, meta.code().unwrap_or_default(), meta.message().unwrap_or_default(), failed.raw())
+        }
+        SdkError::ResponseError(failed) => {
+            let text = chain(error);
+            answered(operation, "", &text, failed.raw())
+        }
+        SdkError::TimeoutError(_) => unanswered(operation, Cause::Unreachable, chain(error)),
+        SdkError::DispatchFailure(failed) if failed.is_user() => {
+            unanswered(operation, Cause::Configuration, innermost(error))
+        }
+        _ => credentials(operation, error).unwrap_or_else(|| {
+            let cause = match error {
+                SdkError::ConstructionFailure(_) => Cause::Configuration,
+                _ => Cause::Unreachable,
+            };
+            unanswered(operation, cause, chain(error))
+        }),
+    }
+}
+
+/// A body that ended in an error.
+pub(super) fn body(operation: &'static str, error: &StreamError) -> CallError {
+    let text = chain(error);
+    let cause = if text.contains("checksum mismatch") { Cause::Corrupt } else { Cause::Unreachable };
+    unanswered(operation, cause, text)
+}
+
+/// Something that was noticed here, without a call.
+pub(super) fn unanswered(operation: &'static str, cause: Cause, message: String) -> CallError {
+    CallError { operation, cause, code: String::new(), message, status: 0, request_id: String::new(), denial: None }
+}
+
+/// A configuration that makes no sense.
+pub(super) fn configuration(reason: &dyn Display) -> CallError {
+    unanswered("configuration", Cause::Configuration, reason.to_string())
+}
+
+/// The Region that an answer names, when it is not the one that was asked.
+pub(super) fn other_region<E>(error: &SdkError<E, HttpResponse>) -> Option<&str> {
+    error.raw_response()?.headers().get("x-amz-bucket-region")
+}
+
+fn answered(operation: &'static str, code: &str, message: &str, raw: &HttpResponse) -> CallError {
+    let status = raw.status().as_u16();
+    let cause = cause(code, status);
+    let message = if message.is_empty() { bare(status) } else { message.to_owned() };
+    let header = |name| raw.headers().get(name);
+    let request_id = header("x-amz-request-id").or_else(|| header("x-amzn-requestid")).unwrap_or_default().to_owned();
+    let denial = (cause == Cause::Denied).then(|| Denial::parse(&message)).flatten();
+    CallError { operation, cause, code: code.to_owned(), message, status, request_id, denial }
+}
+
+/// For answers without a body, as all of `HEAD` are.
+fn bare(status: u16) -> String {
+    match http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()) {
+        Some(reason) => format!("HTTP {status} {reason}, without a reason"),
+        None => format!("HTTP {status}, without a reason"),
+    }
+}
+
+/// No credentials, or the call that should have given them failed.
+fn credentials(operation: &'static str, error: &(dyn Error + 'static)) -> Option<CallError> {
+    if let Some(failed) = find::<SdkError<AssumeRoleError, HttpResponse>>(error) {
+        return Some(call("sts:AssumeRole", failed));
+    }
+    if let Some(failed) = find::<SdkError<AssumeRoleWithWebIdentityError, HttpResponse>>(error) {
+        return Some(call("sts:AssumeRoleWithWebIdentity", failed));
+    }
+    let failed = find::<CredentialsError>(error)?;
+    let message = match failed {
+        CredentialsError::CredentialsNotLoaded(_) => format!("{SOURCES} ({})", chain(failed)),
+        _ => chain(failed),
+    };
+    Some(unanswered(operation, Cause::Credentials, message))
+}
+
+/// Codes of S3, KMS and STS. KMS answers through S3 with the prefix `KMS.`.
+fn cause(code: &str, status: u16) -> Cause {
+    match code.strip_prefix("KMS.").unwrap_or(code) {
+        "AccessDenied" | "AccessDeniedException" | "AllAccessDisabled" | "AccountProblem" => Cause::Denied,
+        "NoSuchBucket"
+        | "NoSuchKey"
+        | "NoSuchUpload"
+        | "NoSuchVersion"
+        | "NotFound"
+        | "NotFoundException"
+        | "ServerSideEncryptionConfigurationNotFoundError" => Cause::NotFound,
+        "PreconditionFailed" | "ConditionalRequestConflict" | "OperationAborted" => Cause::Precondition,
+        "DisabledException" | "KMSInvalidStateException" | "KeyUnavailableException" => Cause::KeyState,
+        "InvalidKeyUsageException" | "UnsupportedOperationException" => Cause::KeyKind,
+        "InvalidObjectState" => Cause::Archived,
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "TokenRefreshRequired"
+        | "RequestExpired"
+        | "InvalidToken"
+        | "InvalidAccessKeyId"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "InvalidSecurity"
+        | "SignatureDoesNotMatch"
+        | "InvalidSignatureException"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "MissingSecurityHeader"
+        | "RequestTimeTooSkewed"
+        | "NotSignedUp"
+        | "AuthFailure" => Cause::Credentials,
+        "BadDigest"
+        | "InvalidDigest"
+        | "IncompleteBody"
+        | "XAmzContentSHA256Mismatch"
+        | "XAmzContentChecksumMismatch" => Cause::Corrupt,
+        "PermanentRedirect"
+        | "AuthorizationHeaderMalformed"
+        | "IllegalLocationConstraintException"
+        | "InvalidRegionName" => Cause::Configuration,
+        "SlowDown"
+        | "ServiceUnavailable"
+        | "Throttling"
+        | "ThrottlingException"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException"
+        | "LimitExceededException"
+        | "BandwidthLimitExceeded"
+        | "InternalError"
+        | "InternalFailure"
+        | "KMSInternalException"
+        | "DependencyTimeoutException"
+        | "RequestTimeout"
+        | "RequestTimeoutException"
+        | "Busy" => Cause::Unreachable,
+        _ => cause_of_status(status),
+    }
+}
+
+fn cause_of_status(status: u16) -> Cause {
+    match status {
+        401 => Cause::Credentials,
+        403 => Cause::Denied,
+        404 => Cause::NotFound,
+        304 | 412 => Cause::Precondition,
+        301 | 307 | 308 => Cause::Configuration,
+        408 | 429 | 500..=599 => Cause::Unreachable,
+        _ => Cause::Rejected,
+    }
+}
+
+/// `error` and what caused it.
+fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The first error of type `T` among `error` and its sources.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    sources(error).find_map(|error| error.downcast_ref())
+}
+
+/// `error` and its sources, without repetitions.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for error in sources(error) {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text.push_str(separator);
+            text.push_str(&more);
+        }
+    }
+    text
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    sources(error).last().map(ToString::to_string).unwrap_or_default()
+}
