@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::spec::{AuditTarget, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse};
+use crate::spec::{AuditDestination, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse};
 
 use super::Failure;
 
@@ -96,7 +96,7 @@ pub struct AwsArgs {
 
 impl AwsArgs {
     /// What the flags say, for a run whose results go to `output`.
-    pub fn into_spec(self, output: Option<&Location>) -> Result<(AwsSpec, Option<AuditTarget>), Failure> {
+    pub fn into_spec(self, output: Option<&Location>) -> Result<(AwsSpec, Option<AuditDestination>), Failure> {
         let to_s3 = output.is_some_and(|output| output.s3().is_some());
         if (self.sse.is_some() || self.sse_kms_key_id.is_some()) && !to_s3 {
             return Err(usage("--sse and --sse-kms-key-id are for results in S3: give --output s3://BUCKET/PREFIX/"));
@@ -116,8 +116,8 @@ impl AwsArgs {
             run_key: self.run_key_kms,
             ..AwsSpec::default()
         };
-        let audit = match self.audit.as_deref().map(AuditTarget::from) {
-            Some(AuditTarget::File(path)) => Some(AuditTarget::File(std::path::absolute(path)?)),
+        let audit = match self.audit.as_deref().map(AuditDestination::from) {
+            Some(AuditDestination::File(path)) => Some(AuditDestination::File(std::path::absolute(path)?)),
             other => other,
         };
         Ok((aws, audit))
@@ -142,7 +142,7 @@ mod tests {
         aws: AwsArgs,
     }
 
-    fn parse(flags: &[&str]) -> Result<(Data, AwsSpec, Option<AuditTarget>), String> {
+    fn parse(flags: &[&str]) -> Result<(Data, AwsSpec, Option<AuditDestination>), String> {
         let both = Both::try_parse_from([&["x"], flags].concat()).map_err(|error| error.to_string())?;
         let data = both.data.into_data().map_err(|error| error.to_string())?;
         let (aws, audit) = both.aws.into_spec(data.output.as_ref()).map_err(|error| error.to_string())?;
@@ -158,8 +158,8 @@ mod tests {
         assert_eq!(data.inputs[1].source.to_string(), "s3://bucket/a");
         assert_eq!(data.output.expect("given").to_string(), "s3://bucket/out/");
         let (_, _, audit) = parse(&["--audit", "trail"]).expect("a file");
-        assert_eq!(audit, Some(AuditTarget::File(here.join("trail"))));
-        assert!(matches!(parse(&["--audit", "journald"]), Ok((_, _, Some(AuditTarget::Journal(_))))));
+        assert_eq!(audit, Some(AuditDestination::File(here.join("trail"))));
+        assert!(matches!(parse(&["--audit", "journald"]), Ok((_, _, Some(AuditDestination::Journal)))));
     }
 
     #[test]

@@ -45,17 +45,27 @@ pub enum Sse {
 
 /// Where the audit trail goes: `--audit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AuditTarget {
+pub enum AuditDestination {
     /// A file, to which several runs may append.
     File(PathBuf),
-    /// The socket of the journal of systemd.
-    Journal(PathBuf),
+    /// The journal of systemd.
+    Journal,
 }
 
-impl From<&OsStr> for AuditTarget {
+impl From<&OsStr> for AuditDestination {
     /// `journald`, or the path of a file.
     fn from(text: &OsStr) -> Self {
-        if text == "journald" { Self::Journal("/run/systemd/journal/socket".into()) } else { Self::File(text.into()) }
+        if text == "journald" { Self::Journal } else { Self::File(text.into()) }
+    }
+}
+
+/// For people.
+impl std::fmt::Display for AuditDestination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => f.write_str(&crate::sys::path::shown(path)),
+            Self::Journal => f.write_str("journald"),
+        }
     }
 }
 

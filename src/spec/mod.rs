@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::aws::{AuditTarget, AwsNameError, AwsSpec, KmsKey, Region, RoleArn, Sse};
+pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, KmsKey, Region, RoleArn, Sse};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError};
 use crate::units::ByteSize;
 
@@ -116,7 +116,7 @@ pub struct RunSpec {
     /// How to speak to AWS, if need be.
     pub aws: AwsSpec,
     /// Where the audit trail goes.
-    pub audit: Option<AuditTarget>,
+    pub audit: Option<AuditDestination>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
     /// Program and arguments; never empty.

@@ -1,0 +1,280 @@
+//! A run's connection to AWS: made in the sealed process, counted, and cut off when the run is interrupted.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::sync::watch;
+
+use crate::crypt::KeyShare;
+use crate::s3::{
+    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, EncryptionContext, Object, ObjectStore, Page,
+    Part, Pieces, SseAlgorithm, UploadSettings, UploadTarget,
+};
+use crate::spec::{KmsKey, RunId, RunSpec, Sse};
+
+/// Environment variables from which the AWS SDK takes credentials, directly or by way of a file or a server (AWS SDKs and
+/// Tools Reference Guide, "Environment variables"). The command of a run does not get them.
+pub const CREDENTIAL_VARIABLES: [&str; 13] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CREDENTIAL_EXPIRATION",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+];
+
+/// Environment variables that hold paths and are read after the sealed process has left the user's directory.
+pub const PATH_VARIABLES: [&str; 7] = [
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+/// Cuts requests off. It outlives connections: a run may have several, one after the other.
+pub struct Switch {
+    cut: watch::Sender<bool>,
+    requests: Arc<AtomicU64>,
+}
+
+impl Switch {
+    /// A switch that lets everything through.
+    pub fn new() -> Self {
+        Self { cut: watch::Sender::new(false), requests: Arc::default() }
+    }
+
+    /// From now on requests fail at once, those under way too, but for the ones that clear away.
+    pub fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    /// Requests to S3 so far.
+    pub fn requests(&self) -> Arc<AtomicU64> {
+        self.requests.clone()
+    }
+
+    /// What makes connections behind this switch.
+    pub fn connector(&self) -> Connector {
+        Connector { cut: self.cut.subscribe(), requests: self.requests.clone() }
+    }
+}
+
+/// Makes connections behind a [`Switch`]; goes to the thread that connects.
+pub struct Connector {
+    cut: watch::Receiver<bool>,
+    requests: Arc<AtomicU64>,
+}
+
+impl Connector {
+    /// Connects as the run and the environment say, or with `credentials` in place of those of the environment. Blocks.
+    ///
+    /// # Errors
+    /// The configuration makes no sense, or this build has no S3.
+    pub fn connect(self, spec: &RunSpec, credentials: Option<Credentials>) -> Result<Arc<Cloud>, CallError> {
+        let mut cloud = Cloud::connect(&config(spec, credentials))?;
+        let Self { cut, requests } = self;
+        cloud.objects = Arc::new(Switched { objects: cloud.objects.clone(), cut, requests });
+        Ok(Arc::new(cloud))
+    }
+}
+
+fn config(spec: &RunSpec, credentials: Option<Credentials>) -> CloudConfig {
+    let aws = &spec.aws;
+    let default = CloudConfig::new(spec.id.clone());
+    CloudConfig {
+        role_arn: aws.role.as_ref().map(|role| role.as_str().to_owned()),
+        profile: aws.profile.clone(),
+        region: aws.region.as_ref().map(|region| region.as_str().to_owned()),
+        fips: aws.fips.then_some(true),
+        dual_stack: aws.dual_stack.then_some(true),
+        credentials,
+        concurrency: aws.concurrency.map_or(default.concurrency, usize::from),
+        ..default
+    }
+}
+
+/// What every upload of the run has in common.
+pub fn uploads(spec: &RunSpec, cloud: Option<&Cloud>) -> UploadSettings {
+    let sse = spec.aws.sse.map(|sse| match sse {
+        Sse::Aes256 => SseAlgorithm::Aes256,
+        Sse::Kms => SseAlgorithm::Kms,
+        Sse::KmsDsse => SseAlgorithm::KmsDsse,
+    });
+    let kms_key = spec.aws.sse_kms_key.as_ref().map(|key| key_arn(key, cloud));
+    UploadSettings { sse, kms_key, overwrite: spec.overwrite }
+}
+
+/// The ARN of a key that may be given by its id or an alias. Where KMS does not tell it stays as given: the calls that
+/// use it take that too, and say more about what is wrong.
+pub fn key_arn(key: &KmsKey, cloud: Option<&Cloud>) -> String {
+    match cloud {
+        Some(cloud) if !key.is_key_arn() => cloud
+            .block_on(cloud.keys.describe(key.as_str()))
+            .map_or_else(|_| key.to_string(), |answer| answer.value.arn),
+        _ => key.to_string(),
+    }
+}
+
+/// Has KMS draw a data key for `run` under `key`. CloudTrail shows the run as encryption context. Blocks; the ciphertext
+/// is not kept.
+pub fn draw_key_share(cloud: &Cloud, key: &str, run: &RunId) -> Result<Answer<KeyShare>, CallError> {
+    let context = EncryptionContext::from([("runseal:run-id".to_owned(), run.to_string())]);
+    let answer = cloud.block_on(cloud.keys.generate(key, &context))?;
+    Ok(Answer { value: KeyShare::new(answer.value.0), request_id: answer.request_id })
+}
+
+/// Objects behind a switch.
+struct Switched {
+    objects: Arc<dyn ObjectStore>,
+    cut: watch::Receiver<bool>,
+    requests: Arc<AtomicU64>,
+}
+
+impl Switched {
+    /// Counts a request that is not worth interrupting, or must not be: half begun, nobody would know what to abort.
+    fn begin(&self, operation: &'static str) -> Result<(), CallError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if *self.cut.borrow() { Err(interrupted(operation)) } else { Ok(()) }
+    }
+
+    /// Counts a request, and ends it when the run is interrupted.
+    async fn pass<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, CallError>> + Send,
+    ) -> Result<T, CallError> {
+        self.begin(operation)?;
+        tokio::select! {
+            () = off(self.cut.clone()) => Err(interrupted(operation)),
+            done = call => done,
+        }
+    }
+}
+
+/// Waits until requests are cut off.
+async fn off(mut cut: watch::Receiver<bool>) {
+    if cut.wait_for(|cut| *cut).await.is_err() {
+        // The run is over, so nobody is left to interrupt anything.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn interrupted(operation: &'static str) -> CallError {
+    CallError {
+        operation,
+        cause: Cause::Rejected,
+        code: String::new(),
+        message: "not sent: the run is ending".to_owned(),
+        status: 0,
+        request_id: String::new(),
+        denial: None,
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Switched {
+    async fn list(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&str>,
+        most: u16,
+    ) -> Result<Answer<Page>, CallError> {
+        self.pass("s3:ListObjectsV2", self.objects.list(bucket, prefix, after, most)).await
+    }
+
+    async fn head(&self, bucket: &str, key: &str) -> Result<Answer<Object>, CallError> {
+        self.pass("s3:HeadObject", self.objects.head(bucket, key)).await
+    }
+
+    async fn checksums(&self, bucket: &str, key: &str, etag: Option<&str>) -> Result<Answer<Object>, CallError> {
+        self.pass("s3:HeadObject", self.objects.checksums(bucket, key, etag)).await
+    }
+
+    async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        etag: Option<&str>,
+        range: Option<Range<u64>>,
+    ) -> Result<Answer<(Object, Pieces)>, CallError> {
+        const OPERATION: &str = "s3:GetObject";
+        let Answer { value: (object, pieces), request_id } =
+            self.pass(OPERATION, self.objects.get(bucket, key, etag, range)).await?;
+        // A body that stands still must not outlive the run either; nor may it look complete when it was cut.
+        let cut = self.cut.clone();
+        let end = stream::once(async move { cut.borrow().then(|| Err(interrupted(OPERATION))) });
+        let pieces = pieces.take_until(off(self.cut.clone())).chain(end.filter_map(std::future::ready)).boxed();
+        Ok(Answer { value: (object, pieces), request_id })
+    }
+
+    async fn put(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+        body: Bytes,
+        crc64nvme: u64,
+    ) -> Result<Answer<Encryption>, CallError> {
+        self.pass("s3:PutObject", self.objects.put(target, settings, body, crc64nvme)).await
+    }
+
+    async fn begin_upload(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+    ) -> Result<Answer<(String, Encryption)>, CallError> {
+        self.begin("s3:CreateMultipartUpload")?;
+        self.objects.begin_upload(target, settings).await
+    }
+
+    async fn upload_part(
+        &self,
+        target: &UploadTarget,
+        upload: &str,
+        number: u16,
+        body: Bytes,
+        crc64nvme: u64,
+    ) -> Result<Answer<Part>, CallError> {
+        self.pass("s3:UploadPart", self.objects.upload_part(target, upload, number, body, crc64nvme)).await
+    }
+
+    async fn complete_upload(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+        upload: &str,
+        parts: &[Part],
+        size: u64,
+        crc64nvme: u64,
+    ) -> Result<Answer<Encryption>, CallError> {
+        self.begin("s3:CompleteMultipartUpload")?;
+        self.objects.complete_upload(target, settings, upload, parts, size, crc64nvme).await
+    }
+
+    async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.objects.abort_upload(target, upload).await
+    }
+
+    async fn bucket_encryption(&self, bucket: &str) -> Result<Answer<Encryption>, CallError> {
+        self.pass("s3:GetBucketEncryption", self.objects.bucket_encryption(bucket)).await
+    }
+
+    async fn bucket_region(&self, bucket: &str) -> Result<Answer<String>, CallError> {
+        self.pass("s3:HeadBucket", self.objects.bucket_region(bucket)).await
+    }
+}
