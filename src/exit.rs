@@ -6,6 +6,8 @@ use crate::run::error::{Cause, Code, CryptError, FsError, FuseError, PreflightRe
 
 /// Wrong command line.
 pub const USAGE: u8 = 64;
+/// A document is not as it should be: a policy with defects, a trail that was changed.
+pub const DATA: u8 = 65;
 /// An input is missing or cannot be read.
 pub const NO_INPUT: u8 = 66;
 /// Something the machine should offer is not there.

@@ -17,7 +17,7 @@
 //! | [`preflight`] | proof that the run can finish, before it starts | `policy`, `s3`, `audit`, `spec`, `sys` |
 //! | [`policy`] | IAM and key policies: what a run needs, what is wrong with one | `s3` |
 //! | [`s3`] | objects and keys of AWS, traits and adapter; owns the async runtime | `spec` |
-//! | [`audit`] | what was done with keys and objects, hash-chained | `sys` |
+//! | [`audit`] | what was done with keys and objects, hash-chained | `spec`, `sys` |
 //! | [`fs`] | [`fs::Scratch`]: all file-system semantics, no kernel needed | `store` |
 //! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |
 //! | [`crypt`] | XTS-AES-256, key arena | `sys` |

@@ -1,29 +1,115 @@
 //! What was done with keys and objects: append-only lines of JSON in the shape of CloudTrail, chained by hashes.
+//!
+//! Each line carries its number, the hash of the line before it and its own: SHA-256 over the bytes of the line as
+//! written, in which the 64 digits of that hash are zeros. So a line that was changed, left out, put in or moved is
+//! found by [`verify`]; that lines are missing *at the end* shows only to who kept a later [`Link`] ([`Trail::head`]).
+//!
+//! A file may take the lines of several runs: each append happens under `flock(2)` and continues from the last line. One
+//! event is one `write(2)`. `fdatasync(2)` follows the events of the run key, [`Trail::sync`], and the end of the trail.
 
-use serde_json::Value;
+mod event;
+mod file;
+mod journal;
+mod line;
+mod verify;
 
-/// One thing that was done, or was refused.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Event {
-    /// `eventName`: the operation of AWS (`GenerateDataKey`, `PutObject`), or one of runseal (`CreateRunKey`).
-    pub name: &'static str,
-    /// `eventSource`: `kms.amazonaws.com`, `s3.amazonaws.com`, `sts.amazonaws.com`, or `runseal`.
-    pub source: &'static str,
-    /// ARN of the key or object concerned.
-    pub resource: Option<String>,
-    /// `requestParameters`: never credentials, key bytes or presigned URLs.
-    pub parameters: Value,
-    /// Request id of AWS, so that this trail and CloudTrail join.
-    pub request_id: Option<String>,
-    /// Code and message of a failure.
-    pub error: Option<(String, String)>,
-    /// Whether nothing was changed by it.
-    pub read_only: bool,
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use parking_lot::{Mutex, RwLock};
+
+pub use event::{
+    CREATE_RUN_KEY, Event, KMS, PUBLISH_OBJECT, RECOVER_TRAIL, RUNSEAL, S3, STAGE_OBJECT, STS, WIPE_RUN_KEY,
+};
+pub use line::{LineError, Link};
+pub use verify::{Fault, Summary, verify};
+
+use crate::spec::AuditDestination;
+use file::TrailFile;
+use journal::Journal;
+use line::Letterhead;
+
+/// Where the journal of systemd listens.
+const JOURNAL: &str = "/run/systemd/journal/socket";
+/// Events after which the file is synchronised at once.
+const SYNCHRONISED: [&str; 2] = [CREATE_RUN_KEY, WIPE_RUN_KEY];
+
+/// Why a trail cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The file cannot be opened.
+    #[error("--audit {}: cannot be opened for appending: {source}; name a file in a directory where you may write", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is there, but is not fit to hold a trail.
+    #[error("--audit {}: {problem}; {remedy}", path.display())]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// There is no journal.
+    #[error("--audit journald: {} does not answer: {source}; start systemd-journald, or name a file", path.display())]
+    Journal {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system has no randomness, or does not know its own name.
+    #[error("--audit: {0}")]
+    System(#[from] io::Error),
 }
 
-/// Where events go.
+/// Who calls AWS, as `sts:GetCallerIdentity` says, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// ARN of the user, or of the session of a role.
+    pub arn: String,
+    /// Account id, 12 digits.
+    pub account: String,
+    /// Unique id.
+    pub principal_id: String,
+    /// Region of the configuration.
+    pub region: String,
+}
+
+/// Where events go. Shared by threads; written by one process, the one that opened it.
 #[derive(Debug, Default)]
-pub struct Trail {}
+pub struct Trail {
+    /// Boxed: most runs keep none.
+    kept: Option<Box<Kept>>,
+}
+
+/// Lock order: `sink` before `caller`.
+#[derive(Debug)]
+struct Kept {
+    letterhead: Letterhead,
+    caller: RwLock<Option<Caller>>,
+    sink: Mutex<Counted>,
+    problem: OnceLock<String>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    sink: Sink,
+    /// Events that could not be written since the last one that could.
+    missed: u64,
+}
+
+#[derive(Debug)]
+enum Sink {
+    File(TrailFile),
+    Journal(Journal),
+}
 
 impl Trail {
     /// A trail that keeps nothing.
@@ -31,6 +117,115 @@ impl Trail {
         Self::default()
     }
 
-    /// Appends one event.
-    pub fn record(&self, _event: &Event) {}
+    /// The trail of the run called `run`.
+    ///
+    /// # Errors
+    /// The file or the journal cannot take it.
+    pub fn open(destination: &AuditDestination, run: &str) -> Result<Self, AuditError> {
+        let path = match destination {
+            AuditDestination::File(path) => path,
+            AuditDestination::Journal => return Self::open_journal(Path::new(JOURNAL), run),
+        };
+        let letterhead = Letterhead::of(run)?;
+        Ok(Self::kept(Sink::File(TrailFile::open(path, letterhead.clone())?), letterhead))
+    }
+
+    /// The trail of the run called `run` in the journal behind `socket`.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn open_journal(socket: &Path, run: &str) -> Result<Self, AuditError> {
+        Ok(Self::kept(Sink::Journal(Journal::open(socket, run)?), Letterhead::of(run)?))
+    }
+
+    fn kept(sink: Sink, letterhead: Letterhead) -> Self {
+        let sink = Mutex::new(Counted { sink, missed: 0 });
+        let kept = Kept { letterhead, caller: RwLock::default(), sink, problem: OnceLock::new() };
+        Self { kept: Some(Box::new(kept)) }
+    }
+
+    /// Says who calls AWS, for the `userIdentity` of all events from now on.
+    pub fn identify(&self, caller: Caller) {
+        if let Some(kept) = &self.kept {
+            *kept.caller.write() = Some(caller);
+        }
+    }
+
+    /// Appends one event. What goes wrong is latched: see [`Trail::problem`].
+    pub fn record(&self, event: &Event) {
+        if let Some(kept) = &self.kept {
+            kept.record(event);
+        }
+    }
+
+    /// Waits until everything recorded so far is on the disk. The journal needs no such thing.
+    pub fn sync(&self) {
+        if let Some(kept) = &self.kept
+            && let Sink::File(file) = &kept.sink.lock().sink
+        {
+            kept.latch(file.sync());
+        }
+    }
+
+    /// The first thing that went wrong, if any: then the trail has a gap.
+    pub fn problem(&self) -> Option<&str> {
+        self.kept.as_ref()?.problem.get().map(String::as_str)
+    }
+
+    /// Where the chain stands: number and hash of the last line. Kept elsewhere, it shows later whether lines are missing
+    /// at the end of the trail.
+    pub fn head(&self) -> Option<Link> {
+        Some(self.kept.as_ref()?.sink.lock().sink.link().clone())
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        self.sync();
+    }
+}
+
+impl Kept {
+    fn record(&self, event: &Event) {
+        let mut counted = self.sink.lock();
+        let missed = counted.missed;
+        let caller = self.caller.read();
+        let result =
+            counted.sink.append(&mut |link| line::render(event, &self.letterhead, caller.as_ref(), missed, link));
+        counted.missed = if result.is_ok() { 0 } else { missed + 1 };
+        self.latch(result);
+        if let Sink::File(file) = &counted.sink
+            && SYNCHRONISED.contains(&event.name)
+        {
+            self.latch(file.sync());
+        }
+    }
+
+    /// Keeps the first problem and says it once.
+    fn latch(&self, result: io::Result<()>) {
+        if let Err(error) = result
+            && self.problem.set(error.to_string()).is_ok()
+        {
+            tracing::warn!("the audit trail has a gap: {error}");
+        }
+    }
+}
+
+/// Makes the line that follows a link.
+type Render<'a> = &'a mut dyn FnMut(&Link) -> io::Result<(Vec<u8>, Link)>;
+
+impl Sink {
+    fn append(&mut self, render: Render<'_>) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.append(render),
+            Self::Journal(journal) => journal.append(render),
+        }
+    }
+
+    fn link(&self) -> &Link {
+        match self {
+            Self::File(file) => file.link(),
+            Self::Journal(journal) => journal.link(),
+        }
+    }
 }

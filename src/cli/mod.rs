@@ -1,5 +1,6 @@
 //! The command line: flags to specifications. One file per group of subcommands.
 
+mod audit;
 mod aws;
 mod completions;
 mod doctor;
@@ -35,6 +36,7 @@ enum Action {
     Status(lifecycle::StatusArgs),
     Resume(lifecycle::ResumeArgs),
     End(lifecycle::EndArgs),
+    Audit(audit::AuditArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -51,6 +53,9 @@ enum Failure {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// A file that was named cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Input { path: PathBuf, source: std::io::Error },
     /// It could not be done.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -77,6 +82,7 @@ pub fn main() -> ExitCode {
             warn(&failure);
             match failure {
                 Failure::Usage(_) => exit::USAGE,
+                Failure::Input { .. } => exit::NO_INPUT,
                 Failure::Run(error) => exit::code(&error),
                 // A closed pipe is the reader's choice, as of `head`.
                 Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
@@ -94,6 +100,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Status(args) => lifecycle::status(args),
         Action::Resume(args) => lifecycle::resume(args),
         Action::End(args) => lifecycle::end(args),
+        Action::Audit(args) => audit::act(args),
         Action::Doctor(args) => doctor::act(args),
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),

@@ -96,6 +96,14 @@ pub struct CallError {
     pub denial: Option<Denial>,
 }
 
+/// How a call ended, as an audit trail keeps it: the request id of the answer, or code, message and request id.
+pub fn outcome<T>(result: &Result<Answer<T>, CallError>) -> Result<&str, (&str, &str, &str)> {
+    match result {
+        Ok(answer) => Ok(&answer.request_id),
+        Err(error) => Err((&error.code, &error.message, &error.request_id)),
+    }
+}
+
 impl std::error::Error for CallError {}
 
 impl fmt::Display for CallError {

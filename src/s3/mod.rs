@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-pub use call::{Answer, CallError, Cause, Denial, PolicyKind};
+pub use call::{Answer, CallError, Cause, Denial, PolicyKind, outcome};
 pub use config::{CloudConfig, Credentials, Endpoints, Timeouts};
 pub use object::{
     Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, UploadSettings, UploadTarget,

@@ -1,0 +1,304 @@
+//! One event as one line of JSON, and the link that chains it to the line before.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Caller;
+use super::event::{Event, RUNSEAL, S3};
+
+/// Digits of a hash that is not known yet, or of the line before the first one.
+pub const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Bytes of an error message that are kept.
+const LONGEST_MESSAGE: usize = 16 << 10;
+
+/// Where a chain stands: the number and the hash of its last line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Number of the last line, counted from 1; 0 before the first one.
+    pub sequence: u64,
+    /// Its hash: SHA-256 in hexadecimal digits.
+    pub hash: String,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { sequence: 0, hash: ZEROS.to_owned() }
+    }
+}
+
+/// What lines of one trail have in common.
+#[derive(Clone, Debug)]
+pub struct Letterhead {
+    /// Name of the run.
+    pub run: String,
+    /// Name of this machine.
+    pub host: String,
+}
+
+impl Letterhead {
+    /// That of the run called `run`, here.
+    pub fn of(run: &str) -> std::io::Result<Self> {
+        let machine = nix::sys::utsname::uname()?;
+        Ok(Self { run: run.to_owned(), host: machine.nodename().to_string_lossy().into_owned() })
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Record<'a> {
+    event_version: &'static str,
+    user_identity: Value,
+    event_time: String,
+    event_source: &'a str,
+    event_name: &'a str,
+    aws_region: &'a str,
+    #[serde(rename = "sourceIPAddress")]
+    source_ip_address: &'a str,
+    user_agent: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_message: Option<&'a str>,
+    request_parameters: &'a Value,
+    response_elements: (),
+    additional_event_data: Additional<'a>,
+    #[serde(rename = "requestID")]
+    request_id: Option<&'a str>,
+    #[serde(rename = "eventID")]
+    event_id: String,
+    read_only: bool,
+    resources: Vec<Value>,
+    event_type: &'static str,
+    management_event: bool,
+    recipient_account_id: Option<&'a str>,
+    event_category: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Additional<'a> {
+    run_id: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    missed_events: u64,
+    sequence: u64,
+    previous_hash: &'a str,
+    hash: &'static str,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The line of `event` without its newline, and where the chain stands after it. `missed` events were lost before it.
+pub fn render(
+    event: &Event,
+    letterhead: &Letterhead,
+    caller: Option<&Caller>,
+    missed: u64,
+    after: &Link,
+) -> std::io::Result<(Vec<u8>, Link)> {
+    let sequence = after.sequence + 1;
+    let object = event.source == S3 || event.name.ends_with("Object");
+    let record = Record {
+        event_version: "1.08",
+        user_identity: caller.map_or_else(|| json!({"type": "Unknown"}), user_identity),
+        event_time: humantime::format_rfc3339_seconds(SystemTime::now().max(UNIX_EPOCH)).to_string(),
+        event_source: event.source,
+        event_name: event.name,
+        aws_region: region(event, caller),
+        source_ip_address: &letterhead.host,
+        user_agent: concat!("runseal/", env!("CARGO_PKG_VERSION")),
+        error_code: event.error.as_ref().map(|(code, _)| code.as_str()),
+        error_message: event.error.as_ref().map(|(_, message)| shortened(message)),
+        request_parameters: &event.parameters,
+        response_elements: (),
+        additional_event_data: Additional {
+            run_id: &letterhead.run,
+            missed_events: missed,
+            sequence,
+            previous_hash: &after.hash,
+            hash: ZEROS,
+        },
+        request_id: event.request_id.as_deref(),
+        event_id: event_id()?,
+        read_only: event.read_only,
+        resources: event.resource.iter().map(|resource| described(resource)).collect(),
+        event_type: if event.source == RUNSEAL { "RunsealEvent" } else { "AwsApiCall" },
+        management_event: !object,
+        recipient_account_id: caller.map(|caller| caller.account.as_str()),
+        event_category: if object { "Data" } else { "Management" },
+    };
+    let mut line = serde_json::to_vec(&record)?;
+    let hash = hex(&Sha256::digest(&line));
+    let at = hash_position(&line).ok_or_else(|| std::io::Error::other("a line without a place for its hash"))?;
+    line[at..at + ZEROS.len()].copy_from_slice(hash.as_bytes());
+    Ok((line, Link { sequence, hash }))
+}
+
+/// After `additionalEventData` there are only values in which a quote is escaped, so the last place is the right one.
+fn hash_position(line: &[u8]) -> Option<usize> {
+    let mark = format!("\"hash\":\"{ZEROS}\"");
+    let at = line.windows(mark.len()).rposition(|window| window == mark.as_bytes())?;
+    Some(at + "\"hash\":\"".len())
+}
+
+/// The Region of the key, where there is one: it may differ from the caller's.
+fn region<'a>(event: &'a Event, caller: Option<&'a Caller>) -> &'a str {
+    let of_resource = event.resource.as_deref().and_then(|arn| arn.strip_prefix("arn:")?.split(':').nth(2));
+    of_resource.filter(|region| !region.is_empty()).unwrap_or(caller.map_or("", |caller| &caller.region))
+}
+
+fn shortened(message: &str) -> &str {
+    &message[..message.floor_char_boundary(LONGEST_MESSAGE)]
+}
+
+fn described(resource: &str) -> Value {
+    let Some(arn) = resource.strip_prefix("arn:") else {
+        return json!({"type": "File", "path": resource});
+    };
+    let mut parts = arn.splitn(5, ':').skip(1);
+    let (service, _, account) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
+    let kind = match (service, parts.next()) {
+        (Some("kms"), _) => "AWS::KMS::Key",
+        (_, Some(name)) if name.contains('/') => "AWS::S3::Object",
+        _ => "AWS::S3::Bucket",
+    };
+    if account.is_empty() {
+        json!({"type": kind, "ARN": resource})
+    } else {
+        json!({"accountId": account, "type": kind, "ARN": resource})
+    }
+}
+
+/// `userIdentity` (CloudTrail User Guide, "CloudTrail userIdentity element"), as far as an ARN tells.
+fn user_identity(caller: &Caller) -> Value {
+    let Caller { arn, account, principal_id, .. } = caller;
+    let name = arn.splitn(6, ':').nth(5).unwrap_or_default();
+    let (kind, rest) = name.split_once('/').unwrap_or((name, ""));
+    let mut identity = json!({"type": "Unknown", "principalId": principal_id, "arn": arn, "accountId": account});
+    match kind {
+        "assumed-role" => {
+            let role = rest.split('/').next().unwrap_or_default();
+            let role_id = principal_id.split(':').next().unwrap_or_default();
+            identity["type"] = "AssumedRole".into();
+            // The ARN of a session does not have the path of its role, so the ARN of the role is not told.
+            let issuer = json!({"type": "Role", "principalId": role_id, "accountId": account, "userName": role});
+            identity["sessionContext"] = json!({"sessionIssuer": issuer});
+        }
+        "user" => {
+            identity["type"] = "IAMUser".into();
+            identity["userName"] = rest.rsplit('/').next().unwrap_or_default().into();
+        }
+        "federated-user" => identity["type"] = "FederatedUser".into(),
+        "root" => identity["type"] = "Root".into(),
+        _ => {}
+    }
+    identity
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn event_id() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits = hex(&bytes);
+    Ok([&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-"))
+}
+
+/// Hexadecimal digits, lower case.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A line that was read back, its hash checked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Where the chain stands after it.
+    pub link: Link,
+    /// Where the chain must have stood before it.
+    pub previous: String,
+    /// `eventName`.
+    pub name: String,
+    /// `runId`.
+    pub run: String,
+    /// Events that could not be written before it.
+    pub missed: u64,
+    /// Of `RecoverTrail`: length and hash of the torn line before it.
+    pub torn: Option<(u64, String)>,
+}
+
+/// What is wrong with one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LineError {
+    /// Not JSON of this shape.
+    #[error("it is no event of runseal: {0}")]
+    Shape(String),
+    /// Changed after it was written.
+    #[error("its hash does not match its contents: it was changed after it was written")]
+    Hash,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a> {
+    event_name: String,
+    request_parameters: Value,
+    #[serde(borrow)]
+    additional_event_data: WrittenLink<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenLink<'a> {
+    run_id: String,
+    #[serde(default)]
+    missed_events: u64,
+    sequence: u64,
+    previous_hash: String,
+    #[serde(borrow)]
+    hash: &'a RawValue,
+}
+
+/// Reads a line (without its newline) back and checks its hash.
+pub fn check(line: &[u8]) -> Result<Checked, LineError> {
+    let shape = |error: &dyn std::fmt::Display| LineError::Shape(error.to_string());
+    let text = std::str::from_utf8(line).map_err(|error| shape(&error))?;
+    let written: Written<'_> = serde_json::from_str(text).map_err(|error| shape(&error))?;
+    let link = written.additional_event_data;
+    let quoted = link.hash.get();
+    let digits = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
+    if digits.len() != ZEROS.len() {
+        return Err(LineError::Shape("the hash is not 64 hexadecimal digits".into()));
+    }
+    // The value is borrowed from the text, so the distance of the two is its place there.
+    let at = quoted.as_ptr().addr() - text.as_ptr().addr() + 1;
+    let mut hashed = line.to_vec();
+    hashed[at..at + ZEROS.len()].copy_from_slice(ZEROS.as_bytes());
+    if hex(&Sha256::digest(&hashed)) != digits {
+        return Err(LineError::Hash);
+    }
+    let parameters = &written.request_parameters;
+    let torn = match (parameters["tornBytes"].as_u64(), parameters["tornSha256"].as_str()) {
+        (Some(bytes), Some(hash)) if written.event_name == super::event::RECOVER_TRAIL => {
+            Some((bytes, hash.to_owned()))
+        }
+        _ => None,
+    };
+    Ok(Checked {
+        link: Link { sequence: link.sequence, hash: digits.to_owned() },
+        previous: link.previous_hash,
+        name: written.event_name,
+        run: link.run_id,
+        missed: link.missed_events,
+        torn,
+    })
+}

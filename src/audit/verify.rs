@@ -1,0 +1,138 @@
+//! Checking a trail: is every line as it was written, and none missing between them?
+
+use std::io::{self, BufRead, Read};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::line::{self, Checked, Link};
+
+/// Longest line that is read.
+const LONGEST_LINE: u64 = 4 << 20;
+
+/// What an intact trail holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Events.
+    pub events: u64,
+    /// Names of its runs, in order of appearance.
+    pub runs: Vec<String>,
+    /// Lines that were torn by a crash or a full disk, and marked.
+    pub torn: u64,
+    /// Events that could not be written when they happened; the trail says so.
+    pub missed: u64,
+    /// Number and hash of the last line.
+    pub head: Link,
+}
+
+/// The first thing that is wrong with a trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// Line, counted from 1.
+    pub line: u64,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}: {}", self.line, self.problem)
+    }
+}
+
+/// Reads a whole trail. `known` is a hash that must occur as that of a line: the head that was noted earlier.
+///
+/// # Errors
+/// It cannot be read. What is wrong *with* it is the inner result.
+pub fn verify(trail: impl Read, known: Option<&str>) -> io::Result<Result<Summary, Fault>> {
+    let mut trail = io::BufReader::new(trail);
+    let mut reading = Reading { known_found: known.is_none(), known, ..Reading::default() };
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = (&mut trail).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if length == 0 {
+            return Ok(reading.finish());
+        }
+        if let Err(fault) = reading.line(&line) {
+            return Ok(Err(fault));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Reading<'a> {
+    number: u64,
+    summary: Summary,
+    /// A line that is no event: right only if the next one says that it was torn.
+    suspect: Option<(Fault, Vec<u8>)>,
+    known: Option<&'a str>,
+    known_found: bool,
+}
+
+impl Reading<'_> {
+    fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
+        self.number += 1;
+        let Some(line) = line.strip_suffix(b"\n") else {
+            return Err(self.suspect.take().map_or_else(
+                || self.fault("it is torn: its end is missing; the next run that appends will mark it".into()),
+                |(fault, _)| fault,
+            ));
+        };
+        match line::check(line) {
+            Ok(checked) => self.event(checked),
+            Err(error) => {
+                let fault = self.fault(error.to_string());
+                match self.suspect.replace((fault.clone(), line.to_vec())) {
+                    Some((earlier, _)) => Err(earlier),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: Checked) -> Result<(), Fault> {
+        match (self.suspect.take(), &event.torn) {
+            (Some((_, bytes)), Some((length, hash)))
+                if *length == bytes.len() as u64 && *hash == line::hex(&Sha256::digest(&bytes)) =>
+            {
+                self.summary.torn += 1;
+            }
+            (Some((fault, _)), _) => return Err(fault),
+            (None, Some(_)) => return Err(self.fault("it marks a torn line, but there is none before it".into())),
+            (None, None) => {}
+        }
+        let head = &self.summary.head;
+        if event.link.sequence != head.sequence + 1 {
+            let problem = format!("it has number {}, expected {}", event.link.sequence, head.sequence + 1);
+            return Err(self.fault(format!("{problem}: lines before it are missing or were put in")));
+        }
+        if event.previous != head.hash {
+            return Err(self.fault("it does not follow the line before it: that one was replaced".into()));
+        }
+        self.known_found |= self.known == Some(event.link.hash.as_str());
+        let summary = &mut self.summary;
+        summary.events += 1;
+        summary.missed += event.missed;
+        if !event.run.is_empty() && !summary.runs.contains(&event.run) {
+            summary.runs.push(event.run);
+        }
+        summary.head = event.link;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Summary, Fault> {
+        if let Some((fault, _)) = self.suspect.take() {
+            return Err(fault);
+        }
+        if !self.known_found {
+            self.number += 1;
+            return Err(self.fault("the trail ends before the line whose hash was given: its end was cut off".into()));
+        }
+        Ok(self.summary)
+    }
+
+    fn fault(&self, problem: String) -> Fault {
+        Fault { line: self.number, problem }
+    }
+}
