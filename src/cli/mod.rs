@@ -4,11 +4,13 @@ mod audit;
 mod aws;
 mod completions;
 mod doctor;
+mod helper;
 mod lifecycle;
 mod mount;
 mod run;
 mod store;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,16 +69,25 @@ enum Failure {
 /// Entry point of the binary.
 pub fn main() -> ExitCode {
     start_tracing();
-    let cli = match Cli::try_parse() {
+    let mut line = std::env::args_os().peekable();
+    if helper::is_meant(line.peek().map(OsString::as_os_str)) {
+        return helper::act(line, |line| perform(line)).into();
+    }
+    perform(line).into()
+}
+
+/// Does what the command line says; returns the exit status.
+fn perform(line: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to stdout and are no error.
             let _ = error.print();
-            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { exit::USAGE } else { 0 };
         }
     };
     let voice = if cli.quiet { Voice::Quiet } else { Voice::Normal };
-    let status = match act(cli.action, voice) {
+    match act(cli.action, voice) {
         Ok(status) => status,
         Err(failure) => {
             warn(&failure);
@@ -89,8 +100,7 @@ pub fn main() -> ExitCode {
                 Failure::Output(_) => exit::IO,
             }
         }
-    };
-    status.into()
+    }
 }
 
 fn act(action: Action, voice: Voice) -> Result<u8, Failure> {

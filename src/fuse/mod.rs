@@ -26,6 +26,7 @@ mod options;
 mod session;
 
 pub use mountpoint::detach_stale;
+pub use options::knows_option;
 pub use session::Mount;
 
 /// How to mount.

@@ -32,6 +32,9 @@ const FLAGS: [(&str, MsFlags, MsFlags); 24] = [
     ("loud", NONE, MsFlags::MS_SILENT),
 ];
 const NONE: MsFlags = MsFlags::empty();
+const ALLOW_OTHER: &str = "allow_other";
+/// In force in any case.
+const DEFAULT_PERMISSIONS: &str = "default_permissions";
 
 /// What mount(2) is told.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +45,11 @@ pub(super) struct Parsed {
     pub allow_other: bool,
 }
 
+/// Whether a mount would take `option`.
+pub fn knows_option(option: &str) -> bool {
+    [ALLOW_OTHER, DEFAULT_PERMISSIONS].contains(&option) || FLAGS.iter().any(|(name, ..)| *name == option)
+}
+
 /// Reads the options in order, later ones winning, as mount(8) does. Each element may hold several, comma separated.
 pub(super) fn parse(options: &MountOptions) -> Result<Parsed, FuseError> {
     let mut parsed = Parsed { flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV, allow_other: options.allow_other };
@@ -49,8 +57,8 @@ pub(super) fn parse(options: &MountOptions) -> Result<Parsed, FuseError> {
     for word in words.map(str::trim).filter(|word| !word.is_empty()) {
         match FLAGS.iter().find(|(name, ..)| *name == word) {
             Some((_, set, clear)) => parsed.flags = (parsed.flags | *set) - *clear,
-            None if word == "allow_other" => parsed.allow_other = true,
-            None if word == "default_permissions" => {}
+            None if word == ALLOW_OTHER => parsed.allow_other = true,
+            None if word == DEFAULT_PERMISSIONS => {}
             None => return Err(FuseError::Option(word.to_owned())),
         }
     }
@@ -83,6 +91,7 @@ mod tests {
     fn unknown_options_are_named() {
         for word in ["bogus", "suid=1", "fd=3", "user_id=0", "max_read=1", "RO"] {
             let options = MountOptions { options: vec!["ro".to_owned(), word.to_owned()], ..MountOptions::default() };
+            assert!(!knows_option(word) && knows_option("ro") && knows_option("allow_other"));
             let error = parse(&options).expect_err("an unknown option");
             assert!(error.to_string().contains(&format!("`{word}`")), "{error}");
         }

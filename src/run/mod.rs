@@ -25,6 +25,7 @@ mod progress;
 mod report;
 mod seal;
 mod sealed;
+mod service;
 mod state;
 mod supervisor;
 mod terminal;
@@ -48,6 +49,7 @@ use self::state::State;
 pub use self::state::{Record, StateError};
 use self::supervisor::Supervisor;
 use self::terminal::Terminal;
+pub use crate::fuse::knows_option as knows_mount_option;
 use crate::spec::RunSpec;
 use crate::sys::process::{self, Inherited, Side};
 

@@ -15,6 +15,7 @@ use super::message::{Voice, warn};
 use super::report::{Event, Kind, Outcome, Phase, Report};
 use super::seal::Room;
 use super::sealed::{self, Seat, beside, make_seal};
+use super::service::Service;
 use super::state::{Record, State};
 use super::supervisor::{self, Supervisor};
 use crate::fuse::{self, MountOptions};
@@ -26,7 +27,8 @@ use crate::sys::process::{self, Inherited, Side};
 pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
     spec.mountpoint = std::path::absolute(&spec.mountpoint).map_err(system("finding the working directory"))?;
     if spec.foreground {
-        return supervise(spec, voice, |_| {});
+        let service = Service::take(&spec.mountpoint)?;
+        return supervise(spec, voice, move |event| service.on_event(event));
     }
     let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
     match process::fork().map_err(system("fork"))? {

@@ -1,0 +1,200 @@
+//! `mount.fuse.runseal`: runseal as mount(8) calls it, so that fstab and mount units work.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::Parser;
+
+use crate::exit;
+use crate::run::{knows_mount_option, warn};
+
+/// What argv[0] begins with when mount(8) calls.
+const PREFIX: &str = "mount.";
+const FS_TYPE: &str = "fuse.runseal";
+/// What the mount table shows, and what `mount -a` compares with fstab.
+const SOURCE: &str = "runseal";
+
+/// Exit codes of mount(8).
+const WRONG_INVOCATION: u8 = 1;
+const MOUNT_FAILURE: u8 = 32;
+
+/// Options that become flags of `runseal mount`.
+const OF_THE_STORE: [&str; 5] = ["size", "backing", "run-id", "cipher-engine", "memory-lock"];
+/// Options for mount(8) and service managers, which reach helpers all the same. Those with a value end in `=`, those that
+/// stand for a family in `.`.
+const OF_OTHERS: [&str; 16] = [
+    "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group", "comment=", "uhelper=",
+    "helper=", "x-", "X-", "loud", "silent",
+];
+
+/// Mount an encrypted scratch; called by mount(8) for file systems of type fuse.runseal
+///
+/// In /etc/fstab: `runseal /scratch fuse.runseal size=10G,backing=/disk 0 0`. Options are those of mount(8), and size,
+/// backing (directories, separated by colons), run-id, cipher-engine and memory-lock as of `runseal mount`.
+#[derive(Debug, Parser)]
+#[command(name = "mount.fuse.runseal", version, max_term_width = 100)]
+struct HelperArgs {
+    /// `runseal`
+    source: OsString,
+    /// An existing, empty directory
+    mountpoint: OsString,
+    /// Mount options
+    #[arg(short, value_delimiter = ',')]
+    options: Vec<String>,
+    /// Tolerate options nobody knows
+    #[arg(short)]
+    sloppy: bool,
+    /// Check, but do not mount
+    #[arg(short)]
+    fake: bool,
+    /// Write no mount table; it is the kernel's anyway
+    #[arg(short)]
+    no_table: bool,
+    /// Tell which command this becomes
+    #[arg(short)]
+    verbose: bool,
+    /// Type of the file system
+    #[arg(short = 't', default_value = FS_TYPE)]
+    fs_type: String,
+}
+
+/// Whether `program`, argv[0], is the name mount(8) calls.
+pub fn is_meant(program: Option<&OsStr>) -> bool {
+    let name = program.and_then(|program| Path::new(program).file_name()).and_then(OsStr::to_str);
+    name.is_some_and(|name| name.starts_with(PREFIX))
+}
+
+/// Mounts as the command line of mount(8), `line`, says; `perform` takes a command line of runseal. Returns an exit code
+/// of mount(8).
+pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsString>) -> u8) -> u8 {
+    let args = match HelperArgs::try_parse_from(line) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { WRONG_INVOCATION } else { 0 };
+        }
+    };
+    let line = match translate(&args) {
+        Ok(line) => line,
+        Err(problem) => {
+            warn(problem);
+            return WRONG_INVOCATION;
+        }
+    };
+    if args.verbose {
+        warn(line.join(OsStr::new(" ")).display());
+    }
+    if args.fake {
+        return 0;
+    }
+    let caller = std::process::id();
+    match perform(line) {
+        // The processes of the mount come back here too, and tell each other how it ended in the codes of runseal.
+        code if std::process::id() != caller => code,
+        0 => 0,
+        exit::USAGE | exit::NO_PERMISSION => WRONG_INVOCATION,
+        _ => MOUNT_FAILURE,
+    }
+}
+
+/// The command line of `runseal mount` that means the same.
+fn translate(args: &HelperArgs) -> Result<Vec<OsString>, String> {
+    if args.fs_type != FS_TYPE {
+        return Err(format!("cannot mount file systems of type {}, only {FS_TYPE}", args.fs_type));
+    }
+    // mount(8) makes a path of it where the working directory has an entry of that name.
+    if Path::new(&args.source).file_name() != Some(OsStr::new(SOURCE)) {
+        let given = args.source.display();
+        return Err(format!("the source must be `{SOURCE}`, not `{given}`; name the disk with the option backing=DIR"));
+    }
+    let mut line: Vec<OsString> = vec!["runseal".into(), "mount".into()];
+    let mut options = Vec::new();
+    for option in args.options.iter().map(|option| option.trim()).filter(|option| !option.is_empty()) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        match name {
+            "remount" => return Err("a sealed mount cannot be changed; unmount it, and mount it anew".to_owned()),
+            "backing" => line.extend(value.split(':').map(|directory| format!("--backing={directory}").into())),
+            _ if OF_THE_STORE.contains(&name) => line.push(format!("--{option}").into()),
+            _ if is_of_others(option) => {}
+            _ if args.sloppy && !knows_mount_option(option) => {}
+            _ => options.push(option),
+        }
+    }
+    if !options.is_empty() {
+        line.extend(["-o".into(), options.join(",").into()]);
+    }
+    line.extend(["--".into(), args.mountpoint.clone()]);
+    Ok(line)
+}
+
+fn is_of_others(option: &str) -> bool {
+    OF_OTHERS.iter().any(|other| option == *other || other.ends_with(['=', '-']) && option.starts_with(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(words: &str) -> Result<String, String> {
+        let words = std::iter::once("/sbin/mount.fuse.runseal").chain(words.split(' '));
+        let args = HelperArgs::try_parse_from(words).map_err(|error| error.to_string())?;
+        Ok(translate(&args)?.join(OsStr::new(" ")).into_string().expect("UTF-8"))
+    }
+
+    #[test]
+    fn what_mount_passes_becomes_a_command_line() {
+        for (words, expected) in [
+            ("runseal /mnt", "runseal mount -- /mnt"),
+            ("runseal /mnt -o rw", "runseal mount -o rw -- /mnt"),
+            (
+                "runseal /mnt -sfnv -o rw,nodev,size=10G,backing=/a:/b,run-id=x,_netdev,nofail,x-systemd.requires=y",
+                "runseal mount --size=10G --backing=/a --backing=/b --run-id=x -o rw,nodev -- /mnt",
+            ),
+            ("/work/runseal /mnt -t fuse.runseal -o noauto,comment=z", "runseal mount -- /mnt"),
+            (
+                "runseal /mnt -o cipher-engine=portable,memory-lock=try",
+                "runseal mount --cipher-engine=portable \
+              --memory-lock=try -- /mnt",
+            ),
+            ("-s runseal /mnt -o bogus=1,noexec", "runseal mount -o noexec -- /mnt"),
+            ("runseal /mnt -o bogus=1,noexec", "runseal mount -o bogus=1,noexec -- /mnt"),
+        ] {
+            assert_eq!(line(words).as_deref(), Ok(expected), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_remedy() {
+        for (words, said) in [
+            ("/dev/sda1 /mnt", "backing=DIR"),
+            ("runseal /mnt -o remount,ro", "unmount it"),
+            ("runseal /mnt -t fuse.sshfs", "fuse.sshfs"),
+            ("runseal", "MOUNTPOINT"),
+        ] {
+            assert!(line(words).expect_err(words).contains(said), "{words}");
+        }
+    }
+
+    #[test]
+    fn only_the_name_of_a_mount_helper_means_this() {
+        for (program, meant) in [
+            (Some("/sbin/mount.fuse.runseal"), true),
+            (Some("mount.runseal"), true),
+            (Some("/usr/bin/runseal"), false),
+            (Some("/mount.d/runseal"), false),
+            (None, false),
+        ] {
+            assert_eq!(is_meant(program.map(OsStr::new)), meant, "{program:?}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_mount() {
+        for (code, expected) in [(0, 0), (64, 1), (77, 1), (73, 32), (69, 32), (71, 32)] {
+            let line = ["mount.fuse.runseal", "runseal", "/mnt"].map(OsString::from);
+            assert_eq!(act(line.into_iter(), |_| code), expected);
+        }
+        let fake = ["mount.fuse.runseal", "runseal", "/mnt", "-f"].map(OsString::from);
+        assert_eq!(act(fake.into_iter(), |_| panic!("-f mounts nothing")), 0);
+    }
+}
