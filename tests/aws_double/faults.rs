@@ -4,20 +4,26 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::world::{World, fits};
 
 /// A fault. Made by [`Fault::on`]; the first that fits a call and is not used up strikes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Fault {
     operation: String,
+    #[serde(default = "anything")]
     target: String,
+    #[serde(default)]
     skip: u64,
+    #[serde(default = "always")]
     times: u64,
     effect: Effect,
 }
 
 /// What goes wrong.
-#[derive(Clone)]
+#[derive(Clone, Deserialize)]
 pub enum Effect {
     /// The service answers with this error and does nothing.
     Error {
@@ -50,13 +56,14 @@ pub enum Effect {
     /// The object was replaced: another `ETag` and time, the same contents. Before the call is judged.
     Replaced,
     /// Something happens to the world before the call is judged, which then goes its way.
+    #[serde(skip)]
     Change(Arc<dyn Fn(&mut World) + Send + Sync>),
 }
 
 impl Fault {
     /// Every call of this operation (with `*`), for ever, with this effect.
     pub fn on(operation: &str, effect: Effect) -> Self {
-        Self { operation: operation.to_owned(), target: "*".to_owned(), skip: 0, times: u64::MAX, effect }
+        Self { operation: operation.to_owned(), target: anything(), skip: 0, times: always(), effect }
     }
 
     /// Only calls for this `bucket/key`, or this KMS key, with `*`.
@@ -89,6 +96,14 @@ impl Fault {
         self.times = self.times.checked_sub(1)?;
         Some(self.effect.clone())
     }
+}
+
+fn anything() -> String {
+    "*".to_owned()
+}
+
+fn always() -> u64 {
+    u64::MAX
 }
 
 /// The effect on a call, if there is one.

@@ -30,6 +30,7 @@
 mod access;
 mod checksum;
 mod faults;
+mod folder;
 mod kms;
 mod record;
 mod server;
@@ -64,7 +65,8 @@ pub struct Double {
 
 impl Double {
     /// Starts a double of this world, with threads of its own.
-    pub fn start(world: World) -> Self {
+    pub fn start(mut world: World) -> Self {
+        world.complete();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("aws-double")

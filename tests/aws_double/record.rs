@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 /// Which listener a call came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub enum Service {
     /// S3.
     #[default]
@@ -17,7 +19,7 @@ pub enum Service {
 }
 
 /// One call. Retries are calls of their own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Call {
     /// Service.
     pub service: Service,

@@ -117,7 +117,9 @@ impl S3 for Store {
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.0.world.lock().bucket(&req.input.bucket).objects.remove(&req.input.key);
+        let mut world = self.0.world.lock();
+        world.bucket(&req.input.bucket).objects.remove(&req.input.key);
+        world.folder.forget(&req.input.bucket, &req.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -355,6 +357,9 @@ impl World {
         let home = self.bucket(bucket);
         object.version = home.versioned.then(|| format!("version-{number}"));
         home.objects.insert(key.to_owned(), object.clone());
+        if let Err(error) = self.folder.keep(bucket, key, &object.body) {
+            panic!("{bucket}/{key} cannot be kept: {error}");
+        }
         object
     }
 

@@ -5,6 +5,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::folder::Folder;
 
 /// Region of everything that does not say otherwise.
 pub const REGION: &str = "eu-central-1";
@@ -40,6 +43,9 @@ pub struct World {
     /// Counts whatever needs a new name: uploads, versions, credentials.
     #[serde(skip)]
     pub(super) counter: u64,
+    /// Where objects are kept, if anywhere.
+    #[serde(skip)]
+    pub(super) folder: Folder,
 }
 
 /// A bucket and what is in it.
@@ -191,7 +197,7 @@ pub struct Grant {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Persona {
-    /// ARN, as messages and `GetCallerIdentity` show it.
+    /// ARN, as messages and `GetCallerIdentity` show it. Empty in JSON: that of [`Persona::named`].
     pub arn: String,
     /// What it may not do. The first that fits decides the text.
     pub denials: Vec<Denial>,
@@ -299,6 +305,7 @@ impl World {
             credentials: BTreeMap::new(),
             uploads: BTreeMap::new(),
             counter: 0,
+            folder: Folder::default(),
         }
     }
 
@@ -339,6 +346,38 @@ impl World {
     pub fn expire(&mut self, persona: &str) {
         for credential in self.credentials.values_mut().filter(|credential| credential.persona == persona) {
             credential.expired = true;
+        }
+    }
+
+    /// Merges JSON into the world (RFC 7396). Objects and uploads stay.
+    ///
+    /// # Errors
+    /// The result is no world: a field is not known, or of another type.
+    pub fn patch(&mut self, patch: &Value) -> Result<(), serde_json::Error> {
+        let mut merged = serde_json::to_value(&*self)?;
+        merge(&mut merged, patch);
+        let mut changed: Self = serde_json::from_value(merged)?;
+        for (name, bucket) in &mut self.buckets {
+            if let Some(same) = changed.buckets.get_mut(name) {
+                same.objects = std::mem::take(&mut bucket.objects);
+            }
+        }
+        changed.uploads = std::mem::take(&mut self.uploads);
+        changed.folder = std::mem::take(&mut self.folder);
+        changed.counter = self.counter;
+        *self = changed;
+        self.complete();
+        Ok(())
+    }
+
+    /// Gives every persona the ARN and the credentials that JSON left out.
+    pub(super) fn complete(&mut self) {
+        let names: Vec<String> = self.personas.keys().cloned().collect();
+        for name in names {
+            let persona = self.persona(&name);
+            if persona.arn.is_empty() {
+                persona.arn = Persona::named(&name).arn;
+            }
         }
     }
 
@@ -417,7 +456,7 @@ impl Default for Key {
 
 impl Default for Persona {
     fn default() -> Self {
-        Self::named("anybody")
+        Self { arn: String::new(), denials: Vec::new() }
     }
 }
 
@@ -485,6 +524,24 @@ impl Denial {
     pub fn unless_context(mut self, pattern: &str) -> Self {
         self.unless_context = Some(pattern.to_owned());
         self
+    }
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(changes) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let fields = target.as_object_mut().expect("made one");
+    for (name, change) in changes {
+        if change.is_null() {
+            fields.remove(name);
+        } else {
+            merge(fields.entry(name.clone()).or_insert(Value::Null), change);
+        }
     }
 }
 
