@@ -1,1 +1,12 @@
-//! IAM and key policies: what a run needs, and what is wrong with one.
+//! IAM and key policies: what a run needs, and what is wrong with one. Pure: nothing here asks AWS.
+
+mod arn;
+mod run;
+mod statement;
+
+pub use arn::Arn;
+pub use run::{KeyPolicy, KeySource, Needs, Policies, Use, write};
+pub use statement::{
+    KeyUse, Place, Policy, Statement, abort, allow, describe_key, get_objects, list_prefix, policy_principal,
+    put_objects, run_key, use_key,
+};
