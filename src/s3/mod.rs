@@ -21,7 +21,8 @@ use futures_util::stream::BoxStream;
 pub use call::{Answer, CallError, Cause, Denial, PolicyKind, outcome};
 pub use config::{CloudConfig, Credentials, Endpoints, Timeouts};
 pub use object::{
-    Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, UploadSettings, UploadTarget,
+    Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, Stored, UploadSettings,
+    UploadTarget,
 };
 
 /// Contents of an object as they arrive; each piece may be of any length.
@@ -62,7 +63,7 @@ pub trait ObjectStore: Send + Sync {
         settings: &UploadSettings,
         body: Bytes,
         crc64nvme: u64,
-    ) -> Result<Answer<Encryption>, CallError>;
+    ) -> Result<Answer<Stored>, CallError>;
 
     /// `CreateMultipartUpload` for full-object CRC-64/NVME; the answer holds the upload id and the encryption that the
     /// object will have.
@@ -92,7 +93,7 @@ pub trait ObjectStore: Send + Sync {
         parts: &[Part],
         size: u64,
         crc64nvme: u64,
-    ) -> Result<Answer<Encryption>, CallError>;
+    ) -> Result<Answer<Stored>, CallError>;
 
     /// `AbortMultipartUpload`. An upload that is gone already is no error.
     async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError>;

@@ -136,6 +136,17 @@ pub struct UploadSettings {
     pub overwrite: bool,
 }
 
+/// What S3 says of an object it has just stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// `ETag`, with its quotes.
+    pub etag: String,
+    /// `VersionId`, where versions are kept.
+    pub version: Option<String>,
+    /// Encryption at rest.
+    pub encryption: Encryption,
+}
+
 /// A part of an upload, as `CompleteMultipartUpload` wants it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {

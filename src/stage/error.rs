@@ -107,6 +107,12 @@ pub enum StageError {
         /// What S3 says now.
         found: Box<Encryption>,
     },
+    /// S3 forgot an upload again and again.
+    #[error("S3 lost the upload of {uri} several times; look for what aborts uploads in this bucket")]
+    UploadLost {
+        /// The object.
+        uri: S3Uri,
+    },
     /// A result changed while it was published: what was written is not what was there.
     #[error("the result `{}` changed while it was published; stop what writes to it", shown(path))]
     Unsettled {

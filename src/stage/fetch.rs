@@ -17,19 +17,22 @@ use parking_lot::Mutex;
 use super::{Hold, Progress, StageError, Totals, inside, outside, pool};
 use crate::fs::{Caller, FsError, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::Cleared;
+use crate::preflight::tree::Tree;
+use crate::s3::Object;
 use crate::sys::path::{self, FileKind, Stat};
 
 /// What a file is split into, so that several threads share a large one.
-const PART: u64 = 16 << 20;
+pub(super) const PART: u64 = 16 << 20;
 /// Permission bits of directories that no input gave.
 const IMPLIED_MODE: u32 = 0o755;
 
-/// Copies all of `cleared` below `into`.
+/// Copies all of `cleared` below `into`; `objects` copies what is in S3, given the inodes of the directories by item.
 pub(super) fn fetch(
     cleared: &Cleared,
-    scratch: &Scratch,
+    scratch: &Arc<Scratch>,
     progress: &dyn Progress,
     into: u64,
+    objects: impl FnOnce(&Tree, &[u64], Caller) -> Result<(), StageError>,
 ) -> Result<Totals, StageError> {
     let (uid, gid) = (geteuid(), getegid());
     let caller = Caller { uid: uid.as_raw(), gid: gid.as_raw(), umask: 0 };
@@ -39,6 +42,9 @@ pub(super) fn fetch(
     let directories = fetch.directories(into)?;
     let cursor = Mutex::new(Cursor::default());
     pool::run(|| cursor.lock().next(&fetch), |buffer, part: Part| fetch.part(buffer, &part, &directories))?;
+    if !cleared.tree.objects.is_empty() {
+        objects(&cleared.tree, &directories.inos, caller)?;
+    }
     fetch.finish_directories(&directories)?;
     progress.finish();
     Ok(totals)
@@ -46,7 +52,7 @@ pub(super) fn fetch(
 
 struct Fetch<'a> {
     cleared: &'a Cleared,
-    scratch: &'a Scratch,
+    scratch: &'a Arc<Scratch>,
     progress: &'a dyn Progress,
     caller: Caller,
     /// Whether this is root, who keeps owners.
@@ -54,35 +60,35 @@ struct Fetch<'a> {
 }
 
 /// Inodes of the directories made, by item (0 for other items), alive until all is copied.
-struct Directories<'a> {
+struct Directories {
     inos: Vec<u64>,
-    _holds: Vec<Hold<'a>>,
+    _holds: Vec<Hold>,
 }
 
-impl<'a> Fetch<'a> {
+impl Fetch<'_> {
     fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        for item in self.cleared.tree.items.iter().skip(1) {
-            match item.seen().map_or(FileKind::Directory, |seen| seen.kind) {
+        let tree = &self.cleared.tree;
+        let mut totals = Totals { bytes: tree.bytes(), ..Totals::default() };
+        for item in 1..tree.items.len() {
+            match tree.kind(item as u32) {
                 FileKind::File => totals.files += 1,
                 FileKind::Symlink => totals.symlinks += 1,
                 FileKind::Directory | FileKind::Special(_) => totals.directories += 1,
             }
-            totals.bytes += item.bytes();
         }
         totals
     }
 
     /// Makes every directory, open to its owner until all is in it, and every symbolic link.
-    fn directories(&self, into: u64) -> Result<Directories<'a>, StageError> {
+    fn directories(&self, into: u64) -> Result<Directories, StageError> {
         let items = &self.cleared.tree.items;
         let mut directories = Directories { inos: vec![0; items.len()], _holds: Vec::new() };
         directories.inos[0] = into;
         for (i, item) in items.iter().enumerate().skip(1) {
             let parent = directories.inos[item.parent as usize];
-            match item.seen() {
-                Some(seen) if seen.kind == FileKind::File => {}
-                Some(seen) if seen.kind == FileKind::Symlink => self.symlink(i, parent, seen)?,
+            match (self.cleared.tree.kind(i as u32), item.seen()) {
+                (FileKind::File, _) => {}
+                (FileKind::Symlink, Some(seen)) => self.symlink(i, parent, seen)?,
                 _ => {
                     let made = self.scratch.mkdir(parent, item.name.as_bytes(), 0o700, &self.caller);
                     let hold = Hold::new(self.scratch, made.map_err(self.inside("creating", i))?.ino);
@@ -105,7 +111,7 @@ impl<'a> Fetch<'a> {
     }
 
     /// One part of a file; whoever does the last part settles the file.
-    fn part(&self, buffer: &mut [u8], part: &Part<'a>, directories: &Directories) -> Result<(), StageError> {
+    fn part(&self, buffer: &mut [u8], part: &Part, directories: &Directories) -> Result<(), StageError> {
         let file = &part.file;
         let open = self.open(file, directories)?;
         let mut at = part.range.start;
@@ -124,7 +130,7 @@ impl<'a> Fetch<'a> {
     }
 
     /// Opens the source and makes its counterpart, for the first part that comes along.
-    fn open(&self, file: &Source<'a>, directories: &Directories) -> Result<Arc<Open<'a>>, StageError> {
+    fn open(&self, file: &Source, directories: &Directories) -> Result<Arc<Open>, StageError> {
         let mut slot = file.open.lock();
         if let Some(open) = &*slot {
             return Ok(Arc::clone(open));
@@ -182,16 +188,19 @@ impl<'a> Fetch<'a> {
 
     /// Gives directories their attributes, deepest first: what is made in a directory moves its time.
     fn finish_directories(&self, directories: &Directories) -> Result<(), StageError> {
-        for (i, item) in self.cleared.tree.items.iter().enumerate().skip(1).rev() {
-            let ino = directories.inos[i];
-            match item.seen() {
-                Some(seen) if seen.kind == FileKind::Directory => {
+        let tree = &self.cleared.tree;
+        let is_directory = |i: &usize| tree.kind(*i as u32) == FileKind::Directory;
+        for i in (1..tree.items.len()).rev().filter(is_directory) {
+            let implied = SetAttr { mode: Some(IMPLIED_MODE), ..SetAttr::default() };
+            let attributes = match (tree.items[i].seen(), tree.object(i as u32)) {
+                (Some(seen), _) => {
                     self.still(i, seen, path::stat(&self.source(i)))?;
-                    self.settle(i, ino, self.attributes(seen))?;
+                    self.attributes(seen)
                 }
-                None => self.settle(i, ino, SetAttr { mode: Some(IMPLIED_MODE), ..SetAttr::default() })?,
-                _ => {}
-            }
+                (None, Some(marker)) => SetAttr { mtime: Some(modified(&marker.seen)), ..implied },
+                (None, None) => implied,
+            };
+            self.settle(i, directories.inos[i], attributes)?;
         }
         Ok(())
     }
@@ -228,6 +237,11 @@ impl<'a> Fetch<'a> {
     }
 }
 
+/// `Last-Modified` has no fraction of a second.
+pub(super) fn modified(seen: &Object) -> SetTime {
+    SetTime::At(Time { secs: seen.modified, nanos: 0 })
+}
+
 /// The owner inside gets what the user of this process had outside as one of the group or of the others.
 fn widened(mode: u32) -> u32 {
     mode | ((mode >> 3 | mode) & 0o7) << 6
@@ -243,33 +257,33 @@ fn vanished(error: io::Error, path: &Path) -> StageError {
 }
 
 /// A range of a file, to be copied by one thread.
-struct Part<'a> {
-    file: Arc<Source<'a>>,
+struct Part {
+    file: Arc<Source>,
     range: Range<u64>,
 }
 
-struct Source<'a> {
+struct Source {
     item: usize,
     seen: Stat,
-    open: Mutex<Option<Arc<Open<'a>>>>,
+    open: Mutex<Option<Arc<Open>>>,
     parts_left: AtomicU64,
 }
 
-struct Open<'a> {
+struct Open {
     outside: File,
-    inside: Hold<'a>,
+    inside: Hold,
     sparse: bool,
 }
 
 /// Hands out the parts of all files in order, so that few files are open at a time.
 #[derive(Default)]
-struct Cursor<'a> {
+struct Cursor {
     item: usize,
-    rest: Option<(Arc<Source<'a>>, u64)>,
+    rest: Option<(Arc<Source>, u64)>,
 }
 
-impl<'a> Cursor<'a> {
-    fn next(&mut self, fetch: &Fetch) -> Option<Part<'a>> {
+impl Cursor {
+    fn next(&mut self, fetch: &Fetch) -> Option<Part> {
         let (file, start) = match self.rest.take() {
             Some(rest) => rest,
             None => (self.next_file(fetch)?, 0),
@@ -281,7 +295,7 @@ impl<'a> Cursor<'a> {
         Some(Part { file, range: start..end })
     }
 
-    fn next_file(&mut self, fetch: &Fetch) -> Option<Arc<Source<'a>>> {
+    fn next_file(&mut self, fetch: &Fetch) -> Option<Arc<Source>> {
         loop {
             let item = self.item;
             self.item += 1;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Totals;
 use super::plan::{Entry, Plan};
 use crate::fs::Kind;
+use crate::s3::{Encryption, Stored};
 use crate::spec::RunId;
 
 /// Name of the manifest in the output.
@@ -28,6 +29,19 @@ pub(super) enum Learnt {
     Nothing,
     Sum(Sum),
     Target(std::ffi::OsString),
+    /// A file in S3.
+    Object(Sum, Box<Published>),
+    /// The marker of an empty directory in S3.
+    Marker(Box<Published>),
+}
+
+/// Where an entry is in S3.
+#[derive(Clone, Debug)]
+pub(super) struct Published {
+    pub(super) key: String,
+    pub(super) stored: Stored,
+    /// CRC-64/NVME.
+    pub(super) crc: u64,
 }
 
 #[derive(Serialize)]
@@ -36,6 +50,9 @@ struct Manifest<'a> {
     version: u32,
     run: &'a RunId,
     created: String,
+    /// An older manifest stood here, and the results it told of are being replaced: nothing is vouched for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    withdrawn: bool,
     totals: Totals,
     files: Vec<FileLine>,
     directories: Vec<DirectoryLine>,
@@ -58,6 +75,20 @@ struct FileLine {
     size: u64,
     sha256: String,
     mode: String,
+    #[serde(flatten)]
+    object: Option<ObjectLine>,
+}
+
+/// Of an entry in S3. The key is the path below the output, but for names that no key can be.
+#[derive(Serialize)]
+struct ObjectLine {
+    key: String,
+    etag: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version_id: Option<String>,
+    /// In base 64, as S3 shows it.
+    crc64nvme: String,
+    encryption: Encryption,
 }
 
 #[derive(Serialize)]
@@ -65,6 +96,8 @@ struct DirectoryLine {
     #[serde(flatten)]
     name: Name,
     mode: String,
+    #[serde(flatten)]
+    object: Option<ObjectLine>,
 }
 
 #[derive(Serialize)]
@@ -84,35 +117,65 @@ struct SkippedLine {
 }
 
 /// Writes the manifest of `plan`; `learnt` goes with its entries.
-pub(super) fn write(out: impl Write, run: &RunId, plan: &Plan, learnt: &[Learnt]) -> io::Result<()> {
-    let mut manifest = Manifest {
-        format: "runseal-manifest",
-        version: VERSION,
-        run,
-        created: rfc3339(SystemTime::now()),
-        totals: plan.totals(),
-        files: Vec::new(),
-        directories: Vec::new(),
-        symlinks: Vec::new(),
-        skipped: plan.skipped.iter().map(|entry| skipped(plan, entry)).collect(),
-    };
+pub(super) fn write(out: impl Write, run: &RunId, plan: &Plan, totals: Totals, learnt: &[Learnt]) -> io::Result<()> {
+    let mut manifest = Manifest::empty(run, totals);
+    manifest.skipped = plan.skipped.iter().map(|entry| skipped(plan, entry)).collect();
     for (i, (entry, learnt)) in plan.entries.iter().zip(learnt).enumerate().skip(1) {
-        let (name, mode) = (name(&plan.path(i)), format!("{:04o}", entry.attr.mode));
-        match learnt {
-            Learnt::Nothing => manifest.directories.push(DirectoryLine { name, mode }),
-            Learnt::Sum(sum) => {
-                manifest.files.push(FileLine { name, size: entry.attr.size, sha256: base16(sum), mode });
-            }
-            Learnt::Target(target) => {
-                let Name { path: target, path_bytes: target_bytes } = self::name(Path::new(target));
-                manifest.symlinks.push(SymlinkLine { name, target, target_bytes });
-            }
-        }
+        manifest.add(name(&plan.path(i)), entry, learnt);
     }
     let mut out = io::BufWriter::new(out);
     serde_json::to_writer_pretty(&mut out, &manifest)?;
     out.write_all(b"\n")?;
     out.flush()
+}
+
+/// What takes the place of an old manifest while its results are replaced, where names cannot be removed.
+pub(super) fn withdrawn(run: &RunId) -> Vec<u8> {
+    let manifest = Manifest { withdrawn: true, ..Manifest::empty(run, Totals::default()) };
+    serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only")
+}
+
+impl<'a> Manifest<'a> {
+    fn empty(run: &'a RunId, totals: Totals) -> Self {
+        Self {
+            format: "runseal-manifest",
+            version: VERSION,
+            run,
+            created: rfc3339(SystemTime::now()),
+            withdrawn: false,
+            totals,
+            files: Vec::new(),
+            directories: Vec::new(),
+            symlinks: Vec::new(),
+            skipped: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, name: Name, entry: &Entry, learnt: &Learnt) {
+        let mode = format!("{:04o}", entry.attr.mode);
+        let mut file = |name, mode, sum, object| {
+            self.files.push(FileLine { name, size: entry.attr.size, sha256: base16(sum), mode, object });
+        };
+        match learnt {
+            Learnt::Sum(sum) => file(name, mode, sum, None),
+            Learnt::Object(sum, published) => file(name, mode, sum, Some(published.line())),
+            Learnt::Nothing => self.directories.push(DirectoryLine { name, mode, object: None }),
+            Learnt::Marker(published) => {
+                self.directories.push(DirectoryLine { name, mode, object: Some(published.line()) });
+            }
+            Learnt::Target(target) => {
+                let Name { path: target, path_bytes: target_bytes } = self::name(Path::new(target));
+                self.symlinks.push(SymlinkLine { name, target, target_bytes });
+            }
+        }
+    }
+}
+
+impl Published {
+    fn line(&self) -> ObjectLine {
+        let Stored { etag, version, encryption } = self.stored.clone();
+        ObjectLine { key: self.key.clone(), etag, version_id: version, crc64nvme: base64(self.crc), encryption }
+    }
 }
 
 fn skipped(plan: &Plan, entry: &Entry) -> SkippedLine {
@@ -139,6 +202,14 @@ fn base16(bytes: &[u8]) -> String {
     })
 }
 
+/// A checksum of 8 bytes in base 64 (RFC 4648): ten digits of six bits, one of four, one filling.
+fn base64(crc: u64) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = u128::from(crc) << 2;
+    let digits = (0..11).rev().map(|digit| char::from(DIGITS[(bits >> (digit * 6) & 63) as usize]));
+    digits.chain(['=']).collect()
+}
+
 /// A time in UTC by RFC 3339, to the second. A clock before 1970 is wrong anyway, and has no format.
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time.max(UNIX_EPOCH)).to_string()
@@ -161,6 +232,13 @@ mod tests {
         ] {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(secs)), text);
         }
+    }
+
+    /// `printf '\xae\x8b\x14\x86\x0a\x79\x98\x88' | base64`
+    #[test]
+    fn checksums_are_written_as_s3_shows_them() {
+        assert_eq!(base64(0xae8b_1486_0a79_9888), "rosUhgp5mIg=");
+        assert_eq!((base64(0), base64(u64::MAX)), ("AAAAAAAAAAA=".into(), "//////////8=".into()));
     }
 
     #[test]

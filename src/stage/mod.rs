@@ -4,6 +4,10 @@
 //! plaintext is parked in between, and the buffers are wiped. Both directions keep permission bits, modification
 //! times and holes; root also keeps owners. Hard links become files of their own; extended attributes stay behind.
 
+mod buffers;
+mod checksum;
+mod commit;
+mod download;
 mod error;
 mod fetch;
 mod manifest;
@@ -11,19 +15,25 @@ mod place;
 mod plan;
 mod pool;
 mod publish;
+mod target;
+mod tasks;
+mod upload;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::audit::Trail;
+use crate::audit::{Event, Trail};
 use crate::fs::Scratch;
 use crate::preflight::{Cleared, Output};
-use crate::s3::Cloud;
-use crate::spec::RunId;
+use crate::s3::{Answer, CallError, Cloud};
+use crate::spec::{RunId, S3Uri};
+use download::Download;
 use error::{inside, outside};
 use publish::Publication;
+use upload::{Destination, Sender, Uploads};
 
 pub use error::StageError;
 pub use manifest::MANIFEST;
@@ -57,6 +67,11 @@ pub struct Totals {
     pub bytes: u64,
     /// Special files left out (publishing only).
     pub skipped: u64,
+    /// Symbolic links that are in the manifest only: objects cannot be links (publishing to S3 only).
+    pub listed_only: u64,
+    /// Results whose path cannot be a key, since it is not UTF-8 or makes it longer than 1024 bytes. They are below
+    /// `runseal-renamed/`; the manifest has their paths (publishing to S3 only).
+    pub renamed: u64,
 }
 
 /// Moves data between this machine and a [`Scratch`]. Built from a [`Cleared`] only:
@@ -81,6 +96,8 @@ pub struct Stager {
     concurrency: usize,
     /// Results that are written and synced but not all in their place yet. Dropping it removes them.
     unfinished: Mutex<Option<Publication>>,
+    /// What is sent to S3 but not all visible yet.
+    uploads: Mutex<Option<Uploads>>,
 }
 
 impl Stager {
@@ -94,9 +111,9 @@ impl Stager {
         trail: Arc<Trail>,
     ) -> Self {
         let (output, overwrite) = (cleared.output.clone(), cleared.overwrite);
-        let (inputs, unfinished) = (Mutex::new(Some(cleared)), Mutex::new(None));
+        let (inputs, unfinished, uploads) = (Mutex::new(Some(cleared)), Mutex::default(), Mutex::default());
         let concurrency = DEFAULT_CONCURRENCY;
-        Self { inputs, output, overwrite, scratch, run, progress, trail, concurrency, unfinished }
+        Self { inputs, output, overwrite, scratch, run, progress, trail, concurrency, unfinished, uploads }
     }
 
     /// Sets how many requests to S3 are under way at once; at least one.
@@ -104,16 +121,24 @@ impl Stager {
         Self { concurrency: requests.max(1), ..self }
     }
 
-    /// `cloud` speaks to AWS, with the credentials of now; only inputs in S3 need it.
-    ///
     /// Copies every input below the directory `into` (an inode of the scratch), several at once. Only the first call
     /// does so: what was half fetched cannot be trusted.
     ///
     /// Not root: everything belongs to the user of this process, whose permission bits are widened by what the
     /// source gave to its group and to others, so that what could be read outside can be read inside.
-    pub fn fetch(&self, into: u64, _cloud: Option<&Cloud>) -> Result<Totals, StageError> {
+    ///
+    /// Objects of S3 become files with the bits 0644 and `Last-Modified` as their time; keys that end with a slash become
+    /// directories. Every part is read with `If-Match` on the `ETag` that preflight saw, goes on where it was
+    /// interrupted, and is compared with a full-object checksum if the object has one. `cloud` speaks to AWS with the
+    /// credentials of now; only inputs in S3 need it.
+    pub fn fetch(&self, into: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
         let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
-        fetch::fetch(&cleared, &self.scratch, &*self.progress, into)
+        fetch::fetch(&cleared, &self.scratch, &*self.progress, into, |tree, directories, caller| {
+            let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: tree.objects[0].uri.clone() })?;
+            let (scratch, progress) = (Arc::clone(&self.scratch), Arc::clone(&self.progress));
+            let download = Download::new(cloud, scratch, progress, Arc::clone(&self.trail), caller);
+            cloud.block_on(download.all(tree, directories, self.concurrency))
+        })
     }
 
     /// Publishes everything below the directory `from`, each file checksummed, the manifest last. An output that is
@@ -127,8 +152,23 @@ impl Stager {
     /// What was written is verified by its size and by the errors that syncing reports. It is not read back: that
     /// would come from the page cache and prove nothing about the disk. The manifest has the SHA-256 of what was
     /// handed to the system, for whoever reads the results later.
-    pub fn publish(&self, from: u64, _cloud: Option<&Cloud>) -> Result<Totals, StageError> {
-        let Some(Output::Directory(output)) = &self.output else { return Ok(Totals::default()) };
+    /// In S3 nothing is visible before all parts of all large objects are there; then uploads are completed and small
+    /// objects put, and the manifest only if that succeeded for all. Keys that exist are refused unless replacing is
+    /// allowed; then an old manifest is first replaced by an empty one. After an error, calling again, perhaps with
+    /// another `cloud`, sends what is missing. Symbolic links and names that cannot be keys are in the manifest.
+    pub fn publish(&self, from: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
+        match &self.output {
+            None => Ok(Totals::default()),
+            Some(Output::Directory(output)) => self.publish_to_directory(output, from),
+            Some(Output::Prefix { uri, settings, encryption }) => {
+                let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
+                let (uri, settings, encryption) = (uri.clone(), settings.clone(), encryption.clone());
+                self.publish_to_prefix(Destination { uri, settings, encryption }, from, cloud)
+            }
+        }
+    }
+
+    fn publish_to_directory(&self, output: &Path, from: u64) -> Result<Totals, StageError> {
         let mut unfinished = self.unfinished.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
@@ -142,22 +182,68 @@ impl Stager {
             }
         }
     }
+
+    fn publish_to_prefix(&self, to: Destination, from: u64, cloud: &Cloud) -> Result<Totals, StageError> {
+        let mut kept = self.uploads.lock();
+        let mut uploads = Uploads::survey(&self.scratch, from, &to.uri)?;
+        let sender = self.sender(to, cloud);
+        if let Some(old) = kept.take() {
+            cloud.block_on(Arc::clone(&sender).abort_all(uploads.take_over(&old)));
+        }
+        let published = cloud.block_on(Arc::clone(&sender).publish(&mut uploads));
+        if let Err(StageError::Inside { .. }) = published {
+            // The scratch is gone; nobody will be able to go on.
+            cloud.block_on(sender.abort_all(uploads.pending()));
+        }
+        if published.is_err() {
+            *kept = Some(uploads);
+        }
+        published
+    }
+
+    /// Aborts uploads to S3 that are not completed, as far as that succeeds. To be called before a stager is dropped
+    /// whose publishing failed: dropping alone leaves parts in the bucket, which cost money and are in no listing.
+    pub fn give_up(&self, cloud: Option<&Cloud>) {
+        let Some(uploads) = self.uploads.lock().take() else { return };
+        let (Some(cloud), Some(Output::Prefix { uri, settings, encryption })) = (cloud, &self.output) else { return };
+        let (uri, settings, encryption) = (uri.clone(), settings.clone(), encryption.clone());
+        let sender = self.sender(Destination { uri, settings, encryption }, cloud);
+        cloud.block_on(sender.abort_all(uploads.pending()));
+    }
+
+    fn sender(&self, to: Destination, cloud: &Cloud) -> Arc<Sender> {
+        Sender::new(cloud, to, &self.run, &self.scratch, &self.progress, &self.trail, self.concurrency)
+    }
 }
 
 /// A reference on an inode of the scratch, given back at the end of its life.
-struct Hold<'a> {
-    scratch: &'a Scratch,
+struct Hold {
+    scratch: Arc<Scratch>,
     ino: u64,
 }
 
-impl<'a> Hold<'a> {
-    fn new(scratch: &'a Scratch, ino: u64) -> Self {
-        Self { scratch, ino }
+impl Hold {
+    fn new(scratch: &Arc<Scratch>, ino: u64) -> Self {
+        Self { scratch: Arc::clone(scratch), ino }
     }
 }
 
-impl Drop for Hold<'_> {
+impl Drop for Hold {
     fn drop(&mut self) {
         self.scratch.forget(self.ino, 1);
     }
+}
+
+/// What the trail calls an object.
+fn arn(uri: &S3Uri) -> String {
+    format!("arn:aws:s3:::{}/{}", uri.bucket, uri.key)
+}
+
+/// Records a call about an object.
+fn record_call<T>(trail: &Trail, operation: &'static str, uri: &S3Uri, answer: &Result<Answer<T>, CallError>) {
+    let event = Event::call(operation).on(arn(uri)).with("bucketName", &*uri.bucket).with("key", &*uri.key);
+    trail.record(&event.ended(match answer {
+        Ok(answer) => Ok(&answer.request_id),
+        Err(e) => Err((&e.code, &e.message, &e.request_id)),
+    }));
 }

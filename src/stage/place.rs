@@ -110,7 +110,7 @@ impl Publication {
         let _ = path::remove_file(&from);
         let write = || {
             let file = path::create(&from, 0o600)?;
-            manifest::write(&file, &self.run, &self.plan, &self.learnt)?;
+            manifest::write(&file, &self.run, &self.plan, self.plan.totals(), &self.learnt)?;
             as_far_as_kept(path::set_mode(&from, self.plan.entries[TOP].attr.mode & 0o666))?;
             file.sync_all()
         };

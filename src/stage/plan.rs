@@ -66,6 +66,7 @@ impl Plan {
             symlinks: self.of_kind(Kind::Symlink).count() as u64,
             bytes: self.of_kind(Kind::File).map(|i| self.entries[i].attr.size).sum(),
             skipped: self.skipped.len() as u64,
+            ..Totals::default()
         }
     }
 
@@ -95,7 +96,7 @@ mod tests {
         plan.add(1, OsStr::new("g"), attr(Kind::File, 5, 8));
         plan.add(1, OsStr::new("l"), attr(Kind::Symlink, 3, 0));
         plan.add(1, OsStr::new("p"), attr(Kind::Fifo, 0, 0));
-        let totals = Totals { files: 2, directories: 1, symlinks: 1, bytes: 10_005, skipped: 1 };
+        let totals = Totals { files: 2, directories: 1, symlinks: 1, bytes: 10_005, skipped: 1, ..Totals::default() };
         assert_eq!(plan.totals(), totals);
         assert_eq!(plan.space(), 4096 + 5);
         assert_eq!(plan.path(2), Path::new("d/f"));

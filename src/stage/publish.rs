@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -47,7 +48,7 @@ impl Publication {
         output: &Path,
         overwrite: bool,
         run: &RunId,
-        scratch: &Scratch,
+        scratch: &Arc<Scratch>,
         progress: &dyn Progress,
         from: u64,
     ) -> Result<Self, StageError> {
@@ -125,7 +126,7 @@ impl Drop for Publication {
 }
 
 /// Reads the names below `from`, keeping every inode alive in `holds`.
-fn survey<'a>(scratch: &'a Scratch, from: u64, holds: &mut Vec<Hold<'a>>) -> Result<Plan, StageError> {
+pub(super) fn survey(scratch: &Arc<Scratch>, from: u64, holds: &mut Vec<Hold>) -> Result<Plan, StageError> {
     let mut plan = Plan::new(scratch.getattr(from).map_err(inside("examining", ""))?);
     let mut next = TOP;
     while next < plan.entries.len() {

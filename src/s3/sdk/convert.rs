@@ -6,7 +6,7 @@ use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{ChecksumType, ServerSideEncryption, StorageClass};
 use aws_smithy_types::base64;
 
-use crate::s3::{Answer, Checksum, ChecksumAlgorithm, Encryption, Object, SseAlgorithm};
+use crate::s3::{Answer, Checksum, ChecksumAlgorithm, Encryption, Object, SseAlgorithm, Stored};
 
 /// `value` with the request id of `output`.
 pub(super) fn answer<T>(value: T, output: &impl RequestId) -> Answer<T> {
@@ -26,6 +26,11 @@ pub(super) fn sse(algorithm: &SseAlgorithm) -> Option<ServerSideEncryption> {
         SseAlgorithm::KmsDsse => Some(ServerSideEncryption::AwsKmsDsse),
         SseAlgorithm::Other(name) => Some(ServerSideEncryption::from(name.as_str())),
     }
+}
+
+/// What an answer says of an object just stored.
+pub(super) fn stored(etag: Option<&str>, version: Option<&str>, encryption: Encryption) -> Stored {
+    Stored { etag: etag.unwrap_or_default().to_owned(), version: version.map(str::to_owned), encryption }
 }
 
 pub(super) fn encryption(

@@ -20,7 +20,8 @@ use parking_lot::Mutex;
 use super::convert::{self, answer};
 use super::{Regional, classify, config::Shared};
 use crate::s3::{
-    Answer, CallError, Cause, Encryption, Listed, Object, ObjectStore, Page, Part, Pieces, UploadSettings, UploadTarget,
+    Answer, CallError, Cause, Encryption, Listed, Object, ObjectStore, Page, Part, Pieces, Stored, UploadSettings,
+    UploadTarget,
 };
 
 pub(super) struct Objects {
@@ -154,7 +155,7 @@ impl ObjectStore for Objects {
         settings: &UploadSettings,
         body: Bytes,
         crc64nvme: u64,
-    ) -> Result<Answer<Encryption>, CallError> {
+    ) -> Result<Answer<Stored>, CallError> {
         let crc = convert::crc_text(crc64nvme);
         let send = |client: Client| {
             let request = client.put_object().bucket(&target.bucket).key(&target.key);
@@ -165,7 +166,8 @@ impl ObjectStore for Objects {
         };
         let output = self.call("s3:PutObject", &target.bucket, send).await?;
         let sse = output.server_side_encryption();
-        Ok(answer(convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled()), &output))
+        let encryption = convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled());
+        Ok(answer(convert::stored(output.e_tag(), output.version_id(), encryption), &output))
     }
 
     async fn begin_upload(
@@ -213,7 +215,7 @@ impl ObjectStore for Objects {
         parts: &[Part],
         size: u64,
         crc64nvme: u64,
-    ) -> Result<Answer<Encryption>, CallError> {
+    ) -> Result<Answer<Stored>, CallError> {
         let crc = convert::crc_text(crc64nvme);
         let list = CompletedMultipartUpload::builder().set_parts(Some(parts.iter().map(completed).collect())).build();
         let send = |client: Client| {
@@ -225,7 +227,8 @@ impl ObjectStore for Objects {
         };
         let output = self.call("s3:CompleteMultipartUpload", &target.bucket, send).await?;
         let sse = output.server_side_encryption();
-        Ok(answer(convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled()), &output))
+        let encryption = convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled());
+        Ok(answer(convert::stored(output.e_tag(), output.version_id(), encryption), &output))
     }
 
     async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError> {

@@ -1,0 +1,222 @@
+//! Results in S3 become visible: uploads are completed, small objects put, the manifest last.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::task::block_in_place;
+use tokio::time::sleep;
+
+use super::checksum::{combined, crc64};
+use super::error::{inside, remote};
+use super::manifest::{self, Learnt, MANIFEST, Published};
+use super::tasks::{self, OnError};
+use super::upload::{NO_UPLOAD, Outgoing, Sender, Uploads};
+use super::{StageError, arn, record_call};
+use crate::audit::Event;
+use crate::fs::{Kind, Scratch};
+use crate::s3::{
+    Answer, CallError, Cause, ChecksumAlgorithm, Part, SseAlgorithm, Stored, UploadSettings, UploadTarget,
+};
+use crate::spec::S3Uri;
+
+/// `If-None-Match` met another request on the same key; the reference says to try again.
+const CONFLICT: &str = "ConditionalRequestConflict";
+/// How often that is done.
+const CONFLICTS: u32 = 5;
+/// Before the first time; doubled for each further one.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl Sender {
+    /// Makes everything visible but the manifest. Uploads that S3 has lost are not done afterwards.
+    pub(super) async fn commit(self: &Arc<Self>, uploads: &mut Uploads) -> Result<(), StageError> {
+        if self.to.settings.overwrite && !uploads.withdrawn {
+            self.put_manifest(manifest::withdrawn(&self.run), &self.to.settings).await?;
+            uploads.withdrawn = true;
+        }
+        let missing = uploads.objects.iter().filter(|object| !object.is_done());
+        let largest = missing.clone().filter(|object| !object.is_large()).map(|object| object.size).max();
+        let jobs = missing.map(|object| Arc::clone(self).finish(Arc::clone(object)));
+        tasks::run(self.at_once(largest.unwrap_or(0)), OnError::Finish, jobs).await
+    }
+
+    async fn finish(self: Arc<Self>, object: Arc<Outgoing>) -> Result<(), StageError> {
+        self.still(&object)?;
+        let answer = match object.is_large() {
+            true => self.complete(&object).await?,
+            false => Some(self.put(&object).await?),
+        };
+        let Some(Answer { value: stored, request_id }) = answer else { return Ok(()) };
+        object.state.lock().ours = true;
+        self.agree(object.uri(), &stored.encryption)?;
+        object.state.lock().done = Some(stored);
+        let event = Event::publish_object(arn(&object.uri()), object.size).ended(Ok(&request_id));
+        self.trail.record(&event);
+        if object.attr.kind == Kind::File {
+            self.progress.file_done();
+        }
+        Ok(())
+    }
+
+    /// Completes the upload of a large object; `None` if S3 does not know it any more.
+    async fn complete(&self, object: &Outgoing) -> Result<Option<Answer<Stored>>, StageError> {
+        let (upload, parts, crc) = {
+            let mut state = object.state.lock();
+            let Some(upload) = state.upload.clone() else { return Ok(None) };
+            let parts: Vec<Part> = state.parts.iter().flatten().cloned().collect();
+            let sums = parts.iter().enumerate().map(|(i, part)| (part.crc64nvme, object.part_len(i) as u64));
+            state.crc = combined(ChecksumAlgorithm::Crc64Nvme, sums);
+            (upload, parts, state.crc)
+        };
+        let settings = self.settings_for(object);
+        let answer = self.store.complete_upload(&object.target, &settings, &upload, &parts, object.size, crc).await;
+        record_call(&self.trail, "s3:CompleteMultipartUpload", &object.uri(), &answer);
+        match answer {
+            Ok(mut answer) => {
+                object.state.lock().upload = None;
+                if answer.value.encryption.algorithm == SseAlgorithm::Absent {
+                    // Some stores do not repeat what they said when the upload was begun.
+                    answer.value.encryption = self.to.encryption.clone();
+                }
+                Ok(Some(answer))
+            }
+            Err(e) if e.code == CONFLICT => {
+                // The reference: begin anew.
+                self.abort(&object.target, &upload).await;
+                object.forget(&upload);
+                Ok(None)
+            }
+            Err(e) if e.code == NO_UPLOAD => {
+                // Perhaps completed by a request whose answer was lost.
+                object.forget(&upload);
+                Ok(self.same(object, crc).await)
+            }
+            Err(e) if e.cause == Cause::Precondition => match self.same(object, crc).await {
+                Some(answer) => {
+                    object.forget(&upload);
+                    self.abort(&object.target, &upload).await;
+                    Ok(Some(answer))
+                }
+                None => Err(StageError::Appeared { path: object.uri().to_string().into() }),
+            },
+            Err(e) => Err(remote("writing", &object.uri())(e)),
+        }
+    }
+
+    /// Reads, hashes and puts an object of one part.
+    async fn put(&self, object: &Outgoing) -> Result<Answer<Stored>, StageError> {
+        let (data, crc, sum) = block_in_place(|| {
+            let data = self.read(object, 0, object.size as usize)?;
+            self.still(object)?;
+            let (crc, sum) = (crc64(&data), Sha256::digest(&*data).into());
+            Ok::<_, StageError>((Bytes::from_owner(data), crc, sum))
+        })?;
+        {
+            let mut state = object.state.lock();
+            (state.crc, state.sum) = (crc, Some(sum));
+        }
+        let answer = self.put_bytes(&object.target, &self.settings_for(object), data, crc).await;
+        match answer {
+            Ok(answer) => {
+                self.progress.advance(object.size);
+                Ok(answer)
+            }
+            Err(e) if e.cause == Cause::Precondition => match self.same(object, crc).await {
+                Some(answer) => Ok(answer),
+                None => Err(StageError::Appeared { path: object.uri().to_string().into() }),
+            },
+            Err(e) => Err(remote("writing", &object.uri())(e)),
+        }
+    }
+
+    async fn put_bytes(
+        &self,
+        target: &UploadTarget,
+        settings: &UploadSettings,
+        data: Bytes,
+        crc: u64,
+    ) -> Result<Answer<Stored>, CallError> {
+        let mut conflicts = 0;
+        let answer = loop {
+            match self.store.put(target, settings, data.clone(), crc).await {
+                Err(e) if e.code == CONFLICT && conflicts < CONFLICTS => {
+                    sleep(PAUSE * (1 << conflicts)).await;
+                    conflicts += 1;
+                }
+                answer => break answer,
+            }
+        };
+        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
+        record_call(&self.trail, "s3:PutObject", &uri, &answer);
+        answer
+    }
+
+    /// The object that is there, if it has exactly the contents of `object`: then an answer to this run was lost.
+    async fn same(&self, object: &Outgoing, crc: u64) -> Option<Answer<Stored>> {
+        self.same_at(&object.target, object.size, crc).await
+    }
+
+    async fn same_at(&self, target: &UploadTarget, size: u64, crc: u64) -> Option<Answer<Stored>> {
+        let answer = self.store.checksums(&target.bucket, &target.key, None).await.ok()?;
+        let there = answer.value;
+        let sum = there.checksums.iter().find(|sum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme)?;
+        let same = there.size == size && sum.value == crc.to_be_bytes();
+        let value = Stored { etag: there.etag, version: there.version, encryption: there.encryption };
+        same.then_some(Answer { value, request_id: answer.request_id })
+    }
+
+    /// What this run has made visible itself, it may replace.
+    fn settings_for(&self, object: &Outgoing) -> UploadSettings {
+        let mut settings = self.to.settings.clone();
+        settings.overwrite |= object.state.lock().ours;
+        settings
+    }
+
+    /// Writes the manifest of all objects, which must be done.
+    pub(super) async fn manifest(&self, uploads: &Uploads) -> Result<(), StageError> {
+        let learnt = learnt(&self.scratch, uploads)?;
+        let mut body = Vec::new();
+        manifest::write(&mut body, &self.run, &uploads.plan, uploads.totals(), &learnt)
+            .map_err(|e| StageError::Outside { action: "writing", path: MANIFEST.into(), source: e })?;
+        self.put_manifest(body, &self.to.settings).await
+    }
+
+    async fn put_manifest(&self, body: Vec<u8>, settings: &UploadSettings) -> Result<(), StageError> {
+        let uri = S3Uri { bucket: self.to.uri.bucket.clone(), key: format!("{}{MANIFEST}", self.to.uri.key) };
+        let target = UploadTarget { bucket: uri.bucket.clone(), key: uri.key.clone() };
+        let (size, crc) = (body.len() as u64, crc64(&body));
+        let answer = match self.put_bytes(&target, settings, body.into(), crc).await {
+            Err(e) if e.cause == Cause::Precondition => match self.same_at(&target, size, crc).await {
+                Some(answer) => answer,
+                None => return Err(StageError::Appeared { path: uri.to_string().into() }),
+            },
+            answer => answer.map_err(remote("writing", &uri))?,
+        };
+        self.agree(uri.clone(), &answer.value.encryption)?;
+        self.trail.record(&Event::publish_object(arn(&uri), size).ended(Ok(&answer.request_id)));
+        Ok(())
+    }
+}
+
+/// What the manifest says of each entry.
+fn learnt(scratch: &Scratch, uploads: &Uploads) -> Result<Vec<Learnt>, StageError> {
+    let mut learnt = vec![Learnt::Nothing; uploads.plan.entries.len()];
+    for i in uploads.plan.of_kind(Kind::Symlink) {
+        let ino = uploads.plan.entries[i].attr.ino;
+        let target = scratch.readlink(ino).map_err(inside("reading", uploads.plan.path(i)))?;
+        learnt[i] = Learnt::Target(OsString::from_vec(target));
+    }
+    for object in &uploads.objects {
+        let state = object.state.lock();
+        let Some(stored) = state.done.clone() else { continue };
+        let published = Published { key: object.target.key.clone(), stored, crc: state.crc };
+        learnt[object.entry] = match state.sum {
+            Some(sum) if object.attr.kind == Kind::File => Learnt::Object(sum, Box::new(published)),
+            _ => Learnt::Marker(Box::new(published)),
+        };
+    }
+    Ok(learnt)
+}

@@ -1,0 +1,478 @@
+//! Results out of the scratch into S3: the parts of all large objects, then the commit, the manifest last.
+//!
+//! Nothing is visible before the commit. What was sent is remembered: after an error, [`Uploads::run`] goes on with
+//! the rest, even with other credentials.
+//!
+//! SHA-256 of a large object needs its bytes in order, and one processor does about 2 GB/s of it. So parts are read
+//! and sent concurrently, and hashed one after the other while they are on their way.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::task::block_in_place;
+
+use super::buffers::{Buffer, Buffers};
+use super::checksum::crc64;
+use super::error::{inside, remote};
+use super::manifest::{MANIFEST, Sum};
+use super::plan::{Plan, TOP};
+use super::publish::survey;
+use super::target::{keys, part_size};
+use super::tasks::{self, OnError};
+use super::{Hold, Progress, StageError, Totals, record_call};
+use crate::audit::Trail;
+use crate::fs::{Attr, FsError, Kind, Scratch};
+use crate::s3::{Cloud, Encryption, ObjectStore, Part, Stored, UploadSettings, UploadTarget};
+use crate::spec::{RunId, S3Uri};
+
+/// Most bytes of results in memory, unless a single part is larger: one of an object of more than 3.6 TiB.
+const MEMORY: u64 = 384 << 20;
+/// How often uploads that S3 has lost are begun again.
+const ROUNDS: u32 = 3;
+/// Stands for "no part is next": an earlier one failed.
+const POISONED: usize = usize::MAX;
+
+/// Where results go, and how.
+#[derive(Clone)]
+pub(super) struct Destination {
+    pub(super) uri: S3Uri,
+    pub(super) settings: UploadSettings,
+    /// What preflight saw: each result must come out like this.
+    pub(super) encryption: Encryption,
+}
+
+/// What is known of a publication between two attempts.
+pub(super) struct Uploads {
+    pub(super) plan: Plan,
+    /// Files and markers of empty directories.
+    pub(super) objects: Vec<Arc<Outgoing>>,
+    /// Whether an old manifest has been replaced by an empty one.
+    pub(super) withdrawn: bool,
+    /// Keeps every inode.
+    _holds: Vec<Hold>,
+}
+
+/// What all requests of one attempt share.
+pub(super) struct Sender {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) scratch: Arc<Scratch>,
+    pub(super) progress: Arc<dyn Progress>,
+    pub(super) trail: Arc<Trail>,
+    pub(super) to: Destination,
+    pub(super) run: RunId,
+    pub(super) buffers: Arc<Buffers>,
+    pub(super) concurrency: usize,
+}
+
+/// One object to be.
+pub(super) struct Outgoing {
+    pub(super) entry: usize,
+    /// Path relative to the results.
+    pub(super) path: PathBuf,
+    pub(super) target: UploadTarget,
+    pub(super) attr: Attr,
+    /// 0 for the marker of a directory.
+    pub(super) size: u64,
+    /// The part that is hashed next, for those that wait.
+    turn: watch::Sender<usize>,
+    /// Held while an upload is begun.
+    beginning: tokio::sync::Mutex<()>,
+    pub(super) state: Mutex<State>,
+}
+
+/// How far an object is.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) upload: Option<String>,
+    /// By part: what S3 answered.
+    pub(super) parts: Vec<Option<Part>>,
+    hash: Sha256,
+    hashed: usize,
+    pub(super) sum: Option<Sum>,
+    pub(super) crc: u64,
+    /// Whether what is visible at the key was put there by this run, so that it may be replaced.
+    pub(super) ours: bool,
+    pub(super) done: Option<Stored>,
+}
+
+impl Uploads {
+    /// Looks at everything below `from`.
+    pub(super) fn survey(scratch: &Arc<Scratch>, from: u64, to: &S3Uri) -> Result<Self, StageError> {
+        let mut holds = Vec::new();
+        let plan = survey(scratch, from, &mut holds)?;
+        let reserved = |entry: &super::plan::Entry| entry.parent == TOP && entry.name == MANIFEST;
+        if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
+            return Err(StageError::Reserved { path: plan.path_of(entry) });
+        }
+        let objects = keys(&plan, to).into_iter().enumerate().filter_map(|(entry, key)| {
+            let target = UploadTarget { bucket: to.bucket.clone(), key: key? };
+            Some(Arc::new(Outgoing::new(&plan, entry, target)))
+        });
+        let objects = objects.collect();
+        Ok(Self { plan, objects, withdrawn: false, _holds: holds })
+    }
+
+    /// Takes over what `old` had done for files that are still the same. Answers with uploads that are of no use now.
+    pub(super) fn take_over(&mut self, old: &Uploads) -> Vec<(UploadTarget, String)> {
+        self.withdrawn = old.withdrawn;
+        let mut old: HashMap<_, _> = old.objects.iter().map(|object| (&object.target.key, object)).collect();
+        for object in &mut self.objects {
+            let Some(before) = old.remove(&object.target.key) else { continue };
+            if before.is_unchanged(&object.attr) {
+                *object = Arc::new(before.again(object.entry));
+            } else {
+                let was = before.state.lock();
+                object.state.lock().ours = was.ours || was.done.is_some();
+                old.insert(&before.target.key, before);
+            }
+        }
+        let lost = |object: &&Arc<Outgoing>| Some((object.target.clone(), object.state.lock().upload.take()?));
+        old.values().filter_map(lost).collect()
+    }
+
+    /// Uploads that are begun and not completed; they are forgotten here.
+    pub(super) fn pending(&self) -> Vec<(UploadTarget, String)> {
+        let pending = |object: &Arc<Outgoing>| {
+            let upload = object.state.lock().upload.clone()?;
+            object.forget(&upload);
+            Some((object.target.clone(), upload))
+        };
+        self.objects.iter().filter_map(pending).collect()
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let plan = self.plan.totals();
+        let renamed = self.objects.iter().filter(|object| object.is_renamed(&self.plan));
+        Totals { listed_only: plan.symlinks, renamed: renamed.count() as u64, ..plan }
+    }
+}
+
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        let left = self.pending().len();
+        if left > 0 {
+            tracing::warn!(left, "multipart uploads are left in the bucket; a lifecycle rule should remove them");
+        }
+    }
+}
+
+impl Sender {
+    pub(super) fn new(
+        cloud: &Cloud,
+        to: Destination,
+        run: &RunId,
+        scratch: &Arc<Scratch>,
+        progress: &Arc<dyn Progress>,
+        trail: &Arc<Trail>,
+        concurrency: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store: Arc::clone(&cloud.objects),
+            scratch: Arc::clone(scratch),
+            progress: Arc::clone(progress),
+            trail: Arc::clone(trail),
+            to,
+            run: run.clone(),
+            buffers: Arc::default(),
+            concurrency,
+        })
+    }
+
+    /// Sends and commits what is not done yet, and then the manifest.
+    pub(super) async fn publish(self: Arc<Self>, uploads: &mut Uploads) -> Result<Totals, StageError> {
+        let totals = uploads.totals();
+        self.progress.start("publishing", totals.files, totals.bytes);
+        for object in &uploads.objects {
+            self.progress.advance(object.sent());
+        }
+        for round in 1.. {
+            self.send_parts(uploads).await?;
+            if uploads.objects.iter().all(|object| object.is_ready()) {
+                self.commit(uploads).await?;
+            }
+            match uploads.objects.iter().find(|object| !object.is_done()) {
+                None => break,
+                Some(lost) if round == ROUNDS => return Err(StageError::UploadLost { uri: lost.uri() }),
+                Some(_) => {}
+            }
+        }
+        self.manifest(uploads).await?;
+        self.progress.finish();
+        Ok(totals)
+    }
+
+    /// Sends the parts of all large objects.
+    async fn send_parts(self: &Arc<Self>, uploads: &Uploads) -> Result<(), StageError> {
+        let large: Vec<_> = uploads.objects.iter().filter(|object| object.is_large() && !object.is_done()).collect();
+        let largest = large.iter().map(|object| object.part_size()).max().unwrap_or(1);
+        let jobs = large.into_iter().flat_map(|object| {
+            // Nobody waits any more, and the next part is known.
+            object.turn.send_replace(object.state.lock().hashed);
+            let missing = (0..object.parts()).filter(|&part| object.needs(part));
+            missing.map(|part| Arc::clone(self).part(Arc::clone(object), part))
+        });
+        tasks::run(self.at_once(largest), OnError::Finish, jobs).await
+    }
+
+    /// How many requests of `bytes` each may be under way.
+    pub(super) fn at_once(&self, bytes: u64) -> usize {
+        self.concurrency.min((MEMORY / bytes.max(1)).max(1) as usize)
+    }
+
+    async fn part(self: Arc<Self>, object: Arc<Outgoing>, part: usize) -> Result<(), StageError> {
+        let result = self.send_part(&object, part).await;
+        if result.is_err() {
+            object.turn.send_replace(POISONED);
+        }
+        result
+    }
+
+    async fn send_part(&self, object: &Outgoing, part: usize) -> Result<(), StageError> {
+        let upload = match object.is_sent(part) {
+            true => None,
+            false => Some(self.begin(object).await?),
+        };
+        let (data, crc) = block_in_place(|| {
+            let data = self.read(object, part as u64 * object.part_size(), object.part_len(part))?;
+            let crc = crc64(&data);
+            Ok::<_, StageError>((Bytes::from_owner(data), crc))
+        })?;
+        let send = async {
+            match upload {
+                Some(upload) => self.send(object, &upload, part, data.clone(), crc).await,
+                None => Ok(()),
+            }
+        };
+        let ((), sent) = tokio::join!(object.hash(part, &data), send);
+        sent
+    }
+
+    /// The upload of an object, begun by the first part that comes along.
+    async fn begin(&self, object: &Outgoing) -> Result<String, StageError> {
+        let _alone = object.beginning.lock().await;
+        if let Some(upload) = &object.state.lock().upload {
+            return Ok(upload.clone());
+        }
+        let answer = self.store.begin_upload(&object.target, &self.to.settings).await;
+        record_call(&self.trail, "s3:CreateMultipartUpload", &object.uri(), &answer);
+        let (upload, encryption) = answer.map_err(remote("writing", &object.uri()))?.value;
+        if let Err(error) = self.agree(object.uri(), &encryption) {
+            self.abort(&object.target, &upload).await;
+            return Err(error);
+        }
+        object.state.lock().upload = Some(upload.clone());
+        Ok(upload)
+    }
+
+    async fn send(
+        &self,
+        object: &Outgoing,
+        upload: &str,
+        part: usize,
+        data: Bytes,
+        crc: u64,
+    ) -> Result<(), StageError> {
+        let len = data.len() as u64;
+        // At most 10 000.
+        let number = part as u16 + 1;
+        match self.store.upload_part(&object.target, upload, number, data, crc).await {
+            Ok(answer) => {
+                object.keep(upload, part, answer.value);
+                self.progress.advance(len);
+                Ok(())
+            }
+            Err(e) if e.code == NO_UPLOAD => {
+                object.forget(upload);
+                Ok(())
+            }
+            Err(e) => Err(remote("writing", &object.uri())(e)),
+        }
+    }
+
+    /// Reads a part; holes read as zeros.
+    pub(super) fn read(&self, object: &Outgoing, start: u64, len: usize) -> Result<Buffer, StageError> {
+        let mut buffer = self.buffers.take(len);
+        let mut filled = 0;
+        while filled < len {
+            let got = self.scratch.read(object.attr.ino, start + filled as u64, &mut buffer[filled..]);
+            match got.map_err(self.unread(object))? {
+                0 => return Err(StageError::Unsettled { path: object.path.clone() }),
+                got => filled += got,
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// Refuses a result that is no longer what the survey saw.
+    pub(super) fn still(&self, object: &Outgoing) -> Result<(), StageError> {
+        let now = self.scratch.getattr(object.attr.ino).map_err(self.unread(object))?;
+        if object.is_unchanged(&now) { Ok(()) } else { Err(StageError::Unsettled { path: object.path.clone() }) }
+    }
+
+    fn unread(&self, object: &Outgoing) -> impl FnOnce(FsError) -> StageError {
+        inside("reading", &object.path)
+    }
+
+    /// Refuses another encryption than preflight saw.
+    pub(super) fn agree(&self, uri: S3Uri, found: &Encryption) -> Result<(), StageError> {
+        if *found == self.to.encryption {
+            return Ok(());
+        }
+        let (expected, found) = (Box::new(self.to.encryption.clone()), Box::new(found.clone()));
+        Err(StageError::OtherEncryption { uri, expected, found })
+    }
+
+    /// Gives up every upload that was begun and not completed, as far as S3 lets.
+    pub(super) async fn abort_all(self: Arc<Self>, uploads: Vec<(UploadTarget, String)>) {
+        let jobs = uploads.into_iter().map(|(target, upload)| {
+            let this = Arc::clone(&self);
+            async move {
+                this.abort(&target, &upload).await;
+                Ok(())
+            }
+        });
+        // Best effort: none of them fails.
+        let _ = tasks::run(self.concurrency, OnError::Finish, jobs).await;
+    }
+
+    pub(super) async fn abort(&self, target: &UploadTarget, upload: &str) {
+        let answer = self.store.abort_upload(target, upload).await;
+        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
+        record_call(&self.trail, "s3:AbortMultipartUpload", &uri, &answer);
+        if let Err(e) = answer {
+            tracing::warn!(
+                upload,
+                code = e.code,
+                "an upload could not be aborted; a lifecycle rule (AbortIncompleteMultipartUpload) removes its parts"
+            );
+        }
+    }
+}
+
+/// What S3 says of an upload that it does not know, or no longer.
+pub(super) const NO_UPLOAD: &str = "NoSuchUpload";
+
+impl Outgoing {
+    fn new(plan: &Plan, entry: usize, target: UploadTarget) -> Self {
+        let attr = plan.entries[entry].attr;
+        let size = if attr.kind == Kind::File { attr.size } else { 0 };
+        let (turn, _) = watch::channel(0);
+        let (beginning, state) = (tokio::sync::Mutex::default(), Mutex::default());
+        let object = Self { entry, path: plan.path(entry), target, attr, size, turn, beginning, state };
+        object.state.lock().parts = vec![None; object.parts()];
+        object
+    }
+
+    /// The same object as an entry of a new plan.
+    fn again(&self, entry: usize) -> Self {
+        let (turn, _) = watch::channel(0);
+        let state = Mutex::new(std::mem::take(&mut *self.state.lock()));
+        let (path, target, beginning) = (self.path.clone(), self.target.clone(), tokio::sync::Mutex::default());
+        Self { entry, path, target, attr: self.attr, size: self.size, turn, beginning, state }
+    }
+
+    pub(super) fn uri(&self) -> S3Uri {
+        S3Uri { bucket: self.target.bucket.clone(), key: self.target.key.clone() }
+    }
+
+    /// Whether it is sent in parts.
+    pub(super) fn is_large(&self) -> bool {
+        self.size > self.part_size()
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.state.lock().done.is_some()
+    }
+
+    /// Whether it can be committed.
+    fn is_ready(&self) -> bool {
+        self.is_done() || !self.is_large() || (0..self.parts()).all(|part| !self.needs(part))
+    }
+
+    fn is_renamed(&self, plan: &Plan) -> bool {
+        let path = plan.path(self.entry);
+        path.to_str().is_none_or(|path| !self.target.key.trim_end_matches('/').ends_with(path))
+    }
+
+    pub(super) fn part_size(&self) -> u64 {
+        part_size(self.size)
+    }
+
+    pub(super) fn parts(&self) -> usize {
+        self.size.div_ceil(self.part_size()) as usize
+    }
+
+    pub(super) fn part_len(&self, part: usize) -> usize {
+        (self.size - part as u64 * self.part_size()).min(self.part_size()) as usize
+    }
+
+    fn is_sent(&self, part: usize) -> bool {
+        self.state.lock().parts[part].is_some()
+    }
+
+    /// Whether a part is still to be sent or hashed.
+    fn needs(&self, part: usize) -> bool {
+        let state = self.state.lock();
+        state.parts[part].is_none() || part >= state.hashed
+    }
+
+    /// Bytes that need not be sent any more.
+    fn sent(&self) -> u64 {
+        let state = self.state.lock();
+        match state.done {
+            Some(_) => self.size,
+            None => (0..state.parts.len()).filter(|&p| state.parts[p].is_some()).map(|p| self.part_len(p) as u64).sum(),
+        }
+    }
+
+    fn is_unchanged(&self, now: &Attr) -> bool {
+        let mark = |a: &Attr| (a.ino, a.kind, a.size, a.mtime);
+        mark(&self.attr) == mark(now) || self.attr.kind == Kind::Directory && now.kind == Kind::Directory
+    }
+
+    fn keep(&self, upload: &str, part: usize, answer: Part) {
+        let mut state = self.state.lock();
+        if state.upload.as_deref() == Some(upload) {
+            state.parts[part] = Some(answer);
+        }
+    }
+
+    /// Forgets an upload that S3 does not know any more, and all that was sent to it.
+    pub(super) fn forget(&self, upload: &str) {
+        let mut state = self.state.lock();
+        if state.upload.as_deref() == Some(upload) {
+            state.upload = None;
+            state.parts.fill(None);
+        }
+    }
+
+    /// Hashes a part when all before it are hashed; does nothing if one of them failed, or it was hashed before.
+    async fn hash(&self, part: usize, data: &[u8]) {
+        let mut turns = self.turn.subscribe();
+        let next = turns.wait_for(|&next| next >= part).await.map(|next| *next);
+        if next.is_ok_and(|next| next != part) {
+            return;
+        }
+        let mut hash = std::mem::take(&mut self.state.lock().hash);
+        block_in_place(|| hash.update(data));
+        let mut state = self.state.lock();
+        if part + 1 == state.parts.len() {
+            state.sum = Some(std::mem::take(&mut hash).finalize().into());
+        }
+        state.hash = hash;
+        state.hashed = part + 1;
+        drop(state);
+        self.turn.send_if_modified(|turn| {
+            let next = *turn == part;
+            if next {
+                *turn = part + 1;
+            }
+            next
+        });
+    }
+}
