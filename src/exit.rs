@@ -3,6 +3,7 @@
 use crate::run::CommandError;
 use crate::run::StateError;
 use crate::run::error::{Cause, Code, CryptError, FsError, FuseError, PreflightReport, RunError, StageError};
+use crate::serve::{ConfigError, ServeError};
 
 /// Wrong command line.
 pub const USAGE: u8 = 64;
@@ -55,6 +56,17 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Ended { .. } => IO,
         RunError::MountLost { .. } | RunError::Lost(_) | RunError::System { .. } => SYSTEM,
         RunError::Refused(_) | RunError::Unreachable { .. } => UNAVAILABLE,
+    }
+}
+
+/// The exit code of `runseal serve`.
+pub fn serve(error: &ServeError) -> u8 {
+    match error {
+        ServeError::Config(ConfigError::Read { .. }) => NO_INPUT,
+        ServeError::Config(_) | ServeError::Root(_) => CONFIGURATION,
+        ServeError::NotRoot => NO_PERMISSION,
+        ServeError::Socket { .. } => CANNOT_CREATE,
+        ServeError::Adopt(_) | ServeError::System { .. } => SYSTEM,
     }
 }
 

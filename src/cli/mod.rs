@@ -8,6 +8,7 @@ mod helper;
 mod lifecycle;
 mod mount;
 mod run;
+mod serve;
 mod store;
 
 use std::ffi::OsString;
@@ -18,7 +19,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::exit;
-use crate::run::{FLUSH_RESULTS, Voice, error::RunError, flush_here, warn};
+use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, mount_here, warn};
+use crate::serve::ServeError;
 
 /// Encrypted scratch for one run: its key is born and dies with it.
 #[derive(Debug, Parser)]
@@ -39,6 +41,7 @@ enum Action {
     Resume(lifecycle::ResumeArgs),
     End(lifecycle::EndArgs),
     Audit(audit::AuditArgs),
+    Serve(serve::ServeArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -47,6 +50,9 @@ enum Action {
     FlushResults {
         dir: PathBuf,
     },
+    /// For `serve`: mounts as the order on standard input says
+    #[command(name = SERVED_MOUNT, hide = true)]
+    ServedMount,
 }
 
 /// Why the command line did not lead to success.
@@ -61,6 +67,9 @@ enum Failure {
     /// It could not be done.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The node daemon.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// The answer could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
@@ -95,6 +104,7 @@ fn perform(line: impl IntoIterator<Item = OsString>) -> u8 {
                 Failure::Usage(_) => exit::USAGE,
                 Failure::Input { .. } => exit::NO_INPUT,
                 Failure::Run(error) => exit::code(&error),
+                Failure::Serve(error) => exit::serve(&error),
                 // A closed pipe is the reader's choice, as of `head`.
                 Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
                 Failure::Output(_) => exit::IO,
@@ -111,10 +121,12 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Resume(args) => lifecycle::resume(args),
         Action::End(args) => lifecycle::end(args),
         Action::Audit(args) => audit::act(args),
+        Action::Serve(args) => serve::act(args),
         Action::Doctor(args) => doctor::act(args),
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),
         Action::FlushResults { dir } => Ok(flush_here(&dir).map(|()| 0)?),
+        Action::ServedMount => Ok(mount_here(std::io::stdin())?),
     }
 }
 

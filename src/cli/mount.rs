@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::run::{self, Voice};
-use crate::spec::MountSpec;
+use crate::spec::{MountSpec, RootSpec};
 
 use super::{Failure, store};
 
@@ -28,5 +28,6 @@ pub struct MountArgs {
 pub fn act(args: MountArgs, voice: Voice) -> Result<u8, Failure> {
     let (id, store) = args.store.into_spec()?;
     let (mountpoint, options, foreground) = (args.mountpoint, args.options, args.foreground);
-    Ok(run::mount(MountSpec { id, store, mountpoint, options, foreground }, voice)?)
+    let spec = MountSpec { id, store, mountpoint, options, foreground, root: RootSpec::default(), note: None };
+    Ok(run::mount(spec, voice)?)
 }

@@ -17,7 +17,7 @@ use crate::backing::{AnonBacking, Backing, MemoryBacking};
 use crate::crypt::Keyring;
 use crate::fs::Scratch;
 use crate::fuse::{Mount, MountFacts, MountOptions};
-use crate::spec::{EngineChoice, MemoryLock};
+use crate::spec::{EngineChoice, MemoryLock, RootSpec};
 use crate::store::Store;
 use crate::sys::memory;
 use crate::sys::process::{self, Side};
@@ -180,7 +180,7 @@ impl Trial {
 fn try_mount(mountpoint: &Path) -> Result<Mounted, RunError> {
     let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try)?;
     let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 1 << 20);
-    let scratch = Arc::new(Scratch::new(store, scratch_options()));
+    let scratch = Arc::new(Scratch::new(store, scratch_options(RootSpec::default())));
     let mount = Mount::new(scratch, mountpoint, &MountOptions::default())?;
     let MountFacts { protocol, degraded, .. } = mount.facts().clone();
     mount.detach().map_err(system("detaching"))?;

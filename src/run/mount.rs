@@ -70,7 +70,7 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
     let mut state = State::create(&spec.id)?;
     let mut report = Report::new(spec.id.clone(), Kind::Mount);
-    let mut record = Record::of(&report, spec.mountpoint.clone());
+    let mut record = Record { note: spec.note.clone(), ..Record::of(&report, spec.mountpoint.clone()) };
     state.record(&record)?;
     let (signals, link, sealed_link) = supervisor::connections()?;
     let socket = control::listen(&state.socket()).map_err(system("opening the control socket"))?;
@@ -112,7 +112,7 @@ async fn serve(
     let room = desk.guard("opening the backing", 0, beside(move || Room::find(&store))).await??;
     let options =
         MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
-    let seal = make_seal(room, &spec.store, spec.mountpoint, options, &desk).await?;
+    let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, &desk).await?;
     desk.watch(&seal);
     let ready = ready().map_err(system("opening /dev/null"));
     if ready.is_ok() {

@@ -14,7 +14,7 @@ use crate::backing::{AnonBacking, Backing};
 use crate::crypt::Keyring;
 use crate::fs::{Caller, ROOT, Scratch, ScratchOptions};
 use crate::fuse::{Mount, MountOptions};
-use crate::spec::StoreSpec;
+use crate::spec::{RootSpec, StoreSpec};
 use crate::store::Store;
 use crate::units::{ByteSize, SECTOR_U64};
 
@@ -62,6 +62,7 @@ impl Seal {
     pub fn make(
         room: Room,
         spec: &StoreSpec,
+        root: RootSpec,
         mountpoint: &Path,
         options: &MountOptions,
         memory_locked: bool,
@@ -76,7 +77,7 @@ impl Seal {
             size: room.size,
         }));
         let store = Store::new(Box::new(room.backing), keyring, room.size);
-        let scratch = Arc::new(Scratch::new(store.clone(), scratch_options()));
+        let scratch = Arc::new(Scratch::new(store.clone(), scratch_options(root)));
         match Mount::new(scratch.clone(), mountpoint, options) {
             Ok(mount) => {
                 mount.facts().degraded.iter().for_each(|what| tracing::info!("mount: {what}"));
@@ -124,10 +125,16 @@ fn wipe(store: &Store, journal: &Journal) {
 }
 
 /// Metadata live in memory (at most 512 bytes a file), so the number of files is bounded by what a quarter of the
-/// machine's memory can describe.
-pub fn scratch_options() -> ScratchOptions {
+/// machine's memory can describe, or what `root` grants.
+pub fn scratch_options(root: RootSpec) -> ScratchOptions {
     const BYTES_PER_INODE: u64 = 512;
-    let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok().flatten().unwrap_or(0) as u64;
-    let max_inodes = (pages * SECTOR_U64 / 4 / BYTES_PER_INODE).max(1 << 16);
-    ScratchOptions { max_inodes, uid: geteuid().as_raw(), gid: getegid().as_raw(), mode: 0o755 }
+    let max_inodes = match root.memory {
+        Some(memory) => (memory.0 / BYTES_PER_INODE).max(1 << 10),
+        None => {
+            let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok().flatten().unwrap_or(0) as u64;
+            (pages * SECTOR_U64 / 4 / BYTES_PER_INODE).max(1 << 16)
+        }
+    };
+    let (uid, gid) = root.owner.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
+    ScratchOptions { max_inodes, uid, gid, mode: root.mode.unwrap_or(0o755) }
 }

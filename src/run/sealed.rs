@@ -25,7 +25,7 @@ use super::seal::{Room, Seal};
 use super::supervisor::Signals;
 use super::workflow::Run;
 use crate::fuse::MountOptions;
-use crate::spec::{MemoryLock, RunSpec, StoreSpec};
+use crate::spec::{MemoryLock, RootSpec, RunSpec, StoreSpec};
 use crate::sys::memory;
 use crate::sys::process::{Inherited, limit_core};
 
@@ -166,6 +166,7 @@ pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
 pub async fn make_seal(
     room: Room,
     spec: &StoreSpec,
+    root: RootSpec,
     mountpoint: PathBuf,
     options: MountOptions,
     desk: &Desk,
@@ -173,5 +174,5 @@ pub async fn make_seal(
     let (spec, journal) = (spec.clone(), desk.journal.clone());
     let locked = lock_memory(spec.memory_lock)?;
     // Not interruptible: it takes a moment, and a mount half made would need to be found again.
-    beside(move || Seal::make(room, &spec, &mountpoint, &options, locked, &journal)).await
+    beside(move || Seal::make(room, &spec, root, &mountpoint, &options, locked, &journal)).await
 }

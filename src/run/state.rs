@@ -61,6 +61,9 @@ pub struct Record {
     pub sealed: Option<u32>,
     /// When the run started.
     pub started: String,
+    /// What whoever asked for a mount wants to find here again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<serde_json::Value>,
 }
 
 impl Record {
@@ -73,6 +76,7 @@ impl Record {
             supervisor: std::process::id(),
             sealed: None,
             started: report.started.clone(),
+            note: None,
         }
     }
 }
@@ -168,6 +172,33 @@ pub fn find(name: &str) -> Result<(Record, PathBuf), StateError> {
     let record = found.ok_or_else(|| StateError::Unknown(name.to_owned()))?;
     let socket = base()?.join(record.run_id.as_str()).join(SOCKET);
     Ok((record, socket))
+}
+
+/// The live run of this id and its control socket; looks at no other run.
+pub fn find_by_id(id: &RunId) -> Result<(Record, PathBuf), StateError> {
+    let base = base()?;
+    let _guard = lock_base(&base)?;
+    let dir = base.join(id.as_str());
+    let record = read_record(&dir).filter(|_| is_held(&dir));
+    let record = record.ok_or_else(|| StateError::Unknown(id.to_string()))?;
+    Ok((record, dir.join(SOCKET)))
+}
+
+/// Cleans up after the run of this id if it is dead.
+pub fn clean(id: &RunId) -> Result<(), StateError> {
+    let base = base()?;
+    let _guard = lock_base(&base)?;
+    let dir = base.join(id.as_str());
+    if dir.exists() {
+        clean_if_dead(&dir)?;
+    }
+    Ok(())
+}
+
+/// Whether a family holds the lock of the directory.
+fn is_held(dir: &Path) -> bool {
+    let lock = OpenOptions::new().write(true).open(dir.join(LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
 }
 
 /// `/run/runseal` for root; else `$XDG_RUNTIME_DIR/runseal`, or `/tmp/runseal-UID` without that.

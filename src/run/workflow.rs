@@ -23,7 +23,7 @@ use crate::audit::Trail;
 use crate::fuse::MountOptions;
 use crate::preflight;
 use crate::s3::UploadSettings;
-use crate::spec::{KmsKey, RunSpec};
+use crate::spec::{KmsKey, RootSpec, RunSpec};
 use crate::stage::Stager;
 
 /// How long a command may take to end after `runseal end --discard`.
@@ -79,7 +79,7 @@ impl Run {
         self.desk.phase(Phase::Seal);
         // "Other" can only be those of the run: nobody else sees the mount.
         let options = MountOptions { allow_other: true, ..MountOptions::default() };
-        make_seal(room, &self.spec.store, self.mountpoint.clone(), options, &self.desk).await
+        make_seal(room, &self.spec.store, RootSpec::default(), self.mountpoint.clone(), options, &self.desk).await
     }
 
     async fn in_scratch(&mut self, cleared: preflight::Cleared, seal: &Seal) -> Result<(Outcome, u8), RunError> {

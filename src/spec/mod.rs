@@ -147,6 +147,21 @@ pub struct MountSpec {
     pub options: Vec<String>,
     /// Stay in the foreground.
     pub foreground: bool,
+    /// The root directory of the scratch.
+    pub root: RootSpec,
+    /// What whoever asked for the mount wants to find in its state.
+    pub note: Option<serde_json::Value>,
+}
+
+/// The root directory of a scratch, and what may be put below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RootSpec {
+    /// User and group it belongs to; `None` means those of the process that mounts.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits; `None` means 0755.
+    pub mode: Option<u32>,
+    /// Memory that names and attributes may take; `None` means a quarter of the machine's.
+    pub memory: Option<ByteSize>,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -9,6 +10,8 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Pid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Which side of [`fork`] this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,26 @@ pub fn fork() -> io::Result<Side> {
         ForkResult::Parent { child } => Ok(Side::Parent(child)),
         ForkResult::Child => Ok(Side::Child),
     }
+}
+
+/// A descriptor of `process` that becomes readable when it ends (pidfd_open(2), Linux 5.3). `ESRCH`: it has ended.
+pub fn watch(process: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: this system call takes two integers and touches no memory. nix has no wrapper for it.
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor (close-on-exec) for this process; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(answer as RawFd) })
+}
+
+/// Waits for the end of a process behind a descriptor of [`watch`]. To be called in a tokio runtime.
+pub async fn ended(process: OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is owned by the value that is registered, so it stays open until it is deregistered. The
+    // safe constructor cannot know that of every type and is deprecated.
+    let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.map_err(io::Error::from)?;
+    process.readable().await?.retain_ready();
+    Ok(())
 }
 
 /// Whether `signal` is ignored in this process, as after nohup(1).

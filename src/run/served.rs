@@ -1,0 +1,207 @@
+//! Mounts on behalf of a service: each in a family of its own that outlives the service, and is found again by it.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use super::control::{Reply, Request};
+use super::error::{RunError, system};
+use super::message::Voice;
+use super::report::{Kind, Report};
+use super::state::{self, Record};
+use super::{END_TIME, STATUS_TIME, accepted, mount};
+use crate::spec::{MountSpec, RootSpec, RunId, StoreSpec};
+use crate::sys::process;
+use crate::units::ByteSize;
+
+/// Name of the hidden subcommand that calls [`mount_here`].
+pub const SUBCOMMAND: &str = "serve-mount";
+/// Exit code of what should work and does not (`EX_OSERR`).
+const SYSTEM: u8 = 71;
+/// Longest text of a family that could not mount.
+const MESSAGE_MAX: u64 = 64 << 10;
+/// This very binary, even when the file has been replaced by a newer one.
+const OWN_BINARY: &str = "/proc/self/exe";
+
+/// What to mount, as a service passes it to the family it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountOrder {
+    /// Name of the run.
+    pub id: RunId,
+    /// Directories for the ciphertext.
+    pub backing: Vec<PathBuf>,
+    /// Most the scratch may hold.
+    pub size: ByteSize,
+    /// Memory that names and attributes may take.
+    pub memory: ByteSize,
+    /// An existing, empty directory.
+    pub mountpoint: PathBuf,
+    /// Mount options.
+    pub options: Vec<String>,
+    /// User and group the root of the scratch belongs to.
+    pub owner: (u32, u32),
+    /// Permission bits of the root of the scratch.
+    pub mode: u32,
+    /// What the service wants to find again in [`Family::record`].
+    pub note: serde_json::Value,
+}
+
+impl MountOrder {
+    fn into_spec(self) -> MountSpec {
+        MountSpec {
+            id: self.id,
+            store: StoreSpec { backing: self.backing, size: Some(self.size), ..StoreSpec::default() },
+            mountpoint: self.mountpoint,
+            options: self.options,
+            foreground: false,
+            root: RootSpec { owner: Some(self.owner), mode: Some(self.mode), memory: Some(self.memory) },
+            note: Some(self.note),
+        }
+    }
+}
+
+/// Why a family did not mount.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct NotMounted {
+    /// Exit code, by the table of `runseal`.
+    pub code: u8,
+    /// What it said.
+    pub message: String,
+}
+
+/// Mounts as `order`, JSON of a [`MountOrder`], says. For the process that [`Family::start`] starts.
+pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
+    let mut text = String::new();
+    order.read_to_string(&mut text).map_err(system("reading the order of the service"))?;
+    let order: MountOrder =
+        serde_json::from_str(&text).map_err(io::Error::from).map_err(system("reading the order of the service"))?;
+    mount(order.into_spec(), Voice::Quiet)
+}
+
+/// The processes of one mount.
+#[derive(Clone, Debug)]
+pub struct Family {
+    /// Who belongs to it, and the note of the service.
+    pub record: Record,
+    socket: PathBuf,
+}
+
+impl Family {
+    /// Starts a family and waits until its mount is ready; also returns what it warned of. Blocks. Callable from a
+    /// process with threads: the family begins in a new program.
+    pub fn start(order: &MountOrder) -> Result<(Self, Vec<String>), NotMounted> {
+        let (code, said) = Self::launch(order).map_err(|source| NotMounted {
+            code: SYSTEM,
+            message: format!("starting the family of a mount: {source}"),
+        })?;
+        if code != 0 {
+            let message = if said.is_empty() { "the family of the mount died".to_owned() } else { said.join("\n") };
+            return Err(NotMounted { code, message });
+        }
+        match Self::find(&order.id) {
+            Ok(family) => Ok((family, said)),
+            Err(_) => Err(NotMounted { code: SYSTEM, message: "the mount ended as soon as it was ready".to_owned() }),
+        }
+    }
+
+    fn launch(order: &MountOrder) -> io::Result<(u8, Vec<String>)> {
+        let mut child = Command::new(OWN_BINARY)
+            .arg0("runseal")
+            .arg(SUBCOMMAND)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let written = child.stdin.take().expect("piped").write_all(&serde_json::to_vec(order)?);
+        let mut said = Vec::new();
+        // The family lets go of its standard descriptors when it is ready.
+        child.stderr.take().expect("piped").take(MESSAGE_MAX).read_to_end(&mut said)?;
+        let status = child.wait()?;
+        written?;
+        let lines = String::from_utf8_lossy(&said).lines().map(without_name).collect();
+        Ok((status.code().map_or(SYSTEM, |code| code as u8), lines))
+    }
+
+    /// The family of the live run with this id.
+    pub fn find(id: &RunId) -> Result<Self, RunError> {
+        let (record, socket) = state::find_by_id(id)?;
+        Ok(Self { record, socket })
+    }
+
+    /// All live mounts some service asked for. Cleans up what dead runs left.
+    pub fn all_noted() -> Result<Vec<Self>, RunError> {
+        let served = state::live_runs()?.into_iter().filter(|r| r.kind == Kind::Mount && r.note.is_some());
+        Ok(served.filter_map(|record| Self::find(&record.run_id).ok()).collect())
+    }
+
+    /// Descriptors that become readable as its processes end; without one they have ended.
+    pub fn watch(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut alive = Vec::new();
+        for id in [Some(self.record.supervisor), self.record.sealed].into_iter().flatten() {
+            match process::watch(Pid::from_raw(id as i32)) {
+                Ok(fd) => alive.push(fd),
+                Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // The numbers are good only if the family they were written for is still there.
+        if state::find_by_id(&self.record.run_id).is_err() {
+            alive.clear();
+        }
+        Ok(alive)
+    }
+
+    /// Asks it to end; answers when it has begun to. `discard` even if results are lost.
+    pub async fn end(&self, discard: bool) -> Result<String, RunError> {
+        accepted(self.ask(Request::End { discard }, Some(END_TIME)).await?)
+    }
+
+    /// What it reports of itself.
+    pub async fn report(&self) -> Result<Report, RunError> {
+        let reply = self.ask(Request::Status, Some(STATUS_TIME)).await?;
+        reply.report.ok_or(RunError::Refused(reply.message))
+    }
+
+    /// Cleans up if all its processes have died without doing so.
+    pub fn clean_up(&self) -> Result<(), RunError> {
+        Ok(state::clean(&self.record.run_id)?)
+    }
+
+    async fn ask(&self, request: Request, patience: Option<Duration>) -> Result<Reply, RunError> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            let mut line = serde_json::to_vec(&request)?;
+            line.push(b'\n');
+            stream.write_all(&line).await?;
+            let mut answer = String::new();
+            if BufReader::new(stream).read_line(&mut answer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(serde_json::from_str(&answer)?)
+        };
+        let answer = match patience {
+            Some(patience) => match tokio::time::timeout(patience, exchange).await {
+                Ok(answer) => answer,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            },
+            None => exchange.await,
+        };
+        answer.map_err(|source| RunError::Unreachable { run: self.record.run_id.to_string(), source })
+    }
+}
+
+/// Messages begin with the name of the program, which a client of the service does not know.
+fn without_name(line: &str) -> String {
+    line.strip_prefix("runseal: ").unwrap_or(line).to_owned()
+}

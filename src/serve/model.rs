@@ -1,0 +1,259 @@
+//! What clients send and get: the JSON of the API.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::spec::RunId;
+use crate::units::ByteSize;
+
+/// A number of bytes: a number, or text such as `10G`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub ByteSize);
+
+impl Size {
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        self.0.0
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.bytes())
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes above 0, or text such as \"10G\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                let size: ByteSize = text.parse().map_err(E::custom)?;
+                self.visit_u64(size.0)
+            }
+
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
+                if bytes == 0 { Err(E::custom("a size of 0 holds nothing")) } else { Ok(Size(ByteSize(bytes))) }
+            }
+
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
+                u64::try_from(bytes).map_err(|_| E::custom("a size is not negative")).and_then(|b| self.visit_u64(b))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// Permission bits as octal text, such as `0750`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = (3..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        let bits = u32::from_str_radix(text, 8).ok().filter(|bits| digits && *bits <= 0o7777);
+        bits.map(Self).ok_or_else(|| format!("`{text}` is not a mode: write octal digits, such as \"0750\""))
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl Serialize for Mode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// User and group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    /// User id
+    pub uid: u32,
+    /// Group id
+    pub gid: u32,
+}
+
+/// A run to create
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunRequest {
+    /// Name: 1 to 64 of A-Z a-z 0-9 . _ -; made up if absent
+    #[schema(value_type = Option<String>)]
+    pub id: Option<RunId>,
+    /// Most the scratch may hold: bytes, or text such as "10G"; the node's default if absent
+    #[schema(value_type = Option<SizeText>)]
+    pub size: Option<Size>,
+    /// Memory that names and attributes of its files may take, at most 512 bytes a file
+    #[schema(value_type = Option<SizeText>)]
+    pub memory: Option<Size>,
+    /// Directories for the ciphertext, out of those the node allows; the first of them if absent
+    #[schema(value_type = Vec<String>)]
+    pub backing: Vec<PathBuf>,
+    /// Where to mount: a name below one of the node's roots that is free; ROOT/ID if absent
+    #[schema(value_type = Option<String>)]
+    pub mountpoint: Option<PathBuf>,
+    /// Whom the scratch belongs to; the caller if absent. Only root may name somebody else
+    pub owner: Option<Owner>,
+    /// Permission bits of the root of the scratch, octal; 0700 if absent
+    #[schema(value_type = Option<String>, example = "0750")]
+    pub mode: Option<Mode>,
+    /// Mount options as of mount(8); suid and dev only for root
+    pub options: Vec<String>,
+}
+
+/// Bytes as a number, or text such as "10G"
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "a schema only")]
+#[schema(as = Size)]
+#[serde(untagged)]
+pub enum SizeText {
+    /// Bytes
+    Bytes(u64),
+    /// With a suffix
+    Text(String),
+}
+
+/// What a run is doing
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Its processes are starting.
+    Starting,
+    /// Mounted.
+    Serving,
+    /// Being unmounted and wiped.
+    Ending,
+    /// Over; `outcome` tells how.
+    Ended,
+}
+
+/// How a run ended
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunOutcome {
+    /// Through the API.
+    Ended,
+    /// Without this service: unmounted, signalled, or its processes died.
+    Gone,
+}
+
+/// A run
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RunView {
+    /// Name
+    #[schema(value_type = String)]
+    pub id: RunId,
+    /// What it is doing
+    pub state: RunState,
+    /// How it ended, if it has
+    pub outcome: Option<RunOutcome>,
+    /// User id the run belongs to; counts against this user's limits
+    pub user: u32,
+    /// Name of the Docker volume, if it is one
+    pub volume: Option<String>,
+    /// Where it is mounted
+    #[schema(value_type = String)]
+    pub mountpoint: PathBuf,
+    /// Most the scratch may hold, in bytes
+    #[schema(value_type = u64)]
+    pub size: Size,
+    /// Memory that names and attributes may take, in bytes
+    #[schema(value_type = u64)]
+    pub memory: Size,
+    /// Directories of the ciphertext
+    #[schema(value_type = Vec<String>)]
+    pub backing: Vec<PathBuf>,
+    /// Whom the root of the scratch belongs to
+    pub owner: Owner,
+    /// Permission bits of the root of the scratch, octal
+    #[schema(value_type = String)]
+    pub mode: Mode,
+    /// Mount options
+    pub options: Vec<String>,
+    /// When it started, RFC 3339
+    pub started: Option<String>,
+    /// Process id of the supervisor
+    pub supervisor: Option<u32>,
+    /// Process id of the sealed process, which has the key
+    pub sealed: Option<u32>,
+    /// What the run warned of when it started
+    pub warnings: Vec<String>,
+}
+
+/// The runs of the caller
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RunList {
+    /// By name; all of the node for root
+    pub runs: Vec<RunView>,
+}
+
+/// How the node is
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`, or `degraded`: then `problems` tells why new runs may fail
+    pub status: &'static str,
+    /// Version of runseal
+    pub version: &'static str,
+    /// Seconds since the start of the service
+    pub uptime: u64,
+    /// Live runs
+    pub runs: usize,
+    /// What stands in the way of new runs
+    pub problems: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_or_text() {
+        for (text, bytes) in [("4096", 4096), ("\"10G\"", 10 << 30), ("\"1.5KiB\"", 1536)] {
+            assert_eq!(serde_json::from_str::<Size>(text).expect(text).bytes(), bytes);
+        }
+        for text in ["0", "-1", "\"0\"", "\"x\"", "1.5", "true", "null", "99999999999999999999"] {
+            assert!(serde_json::from_str::<Size>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        for (text, bits) in [("0750", 0o750), ("700", 0o700), ("01777", 0o1777)] {
+            assert_eq!(text.parse(), Ok(Mode(bits)));
+        }
+        for text in ["", "8", "7", "0o70", "0999", "17777", "777777", "-750", "+750", "rwx"] {
+            assert!(text.parse::<Mode>().is_err(), "{text}");
+        }
+        assert_eq!(Mode(0o70).to_string(), "0070");
+    }
+
+    #[test]
+    fn unknown_fields_of_a_request_are_refused() {
+        assert!(serde_json::from_str::<RunRequest>("{}").is_ok());
+        let error = serde_json::from_str::<RunRequest>("{\"sise\": 1}").expect_err("a typo");
+        assert!(error.to_string().contains("sise"), "{error}");
+    }
+}

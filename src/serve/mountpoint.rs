@@ -1,0 +1,239 @@
+//! Mountpoints: made below configured roots and removed again, never through a symbolic link.
+//!
+//! A root and everything between it and a mountpoint belongs to the service's user and nobody else may write to it.
+//! So a path that was resolved once means the same directory later, when a family mounts on it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+use super::problem::{Kind, Problem};
+
+/// A directory below which mountpoints may be.
+#[derive(Debug)]
+pub struct Root {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Root {
+    /// Opens a root; the error says what is wrong with it and what to do.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let shown = path.display();
+        let slash = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|errno| format!("/: {}", errno.desc()))?;
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let fd = descend(slash, below).map_err(|error| match error {
+            Obstacle::Missing(part) => {
+                format!("{} does not exist; create it: install -d -m 755 {shown}", Path::new("/").join(part).display())
+            }
+            Obstacle::Open(errno) => format!("{shown}: {}; name the directory itself, not a link", errno.desc()),
+            Obstacle::Unsafe(part) => format!(
+                "{}: others may change it, so it is no safe way to mountpoints; let it belong to root, mode 0755",
+                Path::new("/").join(part).display()
+            ),
+        })?;
+        Ok(Self { path: path.to_owned(), fd })
+    }
+}
+
+/// Every configured root.
+#[derive(Debug)]
+pub struct Roots(Vec<Root>);
+
+impl Roots {
+    /// Opens all of them.
+    pub fn open<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<Self, String> {
+        Ok(Self(paths.map(Root::open).collect::<Result<_, _>>()?))
+    }
+
+    /// Where a run mounts that names no mountpoint.
+    pub fn default_for(&self, id: &str) -> PathBuf {
+        self.0[0].path.join(id)
+    }
+
+    /// Makes the directory `path`, or takes an empty one over that a crash has left. Its parent must be there.
+    pub fn make(&self, path: &Path) -> Result<(), Problem> {
+        let (parent, name) = self.parent(path)?;
+        match mkdirat(&parent, name, Mode::S_IRWXU) {
+            Ok(()) => Ok(()),
+            Err(Errno::EEXIST) => take_over(&parent, path, name),
+            Err(errno) => Err(refuse(Kind::CannotCreate, path, errno.desc())),
+        }
+    }
+
+    /// Removes the directory `path`, if it is still there and empty.
+    pub fn remove(&self, path: &Path) {
+        let Ok((parent, name)) = self.parent(path) else { return };
+        match unlinkat(&parent, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => tracing::warn!("the mountpoint {} stays: {}", path.display(), errno.desc()),
+        }
+    }
+
+    /// The directory that holds `path`, and the name of `path` in it.
+    fn parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a Path), Problem> {
+        let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        let below = |root: &Root| path.strip_prefix(&root.path).ok().filter(|rest| rest.file_name().is_some());
+        let found = self.0.iter().find(|root| plain && below(root).is_some());
+        let Some(root) = found else {
+            let roots: Vec<_> = self.0.iter().map(|root| root.path.display().to_string()).collect();
+            let problem = format!("is not below a root of this node ({}), without `..`", roots.join(", "));
+            return Err(refuse(Kind::Forbidden, path, problem));
+        };
+        let rest = below(root).expect("found by this");
+        let name = Path::new(rest.file_name().expect("found by this"));
+        let own = root.fd.try_clone().map_err(|error| refuse(Kind::System, path, error))?;
+        let parent = descend(own, rest.parent().unwrap_or(Path::new(""))).map_err(|error| match error {
+            Obstacle::Missing(part) => refuse(
+                Kind::CannotCreate,
+                path,
+                format!("{} does not exist; only the last directory is made", root.path.join(part).display()),
+            ),
+            Obstacle::Open(errno) => refuse(Kind::Forbidden, path, format!("{}; links are not followed", errno.desc())),
+            Obstacle::Unsafe(part) => refuse(
+                Kind::Forbidden,
+                path,
+                format!("others may change {}, it must belong to root, mode 0755", root.path.join(part).display()),
+            ),
+        })?;
+        Ok((parent, name))
+    }
+}
+
+/// An empty directory of our own user may be what a crash has left; `mount` itself looks whether something is mounted
+/// there.
+fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> {
+    let taken = |why: &str| refuse(Kind::InUse, path, format!("{why}; name another mountpoint, or leave it out"));
+    let directory = open_below(parent, name, OFlag::O_RDONLY).map_err(|_| taken("exists and is no directory"))?;
+    let stat = fstat(&directory).map_err(|errno| refuse(Kind::System, path, errno.desc()))?;
+    if stat.st_uid != geteuid().as_raw() {
+        return Err(taken("exists and belongs to somebody else"));
+    }
+    let mut entries = nix::dir::Dir::from_fd(directory).map_err(|errno| refuse(Kind::System, path, errno.desc()))?;
+    let empty = entries.iter().flatten().all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
+    if empty { Ok(()) } else { Err(taken("exists and is not empty")) }
+}
+
+fn refuse(kind: Kind, path: &Path, problem: impl std::fmt::Display) -> Problem {
+    Problem::new(kind, format!("mountpoint {}: {problem}", path.display()))
+}
+
+/// Why a directory cannot be reached.
+enum Obstacle {
+    /// It, or one on the way, is not there.
+    Missing(PathBuf),
+    /// It cannot be opened, or is a link.
+    Open(Errno),
+    /// Somebody else could exchange what is on the way.
+    Unsafe(PathBuf),
+}
+
+/// Goes down from `fd` along `path`, one directory at a time: no links, no way up, no mounts of others' making.
+fn descend(mut fd: OwnedFd, path: &Path) -> Result<OwnedFd, Obstacle> {
+    let mut so_far = PathBuf::new();
+    check(&fd, &so_far)?;
+    for part in path.components() {
+        so_far.push(part);
+        fd = open_below(&fd, Path::new(part.as_os_str()), OFlag::O_PATH).map_err(|errno| match errno {
+            Errno::ENOENT => Obstacle::Missing(so_far.clone()),
+            errno => Obstacle::Open(errno),
+        })?;
+        check(&fd, &so_far)?;
+    }
+    Ok(fd)
+}
+
+fn open_below(parent: &OwnedFd, name: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(parent, name, how)
+}
+
+/// Only we (or root) may rename what is in the directory. In a sticky one others may add, but not touch what is ours.
+fn check(fd: &OwnedFd, path: &Path) -> Result<(), Obstacle> {
+    let stat: FileStat = fstat(fd).map_err(Obstacle::Open)?;
+    let ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
+    let open_to_others = stat.st_mode & 0o022 != 0 && stat.st_mode & 0o1000 == 0;
+    if ours && !open_to_others { Ok(()) } else { Err(Obstacle::Unsafe(path.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn roots(path: &Path) -> Roots {
+        Roots::open([path].into_iter()).expect("a temporary directory is safe")
+    }
+
+    fn temporary() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let real = fs::canonicalize(dir.path()).expect("it exists");
+        (dir, real)
+    }
+
+    #[test]
+    fn a_mountpoint_comes_and_goes() {
+        let (_dir, root) = temporary();
+        let roots = roots(&root);
+        let path = roots.default_for("run");
+        assert_eq!(path, root.join("run"));
+        roots.make(&path).expect("made");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700);
+        roots.make(&path).expect("what a crash left is taken over");
+        roots.remove(&path);
+        assert!(!path.exists());
+        roots.remove(&path);
+    }
+
+    #[test]
+    fn nothing_outside_and_no_link_is_used() {
+        let (_dir, root) = temporary();
+        let (_other, elsewhere) = temporary();
+        fs::create_dir(root.join("sub")).expect("made");
+        symlink(&elsewhere, root.join("link")).expect("linked");
+        symlink("sub", root.join("inner")).expect("linked");
+        fs::write(root.join("file"), "").expect("written");
+        fs::create_dir_all(root.join("full/x")).expect("made");
+        let roots = roots(&root);
+        for (path, kind) in [
+            (elsewhere.join("x"), Kind::Forbidden),
+            (root.clone(), Kind::Forbidden),
+            (root.join("../x"), Kind::Forbidden),
+            (root.join("sub/../../x"), Kind::Forbidden),
+            (PathBuf::from("x"), Kind::Forbidden),
+            (root.join("link/x"), Kind::Forbidden),
+            (root.join("inner/x"), Kind::Forbidden),
+            (root.join("link"), Kind::InUse),
+            (root.join("file"), Kind::InUse),
+            (root.join("full"), Kind::InUse),
+            (root.join("none/x"), Kind::CannotCreate),
+            (root.join("file/x"), Kind::Forbidden),
+        ] {
+            assert_eq!(roots.make(&path).expect_err("refused").kind, kind, "{}", path.display());
+        }
+        assert_eq!(fs::read_dir(&elsewhere).expect("there").count(), 0);
+        roots.make(&root.join("sub/x")).expect("a directory below");
+        roots.remove(&root.join("sub/x"));
+    }
+
+    #[test]
+    fn directories_that_others_may_change_are_no_way() {
+        let (_dir, root) = temporary();
+        fs::create_dir(root.join("open")).expect("made");
+        fs::set_permissions(root.join("open"), fs::Permissions::from_mode(0o777)).expect("set");
+        let problem = Root::open(&root.join("open")).expect_err("unsafe");
+        assert!(problem.contains("others may change it"), "{problem}");
+        assert_eq!(roots(&root).make(&root.join("open/x")).expect_err("unsafe").kind, Kind::Forbidden);
+        fs::set_permissions(root.join("open"), fs::Permissions::from_mode(0o1777)).expect("set");
+        roots(&root).make(&root.join("open/x")).expect("sticky will do");
+    }
+}

@@ -1,0 +1,528 @@
+//! The runs of the node: made, watched and ended here, kept in memory, adopted after a restart.
+//!
+//! Nothing here asks a family how it is: the kernel tells when its processes end (pidfd). One lock guards the table;
+//! it is never held while anything is waited for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+use super::config::Config;
+use super::metrics::{Metrics, Page, label};
+use super::model::{Mode, Owner, RunOutcome, RunRequest, RunState, RunView, Size};
+use super::mountpoint::Roots;
+use super::peer::Caller;
+use super::problem::{Kind, Problem};
+use crate::run::{Family, MountOrder};
+use crate::spec::RunId;
+use crate::sys::process;
+
+/// Families that start at the same time; more would only wait for each other.
+const STARTING: usize = 8;
+/// How long a client waits for the end of a run. Open files alone keep one for five seconds.
+const END_TIME: Duration = Duration::from_secs(50);
+/// How long a run that ended by itself is remembered, and how many of them.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+const REMEMBERED_MOST: usize = 1000;
+
+/// What the service writes into the state of a run, to find it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Note {
+    /// Socket of the service the run belongs to.
+    service: PathBuf,
+    user: u32,
+    volume: Option<String>,
+    size: Size,
+    memory: Size,
+    backing: Vec<PathBuf>,
+    owner: Owner,
+    mode: Mode,
+    options: Vec<String>,
+}
+
+/// What is known of one run.
+struct Entry {
+    view: RunView,
+    family: Option<Family>,
+    /// Told when `view.state` changes.
+    state: watch::Sender<RunState>,
+    /// Whether somebody asked here for the end.
+    asked: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+impl Entry {
+    fn new(view: RunView, family: Option<Family>) -> Self {
+        let state = watch::Sender::new(view.state);
+        Self { view, family, state, asked: None, ended: None }
+    }
+
+    fn enter(&mut self, state: RunState) {
+        self.view.state = state;
+        self.state.send_replace(state);
+    }
+
+    fn is_live(&self) -> bool {
+        self.view.state != RunState::Ended
+    }
+}
+
+/// The runs of this node.
+pub struct Runs {
+    settings: RwLock<Arc<Settings>>,
+    service: PathBuf,
+    table: Mutex<BTreeMap<RunId, Entry>>,
+    slots: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+/// A configuration and what was opened for it.
+pub struct Settings {
+    /// The configuration.
+    pub config: Config,
+    /// Its roots.
+    pub roots: Roots,
+}
+
+impl Runs {
+    /// No runs yet.
+    pub fn new(settings: Settings, service: &Path, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            settings: RwLock::new(Arc::new(settings)),
+            service: service.to_owned(),
+            table: Mutex::default(),
+            slots: Semaphore::new(STARTING),
+            metrics,
+        })
+    }
+
+    /// The configuration in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().clone()
+    }
+
+    /// Puts another configuration in force; live runs keep what they have.
+    pub fn configure(&self, settings: Settings) {
+        *self.settings.write() = Arc::new(settings);
+    }
+
+    /// Takes over the live runs an earlier life of this service has left. Blocks.
+    pub fn adopt(self: &Arc<Self>) -> Result<usize, Problem> {
+        let mut count = 0;
+        for family in Family::all_noted()? {
+            let note = family.record.note.clone().unwrap_or_default();
+            let Ok(note) = serde_json::from_value::<Note>(note) else { continue };
+            if note.service != self.service {
+                continue;
+            }
+            let id = family.record.run_id.clone();
+            let view = note.into_view(&family, Vec::new());
+            self.table.lock().insert(id.clone(), Entry::new(view, Some(family.clone())));
+            self.watch(id, family);
+            self.metrics.adopted.increment();
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// What the caller may see, by name.
+    pub fn list(&self, caller: Caller) -> Vec<RunView> {
+        let table = self.table.lock();
+        table.values().filter(|entry| caller.may_see(entry.view.user)).map(|entry| entry.view.clone()).collect()
+    }
+
+    /// One run, if the caller may see it.
+    pub fn view(&self, id: &str, caller: Caller) -> Result<RunView, Problem> {
+        self.with(id, caller, |entry| entry.view.clone())
+    }
+
+    fn with<T>(&self, id: &str, caller: Caller, act: impl FnOnce(&mut Entry) -> T) -> Result<T, Problem> {
+        let missing = || Problem::no_run(id);
+        let id: RunId = id.parse().map_err(|_| missing())?;
+        let mut table = self.table.lock();
+        let entry = table.get_mut(&id).filter(|entry| caller.may_see(entry.view.user));
+        entry.map(act).ok_or_else(missing)
+    }
+
+    /// Number of live runs.
+    pub fn live(&self) -> usize {
+        self.table.lock().values().filter(|entry| entry.is_live()).count()
+    }
+
+    /// Makes a run; answers when it is mounted. Goes on even if whoever asks stops waiting.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: RunRequest,
+        volume: Option<String>,
+        caller: Caller,
+    ) -> Result<RunView, Problem> {
+        let (runs, began) = (self.clone(), Instant::now());
+        let made = tokio::spawn(async move { runs.make(request, volume, caller).await }).await;
+        let made = made.unwrap_or_else(|_| Err(Problem::new(Kind::System, "making the run failed; see the log")));
+        match &made {
+            Ok(_) => self.metrics.create.observe(began.elapsed()),
+            Err(problem) => self.metrics.refused.increment(&[("problem", problem.kind.name())]),
+        }
+        made
+    }
+
+    async fn make(
+        self: Arc<Self>,
+        request: RunRequest,
+        volume: Option<String>,
+        caller: Caller,
+    ) -> Result<RunView, Problem> {
+        let settings = self.settings();
+        let view = self.plan(request, volume, caller, &settings)?;
+        let id = view.id.clone();
+        self.reserve(view.clone(), &settings.config)?;
+        match self.start(&view, &settings).await {
+            Ok((family, warnings)) => {
+                let view = Note::of(&view, &self.service).into_view(&family, warnings);
+                if let Some(entry) = self.table.lock().get_mut(&id) {
+                    entry.family = Some(family.clone());
+                    entry.view = view.clone();
+                    entry.enter(RunState::Serving);
+                }
+                self.watch(id, family);
+                Ok(view)
+            }
+            Err(problem) => {
+                self.table.lock().remove(&id);
+                Err(problem)
+            }
+        }
+    }
+
+    /// Checks a request against what the caller may have; fills in what it leaves out.
+    fn plan(
+        &self,
+        request: RunRequest,
+        volume: Option<String>,
+        caller: Caller,
+        settings: &Settings,
+    ) -> Result<RunView, Problem> {
+        let Settings { config, roots } = settings;
+        let owner = caller.owner(request.owner)?;
+        let id = match request.id {
+            Some(id) => id,
+            None => made_up_id()?,
+        };
+        if let Some(foreign) = request.backing.iter().find(|wanted| !config.backing().any(|path| path == *wanted)) {
+            let allowed: Vec<_> = config.backing().map(|path| path.display().to_string()).collect();
+            let detail = format!("backing {}: this node allows {}", foreign.display(), allowed.join(", "));
+            return Err(Problem::new(Kind::Forbidden, detail));
+        }
+        if let Some(option) = request.options.iter().find(|option| !may_use(option, caller)) {
+            let detail = format!("option `{option}`: only root may have it, one option in each element of the list");
+            return Err(Problem::new(Kind::Forbidden, detail));
+        }
+        let backing = match request.backing.is_empty() {
+            true => config.backing().take(1).map(Path::to_owned).collect(),
+            false => request.backing,
+        };
+        Ok(RunView {
+            mountpoint: request.mountpoint.unwrap_or_else(|| roots.default_for(id.as_str())),
+            id,
+            state: RunState::Starting,
+            outcome: None,
+            user: if volume.is_some() { caller.uid } else { owner.uid },
+            volume,
+            size: request.size.unwrap_or(config.defaults.size),
+            memory: request.memory.unwrap_or(config.defaults.memory),
+            backing,
+            owner,
+            mode: request.mode.unwrap_or(Mode(0o700)),
+            options: request.options,
+            started: None,
+            supervisor: None,
+            sealed: None,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Enters the run into the table, if its name is free and the limits allow it.
+    fn reserve(&self, view: RunView, config: &Config) -> Result<(), Problem> {
+        let mut table = self.table.lock();
+        if table.get(&view.id).is_some_and(Entry::is_live) {
+            let detail = format!("a live run is called `{}`; choose another id, or leave it out", view.id);
+            return Err(Problem::new(Kind::InUse, detail));
+        }
+        let live = || table.values().filter(|entry| entry.is_live()).map(|entry| &entry.view);
+        if live().any(|other| other.mountpoint == view.mountpoint) {
+            let detail = format!("mountpoint {}: a live run is mounted there", view.mountpoint.display());
+            return Err(Problem::new(Kind::InUse, detail));
+        }
+        let limits = &config.limits;
+        let all = Usage::of(live());
+        all.check(&view, limits.runs, limits.bytes, limits.memory, "of this node")?;
+        if view.user != 0 {
+            let own = Usage::of(live().filter(|other| other.user == view.user));
+            let (limits, whose) = (&limits.per_user, format!("of user {}", view.user));
+            own.check(&view, limits.runs, limits.bytes, limits.memory, &whose)?;
+        }
+        table.insert(view.id.clone(), Entry::new(view, None));
+        Ok(())
+    }
+
+    async fn start(&self, view: &RunView, settings: &Arc<Settings>) -> Result<(Family, Vec<String>), Problem> {
+        let _slot = self.slots.acquire().await.expect("never closed");
+        let order = MountOrder {
+            id: view.id.clone(),
+            backing: view.backing.clone(),
+            size: view.size.0,
+            memory: view.memory.0,
+            mountpoint: view.mountpoint.clone(),
+            options: view.options.clone(),
+            owner: (view.owner.uid, view.owner.gid),
+            mode: view.mode.0,
+            note: serde_json::to_value(Note::of(view, &self.service)).expect("text and numbers only"),
+        };
+        let settings = settings.clone();
+        beside(move || {
+            settings.roots.make(&order.mountpoint)?;
+            Family::start(&order).map_err(|error| {
+                settings.roots.remove(&order.mountpoint);
+                error.into()
+            })
+        })
+        .await
+    }
+
+    /// Waits for the end of a family, and clears up after it.
+    fn watch(self: &Arc<Self>, id: RunId, family: Family) {
+        let runs = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = processes_end(&family).await {
+                tracing::error!("run {id} cannot be watched: {error}");
+                return;
+            }
+            let (settings, mountpoint) = (runs.settings(), family.record.mountpoint.clone());
+            beside(move || {
+                if let Err(error) = family.clean_up() {
+                    tracing::warn!("{error}");
+                }
+                settings.roots.remove(&mountpoint);
+            })
+            .await;
+            runs.note_end(&id);
+        });
+    }
+
+    fn note_end(&self, id: &RunId) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.get_mut(id) else { return };
+        let outcome = if entry.asked.is_some() { RunOutcome::Ended } else { RunOutcome::Gone };
+        entry.view.outcome = Some(outcome);
+        entry.ended = Some(Instant::now());
+        entry.enter(RunState::Ended);
+        match entry.asked {
+            Some(asked) => {
+                self.metrics.end.observe(asked.elapsed());
+                self.metrics.ended.increment(&[("outcome", "ended")]);
+                table.remove(id);
+            }
+            None => {
+                tracing::warn!("run {id} ended without being asked to");
+                self.metrics.ended.increment(&[("outcome", "gone")]);
+                forget_old(&mut table);
+            }
+        }
+    }
+
+    /// Ends a run; answers when its key is gone. Of a run that has ended already, forgets it.
+    pub async fn end(&self, id: &str, discard: bool, caller: Caller) -> Result<RunView, Problem> {
+        let (mut view, mut state, family) =
+            self.with(id, caller, |entry| (entry.view.clone(), entry.state.subscribe(), entry.family.clone()))?;
+        if view.state == RunState::Ended {
+            self.table.lock().remove(&view.id);
+            return Ok(view);
+        }
+        let Some(family) = family else {
+            return Err(Problem::new(Kind::Busy, format!("run {id} is still starting; try again in a moment")));
+        };
+        self.with(id, caller, |entry| {
+            entry.asked.get_or_insert_with(Instant::now);
+        })?;
+        let answer = family.end(discard).await;
+        if let Err(error) = answer
+            && !is_over(&state)
+        {
+            // A family that does not answer may just be ending; one that refuses is not.
+            if let crate::run::error::RunError::Refused(_) = error {
+                self.with(id, caller, |entry| entry.asked = None)?;
+                return Err(error.into());
+            }
+            tracing::info!("{error}");
+        }
+        let _ = self.with(id, caller, |entry| {
+            if entry.is_live() {
+                entry.enter(RunState::Ending);
+            }
+        });
+        let over = state.wait_for(|state| *state == RunState::Ended);
+        match tokio::time::timeout(END_TIME, over).await {
+            Ok(_) => {
+                view.state = RunState::Ended;
+                view.outcome = Some(RunOutcome::Ended);
+                Ok(view)
+            }
+            Err(_) => Err(Problem::new(Kind::Busy, format!("run {id} is still ending after {END_TIME:?}"))),
+        }
+    }
+
+    /// Adds the gauges of runs to a page.
+    pub fn measure(&self, page: &mut Page) {
+        let settings = self.settings();
+        let table = self.table.lock();
+        let state = |wanted| table.values().filter(|entry| entry.view.state == wanted).count() as u64;
+        page.gauge(
+            "runseal_runs",
+            "Runs",
+            [
+                (label("state", "starting"), state(RunState::Starting)),
+                (label("state", "serving"), state(RunState::Serving)),
+                (label("state", "ending"), state(RunState::Ending)),
+                (label("state", "ended"), state(RunState::Ended)),
+            ],
+        );
+        let all = Usage::of(table.values().filter(|entry| entry.is_live()).map(|entry| &entry.view));
+        let one = |value| [(String::new(), value)];
+        page.gauge("runseal_reserved_bytes", "Sum of the sizes of live runs", one(all.bytes));
+        page.gauge("runseal_reserved_memory_bytes", "Sum of the memory of live runs", one(all.memory));
+        let limits = &settings.config.limits;
+        page.gauge("runseal_limit_runs", "Most live runs", one(limits.runs as u64));
+        let bytes = limits.bytes.map(|bytes| (String::new(), bytes.bytes()));
+        page.gauge("runseal_limit_bytes", "Most bytes of all live runs", bytes);
+        let memory = limits.memory.map(|bytes| (String::new(), bytes.bytes()));
+        page.gauge("runseal_limit_memory_bytes", "Most memory of all live runs", memory);
+    }
+}
+
+impl Note {
+    fn of(view: &RunView, service: &Path) -> Self {
+        Self {
+            service: service.to_owned(),
+            user: view.user,
+            volume: view.volume.clone(),
+            size: view.size,
+            memory: view.memory,
+            backing: view.backing.clone(),
+            owner: view.owner,
+            mode: view.mode,
+            options: view.options.clone(),
+        }
+    }
+
+    fn into_view(self, family: &Family, warnings: Vec<String>) -> RunView {
+        let record = &family.record;
+        RunView {
+            id: record.run_id.clone(),
+            state: RunState::Serving,
+            outcome: None,
+            user: self.user,
+            volume: self.volume,
+            mountpoint: record.mountpoint.clone(),
+            size: self.size,
+            memory: self.memory,
+            backing: self.backing,
+            owner: self.owner,
+            mode: self.mode,
+            options: self.options,
+            started: Some(record.started.clone()),
+            supervisor: Some(record.supervisor),
+            sealed: record.sealed,
+            warnings,
+        }
+    }
+}
+
+/// What some runs have together.
+#[derive(Debug, Default)]
+struct Usage {
+    runs: usize,
+    bytes: u64,
+    memory: u64,
+}
+
+impl Usage {
+    fn of<'a>(views: impl Iterator<Item = &'a RunView>) -> Self {
+        views.fold(Self::default(), |sum, view| Self {
+            runs: sum.runs + 1,
+            bytes: sum.bytes.saturating_add(view.size.bytes()),
+            memory: sum.memory.saturating_add(view.memory.bytes()),
+        })
+    }
+
+    fn check(
+        &self,
+        more: &RunView,
+        runs: usize,
+        bytes: Option<Size>,
+        memory: Option<Size>,
+        whose: &str,
+    ) -> Result<(), Problem> {
+        let refuse = |what: String| {
+            let detail = format!("{what}; end runs that are done, ask for less, or ask the administrator for more");
+            Err(Problem::new(Kind::Limit, detail))
+        };
+        if self.runs >= runs {
+            return refuse(format!("the runs {whose} are limited to {runs}"));
+        }
+        for (what, used, wanted, limit) in
+            [("bytes", self.bytes, more.size, bytes), ("memory", self.memory, more.memory, memory)]
+        {
+            if let Some(limit) = limit.filter(|limit| used.saturating_add(wanted.bytes()) > limit.bytes()) {
+                return refuse(format!("the {what} {whose} are limited to {}", limit.0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What lets programs gain rights is for root only; so are options this list does not know.
+fn may_use(option: &str, caller: Caller) -> bool {
+    const HARMLESS: [&str; 10] =
+        ["nosuid", "nodev", "exec", "noexec", "atime", "noatime", "nodiratime", "relatime", "strictatime", "lazytime"];
+    caller.is_root() || HARMLESS.contains(&option)
+}
+
+fn is_over(state: &watch::Receiver<RunState>) -> bool {
+    *state.borrow() == RunState::Ended
+}
+
+async fn processes_end(family: &Family) -> std::io::Result<()> {
+    for process in family.watch()? {
+        process::ended(process).await?;
+    }
+    Ok(())
+}
+
+fn forget_old(table: &mut BTreeMap<RunId, Entry>) {
+    table.retain(|_, entry| entry.ended.is_none_or(|at| at.elapsed() < REMEMBERED));
+    let mut ended: Vec<_> = table.iter().filter_map(|(id, entry)| Some((entry.ended?, id.clone()))).collect();
+    ended.sort_unstable();
+    for (_, id) in ended.iter().rev().skip(REMEMBERED_MOST) {
+        table.remove(id);
+    }
+}
+
+fn made_up_id() -> Result<RunId, Problem> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")))?;
+    let text = format!("{:016x}", u64::from_be_bytes(bytes));
+    Ok(text.parse().expect("hexadecimal digits are allowed in run ids"))
+}
+
+/// Runs blocking work beside the runtime.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,4 @@
+//! `runseal serve`, through its sockets.
+
+mod api;
+mod node;
