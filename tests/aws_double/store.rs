@@ -156,6 +156,7 @@ impl S3 for Store {
             persona: caller.persona,
             encryption: encryption.clone(),
             algorithm,
+            algorithm_given: req.input.checksum_algorithm.is_some(),
             full_object,
             parts: BTreeMap::new(),
             metadata: req.input.metadata.unwrap_or_default().into_iter().collect(),
@@ -172,7 +173,8 @@ impl S3 for Store {
         let mut world = self.0.world.lock();
         let nonce = world.next();
         let upload = world.upload(&req.input.upload_id, &req.input.bucket, &req.input.key)?;
-        if let Some(other) = checksums.keys().find(|algorithm| **algorithm != upload.algorithm) {
+        let other = |algorithm: &&String| upload.algorithm_given && **algorithm != upload.algorithm;
+        if let Some(other) = checksums.keys().find(other) {
             let text = format!(
                 "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {other}",
                 upload.algorithm

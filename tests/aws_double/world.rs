@@ -115,8 +115,10 @@ pub struct Upload {
     pub persona: String,
     /// Encryption of the object to come.
     pub encryption: Encryption,
-    /// Algorithm of its checksum, as in header names.
+    /// Algorithm of its checksum, as in header names; S3's own CRC-64/NVME if none was asked for.
     pub algorithm: String,
+    /// Whether the algorithm was asked for; then parts may have no other.
+    pub algorithm_given: bool,
     /// Whether that checksum is of the whole object rather than of the checksums of its parts.
     pub full_object: bool,
     /// Parts by number.
@@ -194,7 +196,7 @@ pub struct Grant {
 }
 
 /// Somebody who calls. May do everything but what `denials` say.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Persona {
     /// ARN, as messages and `GetCallerIdentity` show it. Empty in JSON: that of [`Persona::named`].
@@ -451,12 +453,6 @@ impl Default for Key {
             aliases: Vec::new(),
             grants: Vec::new(),
         }
-    }
-}
-
-impl Default for Persona {
-    fn default() -> Self {
-        Self { arn: String::new(), denials: Vec::new() }
     }
 }
 
