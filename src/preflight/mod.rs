@@ -3,10 +3,19 @@
 //! The checks do what the run will do later, in small: every file is opened for reading, a file is made in the
 //! output. They ask the system instead of guessing from permission bits, and they all run before anything is said.
 
+mod explain;
 mod inputs;
+mod keys;
+mod kms;
+mod objects;
 mod output;
+mod probe;
+mod remote;
+mod repair;
 mod report;
 pub(crate) mod tree;
+mod trouble;
+mod upload;
 
 use std::path::PathBuf;
 
@@ -16,6 +25,7 @@ use crate::audit::Trail;
 use crate::s3::{Cloud, Encryption, UploadSettings};
 use crate::spec::{InputSpec, Location, RunId, S3Uri};
 use crate::units::ByteSize;
+use remote::Remote;
 use tree::Tree;
 
 /// Proof that every input can be read and the output be written. Only [`check`] makes one, and it serves once:
@@ -97,27 +107,51 @@ impl Cleared {
 
 /// Looks at everything, stops at nothing, and answers with the proof or with all that is wrong.
 ///
-/// `cloud` speaks to AWS; without one, only paths of this machine can be cleared. An input that is itself a symbolic link stands for what it points to;
-/// links inside an input directory are staged as links, wherever they point. Nothing is left behind in the output.
-pub fn check(request: &Request<'_>, _cloud: Option<&Cloud>) -> Result<Cleared, Report> {
+/// `cloud` speaks to AWS; without one, only paths of this machine can be cleared. An input that is itself a symbolic
+/// link stands for what it points to; links inside an input directory are staged as links, wherever they point. Nothing
+/// is left behind in the output. Must be called from a thread that is not one of a runtime.
+pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Report> {
     let &Request { inputs, output, space, .. } = request;
     let overwrite = request.uploads.overwrite;
-    let (tree, mut findings) = inputs::survey(inputs);
-    let needed = inputs::read(&tree, &mut findings);
-    findings.sort_by_key(|(input, _)| *input);
-    let mut findings: Vec<Finding> = findings.into_iter().map(|(_, finding)| finding).collect();
+    let (mut tree, mut tagged) = inputs::survey(inputs);
+    let mut needed = inputs::read(&tree, &mut tagged);
+    let mut remote = match cloud {
+        Some(cloud) if request.needs_cloud() => remote::ask(request, cloud),
+        _ => Remote { others: remote::without_cloud(request), ..Remote::default() },
+    };
+    tagged.append(&mut remote.inputs);
+    needed += remote::graft(&mut tree, request, remote.found, &mut tagged);
+    tagged.sort_by_key(|(input, _)| *input);
+    let mut findings: Vec<Finding> = tagged.into_iter().map(|(_, finding)| finding).collect();
     if needed > space {
         findings.push(too_large(needed, space));
     }
-    let output = output.and_then(|output| match output {
-        Location::Path(path) => Some(Output::Directory(output::check(path, overwrite, &tree.inputs, &mut findings))),
-        Location::S3(_) => None,
-    });
-    let evidence = Evidence::default();
+    findings.append(&mut remote.others);
+    let output = match output {
+        Some(Location::Path(path)) => {
+            Some(Output::Directory(output::check(path, overwrite, &tree.inputs, &mut findings)))
+        }
+        Some(Location::S3(uri)) => {
+            findings.extend(remote::overlap(uri, inputs));
+            remote.output.map(|(uri, settings, encryption)| Output::Prefix { uri, settings, encryption })
+        }
+        None => None,
+    };
+    let evidence = remote.evidence;
     if findings.is_empty() {
         Ok(Cleared { tree, output, overwrite, evidence, _proof: () })
     } else {
         Err(Report { findings, evidence })
+    }
+}
+
+impl Request<'_> {
+    /// Whether anything in it is at AWS.
+    fn needs_cloud(&self) -> bool {
+        let remote = |location: &Location| matches!(location, Location::S3(_));
+        self.run_key.is_some()
+            || self.output.is_some_and(remote)
+            || self.inputs.iter().any(|input| remote(&input.source))
     }
 }
 

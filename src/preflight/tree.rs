@@ -51,10 +51,6 @@ impl Item {
     pub(crate) fn bytes(&self) -> u64 {
         self.seen().filter(|s| s.kind == FileKind::File).map_or(0, |s| s.size)
     }
-
-    fn is_directory(&self) -> bool {
-        self.seen().is_none_or(|s| s.kind == FileKind::Directory)
-    }
 }
 
 /// An object to be staged.
@@ -161,7 +157,7 @@ impl Tree {
         let mut parent = TOP;
         for part in parts {
             parent = match self.find(parent, part) {
-                Some(taken) if !self.items[taken as usize].is_directory() => return Err(Taken(taken)),
+                Some(taken) if self.kind(taken) != FileKind::Directory => return Err(Taken(taken)),
                 Some(directory) => directory,
                 None => self.push(parent, part, Origin::Implied),
             };
