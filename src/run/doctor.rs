@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{RunError, system};
 use super::namespace;
+use super::rights;
 use super::seal::{DEFAULT_BACKING, scratch_options};
 use crate::backing::{AnonBacking, Backing, MemoryBacking};
 use crate::crypt::Keyring;
@@ -132,14 +133,14 @@ impl Trial {
             Side::Child => namespace::enter(),
         };
         // The namespace is that of children only, and this process could not even start a thread any more.
-        let trial = match (isolated, process::fork()) {
-            (Ok(_), Ok(Side::Parent(child))) => {
+        let trial = match isolated.map(|_| process::fork()) {
+            Ok(Ok(Side::Parent(child))) => {
                 let _ = waitpid(child, None);
                 std::process::exit(0)
             }
-            (Ok(_), Ok(Side::Child)) => Self::inside(),
-            (Err(error), _) => Self::without_namespaces(error.reason()),
-            (_, Err(error)) => Self::without_namespaces(error.to_string()),
+            Ok(Ok(Side::Child)) => Self::inside(),
+            Ok(Err(error)) => Self::without_namespaces(error.to_string()),
+            Err(error) => Self::without_namespaces(error.reason()),
         };
         let _ = serde_json::to_writer(&mut writer, &trial);
         std::process::exit(0)
@@ -162,7 +163,7 @@ impl Trial {
         let how = if geteuid().is_root() { "can be made as root" } else { "can be made in a user namespace" };
         let namespaces = match self.namespaces {
             Ok(()) => Fact::ok("private namespaces", how),
-            Err(problem) => Fact::fail("private namespaces", problem, namespace::REMEDY),
+            Err(problem) => Fact::fail("private namespaces", problem, rights::remedy()),
         };
         match self.mount {
             Ok(Mounted { protocol, degraded }) => {

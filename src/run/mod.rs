@@ -23,6 +23,7 @@ mod mount;
 mod namespace;
 mod progress;
 mod report;
+mod rights;
 mod seal;
 mod sealed;
 mod served;

@@ -13,15 +13,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, getegid, geteuid};
 
-/// What to do where they are forbidden.
-pub const REMEDY: &str = "allow user namespaces on this machine (as root: `sysctl user.max_user_namespaces=15000`, on Debian \
-     also `sysctl kernel.unprivileged_userns_clone=1`, on Ubuntu `sysctl \
-     kernel.apparmor_restrict_unprivileged_userns=0`; in a container also a seccomp profile that lets unshare(2) \
-     through), or run as root; `runseal doctor` shows what is missing";
+use super::rights;
 
 /// Why the run cannot be kept apart.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make a private {what}: {source}; {REMEDY}")]
+#[error("cannot make a private {what}: {source}; {}", rights::remedy())]
 pub struct NamespaceError {
     what: &'static str,
     source: io::Error,

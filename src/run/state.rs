@@ -35,7 +35,7 @@ pub enum StateError {
         path: PathBuf,
     },
     /// A system call failed.
-    #[error("{action} {path}: {source}")]
+    #[error("{action} {path}: {source}{}", remedy(source))]
     System {
         /// `creating`, `locking`, ...
         action: &'static str,
@@ -282,6 +282,14 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), StateError> {
 
 fn open_lock(path: &Path) -> Result<File, StateError> {
     OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(system("opening", path))
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => "; make it writable (in a container: --tmpfs /run --tmpfs /tmp)",
+        io::ErrorKind::PermissionDenied => "; set XDG_RUNTIME_DIR to a directory of yours",
+        _ => "",
+    }
 }
 
 fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
