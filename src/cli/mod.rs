@@ -132,15 +132,18 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
 
 /// Diagnostics for developers, on stderr; `RUNSEAL_LOG=debug` or a tracing filter shows more.
 fn start_tracing() {
-    use tracing_subscriber::filter::{EnvFilter, LevelFilter};
-    // What fuser tells about requests names files of the scratch, and those are secrets.
-    let discreet = "fuser=warn".parse().expect("a valid directive");
+    use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
+    use tracing_subscriber::prelude::*;
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var("RUNSEAL_LOG");
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.from_env_lossy().add_directive(discreet))
+    // What libraries tell about their work has secrets in it: names of the scratch (fuser), tokens and contents (AWS).
+    let discreet = filter_fn(|about| about.target().starts_with("runseal") || *about.level() <= tracing::Level::INFO);
+    let layer = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        .init();
+        .with_filter(
+            filter.from_env_lossy().add_directive("fuser=warn".parse().expect("a valid directive")).and(discreet),
+        );
+    tracing_subscriber::registry().with(layer).init();
 }
 
 #[cfg(test)]

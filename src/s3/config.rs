@@ -32,23 +32,29 @@ pub struct Endpoints {
 pub struct Timeouts {
     /// Until a connection stands, TLS included.
     pub connect: Duration,
-    /// From sending a request, its body included, to the first byte of the answer.
+    /// From sending a request to the first byte of the answer, where the request carries no contents.
     pub read: Duration,
-    /// For one attempt.
+    /// For one attempt. Uploads have more, by their size: [`SLOWEST`].
     pub attempt: Duration,
-    /// For all attempts and the pauses between them.
+    /// For all attempts and the pauses between them, where nothing has been computed yet that could be lost.
     pub operation: Duration,
+    /// The same for contents on their way.
+    pub transfer: Duration,
     /// How long a body may stand still, in either direction.
     pub stall: Duration,
 }
+
+/// Bytes a second that one upload is given time for. More uploads share the line: this is not its slowest speed.
+pub const SLOWEST: u64 = 64 << 10;
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            read: Duration::from_secs(120),
-            attempt: Duration::from_secs(300),
-            operation: Duration::from_secs(900),
+            read: Duration::from_secs(30),
+            attempt: Duration::from_secs(60),
+            operation: Duration::from_secs(180),
+            transfer: Duration::from_secs(1800),
             stall: Duration::from_secs(20),
         }
     }
@@ -75,7 +81,7 @@ pub struct CloudConfig {
     pub endpoints: Endpoints,
     /// Transfers at a time; as many connections are kept open.
     pub concurrency: usize,
-    /// Attempts for each call, the first included.
+    /// Attempts for each call, the first included. Contents on their way have twice as many: there is more to lose.
     pub attempts: u32,
     /// Time limits.
     pub timeouts: Timeouts,
@@ -94,7 +100,7 @@ impl CloudConfig {
             credentials: None,
             endpoints: Endpoints::default(),
             concurrency: 16,
-            attempts: 5,
+            attempts: 4,
             timeouts: Timeouts::default(),
         }
     }

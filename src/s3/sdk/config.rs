@@ -1,6 +1,7 @@
 //! Environment, profile files and `CloudConfig` to one configuration of the SDK.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
@@ -14,13 +15,42 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::classify::configuration;
 use super::guard;
-use crate::s3::{CallError, CloudConfig, Credentials, Endpoints};
+use crate::s3::{CallError, CloudConfig, Credentials, Endpoints, SLOWEST, Timeouts};
 
 /// What all clients are made from.
 pub(super) struct Shared {
     pub(super) sdk: SdkConfig,
     /// Of each service, wherever they were configured.
     pub(super) endpoints: Endpoints,
+    pub(super) patience: Patience,
+}
+
+/// Limits of attempts and time for calls that move contents.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    attempts: u32,
+    limits: Timeouts,
+}
+
+impl Patience {
+    pub(super) fn retries(self) -> RetryConfig {
+        RetryConfig::standard().with_max_attempts(self.attempts.max(1) * 2)
+    }
+
+    /// Until the answer to a `GET` begins; its body is watched by the protection against stalls.
+    pub(super) fn download(self) -> TimeoutConfig {
+        let limits = self.limits;
+        let config = TimeoutConfig::builder().connect_timeout(limits.connect).read_timeout(limits.read);
+        config.operation_attempt_timeout(limits.attempt).operation_timeout(limits.transfer).build()
+    }
+
+    /// A read timeout would count from the first byte that is sent.
+    pub(super) fn upload(self, bytes: u64) -> TimeoutConfig {
+        let limits = self.limits;
+        let attempt = limits.attempt + Duration::from_secs(bytes / SLOWEST);
+        let config = TimeoutConfig::builder().connect_timeout(limits.connect).disable_read_timeout();
+        config.operation_attempt_timeout(attempt).operation_timeout(limits.transfer.max(attempt)).build()
+    }
 }
 
 impl Shared {
@@ -38,7 +68,8 @@ impl Shared {
             Some(role) => assume(config, role, sdk, &endpoints).await,
             None => sdk,
         };
-        Ok(Self { sdk, endpoints })
+        let patience = Patience { attempts: config.attempts, limits: config.timeouts };
+        Ok(Self { sdk, endpoints, patience })
     }
 }
 

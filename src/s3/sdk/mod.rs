@@ -1,5 +1,6 @@
 //! The adapter of the traits on the AWS SDK for Rust; nothing outside sees a type of it.
 
+mod attempts;
 mod classify;
 mod config;
 mod convert;

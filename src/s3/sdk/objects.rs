@@ -6,6 +6,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use aws_config::Region;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -17,17 +18,19 @@ use bytes::Bytes;
 use futures_util::stream;
 use parking_lot::Mutex;
 
+use super::config::{Patience, Shared};
 use super::convert::{self, answer};
-use super::{Regional, classify, config::Shared};
+use super::{Regional, attempts::Attempts, classify};
 use crate::s3::{
-    Answer, CallError, Cause, Encryption, Listed, Object, ObjectStore, Page, Part, Pieces, Stored, UploadSettings,
-    UploadTarget,
+    Answer, CallError, Cause, Checksum, Encryption, Listed, Object, ObjectStore, Page, Part, Pieces, SLOWEST, Stored,
+    UploadSettings, UploadTarget,
 };
 
 pub(super) struct Objects {
     clients: Regional<Client>,
     /// Regions of buckets that are not at home.
     regions: Mutex<HashMap<String, String>>,
+    patience: Patience,
 }
 
 impl Objects {
@@ -37,9 +40,45 @@ impl Objects {
         let mut config = Builder::from(&shared.sdk)
             .force_path_style(shared.endpoints.s3.is_some())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            // Attempts are counted for each call. A budget for all of them would end a run in which many parts meet
+            // the same short outage.
+            .retry_partition(RetryPartition::custom("runseal").token_bucket(TokenBucket::unlimited()).build());
         config.set_endpoint_url(shared.endpoints.s3.clone());
-        Self { clients: Regional::new(Client::from_conf(config.build())), regions: Mutex::default() }
+        Self {
+            clients: Regional::new(Client::from_conf(config.build())),
+            regions: Mutex::default(),
+            patience: shared.patience,
+        }
+    }
+
+    /// Settings of a call that sends `bytes` of contents.
+    fn sending(&self, bytes: u64) -> Builder {
+        Builder::default().retry_config(self.patience.retries()).timeout_config(self.patience.upload(bytes))
+    }
+
+    /// What a conditional request that was refused has left behind. An answer may get lost on its way; the next
+    /// attempt then meets the object that the first one made. It is ours if its contents are.
+    async fn made_before(
+        &self,
+        target: &UploadTarget,
+        attempts: &Attempts,
+        (size, crc64nvme): (u64, u64),
+        refused: CallError,
+    ) -> Result<Answer<Stored>, CallError> {
+        let doubtful = refused.cause == Cause::Precondition || refused.code == "NoSuchUpload";
+        if attempts.count() < 2 || !doubtful {
+            return Err(refused);
+        }
+        let Ok(found) = self.checksums(&target.bucket, &target.key, None).await else { return Err(refused) };
+        let ours =
+            Checksum { algorithm: crate::s3::ChecksumAlgorithm::Crc64Nvme, value: crc64nvme.to_be_bytes().to_vec() };
+        let Answer { value: found, request_id } = found;
+        if found.size != size || !found.checksums.contains(&ours) {
+            return Err(refused);
+        }
+        let value = Stored { encryption: found.encryption, etag: found.etag, version: found.version };
+        Ok(Answer { value, request_id })
     }
 
     /// Sends by the client of the bucket's Region, and again if the answer names another one.
@@ -137,10 +176,12 @@ impl ObjectStore for Objects {
         let text = range.as_ref().map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         let send = |client: Client| {
             let request = client.get_object().bucket(bucket).key(key).set_if_match(etag.map(str::to_owned));
-            match &text {
-                Some(text) => request.range(text).send(),
-                None => request.checksum_mode(ChecksumMode::Enabled).send(),
-            }
+            let request = match &text {
+                Some(text) => request.range(text),
+                None => request.checksum_mode(ChecksumMode::Enabled),
+            };
+            let patient = Builder::default().retry_config(self.patience.retries());
+            request.customize().config_override(patient.timeout_config(self.patience.download())).send()
         };
         let output = self.call(GET, bucket, send).await?;
         let (size, length) = extent(&output, range.as_ref())?;
@@ -156,15 +197,20 @@ impl ObjectStore for Objects {
         body: Bytes,
         crc64nvme: u64,
     ) -> Result<Answer<Stored>, CallError> {
-        let crc = convert::crc_text(crc64nvme);
+        let (crc, size) = (convert::crc_text(crc64nvme), body.len() as u64);
+        let attempts = Attempts::default();
         let send = |client: Client| {
             let request = client.put_object().bucket(&target.bucket).key(&target.key);
             let request = request.checksum_crc64_nvme(&crc).body(ByteStream::from(body.clone()));
             let request = request.set_server_side_encryption(settings.sse.as_ref().and_then(convert::sse));
             let request = request.set_ssekms_key_id(settings.kms_key.clone());
-            request.set_if_none_match(free_key(settings)).customize().disable_payload_signing().send()
+            let request = request.set_if_none_match(free_key(settings)).customize().disable_payload_signing();
+            request.config_override(self.sending(size)).interceptor(attempts.anew()).send()
         };
-        let output = self.call("s3:PutObject", &target.bucket, send).await?;
+        let output = match self.call("s3:PutObject", &target.bucket, send).await {
+            Ok(output) => output,
+            Err(refused) => return self.made_before(target, &attempts, (size, crc64nvme), refused).await,
+        };
         let sse = output.server_side_encryption();
         let encryption = convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled());
         Ok(answer(convert::stored(output.e_tag(), output.version_id(), encryption), &output))
@@ -200,7 +246,8 @@ impl ObjectStore for Objects {
         let send = |client: Client| {
             let request = client.upload_part().bucket(&target.bucket).key(&target.key).upload_id(upload);
             let request = request.part_number(number.into()).checksum_crc64_nvme(&crc);
-            request.body(ByteStream::from(body.clone())).customize().disable_payload_signing().send()
+            let request = request.body(ByteStream::from(body.clone())).customize().disable_payload_signing();
+            request.config_override(self.sending(body.len() as u64)).send()
         };
         let output = self.call("s3:UploadPart", &target.bucket, send).await?;
         let etag = output.e_tag().unwrap_or_default().to_owned();
@@ -217,15 +264,20 @@ impl ObjectStore for Objects {
         crc64nvme: u64,
     ) -> Result<Answer<Stored>, CallError> {
         let crc = convert::crc_text(crc64nvme);
+        let attempts = Attempts::default();
         let list = CompletedMultipartUpload::builder().set_parts(Some(parts.iter().map(completed).collect())).build();
         let send = |client: Client| {
             let request = client.complete_multipart_upload().bucket(&target.bucket).key(&target.key);
             let request = request.upload_id(upload).multipart_upload(list.clone());
             let request = request.checksum_crc64_nvme(&crc).checksum_type(ChecksumType::FullObject);
             let request = request.mpu_object_size(i64::try_from(size).unwrap_or(i64::MAX));
-            request.set_if_none_match(free_key(settings)).send()
+            let request = request.set_if_none_match(free_key(settings)).customize();
+            request.config_override(self.sending(JOINING)).interceptor(attempts.anew()).send()
         };
-        let output = self.call("s3:CompleteMultipartUpload", &target.bucket, send).await?;
+        let output = match self.call("s3:CompleteMultipartUpload", &target.bucket, send).await {
+            Ok(output) => output,
+            Err(refused) => return self.made_before(target, &attempts, (size, crc64nvme), refused).await,
+        };
         let sse = output.server_side_encryption();
         let encryption = convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled());
         Ok(answer(convert::stored(output.e_tag(), output.version_id(), encryption), &output))
@@ -271,6 +323,8 @@ impl ObjectStore for Objects {
 }
 
 const GET: &str = "s3:GetObject";
+/// Joining parts may take S3 minutes (S3 API Reference, `CompleteMultipartUpload`): as long as this many bytes.
+const JOINING: u64 = 600 * SLOWEST;
 const LIST: &str = "s3:ListObjectsV2";
 
 fn free_key(settings: &UploadSettings) -> Option<String> {

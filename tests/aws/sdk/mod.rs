@@ -1,5 +1,8 @@
 //! The adapter of the AWS SDK, against a plain S3 server in this process.
 
+mod failures;
+mod wire;
+
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -36,7 +39,7 @@ fn config(endpoint: &str) -> CloudConfig {
     config.endpoints.s3 = Some(endpoint.into());
     config.credentials = Some(Credentials {
         access_key_id: Zeroizing::new("AKIAIOSFODNN7EXAMPLE".into()),
-        secret_access_key: Zeroizing::new("secret".into()),
+        secret_access_key: Zeroizing::new("a-secret-access-key".into()),
         session_token: None,
     });
     config
@@ -44,7 +47,7 @@ fn config(endpoint: &str) -> CloudConfig {
 
 async fn serve(root: &std::path::Path) -> SocketAddr {
     let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-    builder.set_auth(SimpleAuth::from_single("AKIAIOSFODNN7EXAMPLE", "secret"));
+    builder.set_auth(SimpleAuth::from_single("AKIAIOSFODNN7EXAMPLE", "a-secret-access-key"));
     let service = builder.build();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
