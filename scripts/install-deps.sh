@@ -8,12 +8,14 @@ cd "$(dirname "$0")/.."
 needs=(
     cc:gcc setfacl:acl setfattr:attr sqlite3:sqlite3 git:git unshare:util-linux setpriv:util-linux findmnt:util-linux
     mount:mount losetup:mount mkfs.ext4:e2fsprogs ps:procps perl:perl bowtie2:bowtie2 samtools:samtools
+    busybox:busybox-static debootstrap:debootstrap
 )
 missing=()
 for need in "${needs[@]}"; do
     command -v "${need%%:*}" >/dev/null || missing+=("${need#*:}")
 done
 [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
@@ -30,3 +32,27 @@ tool() { # crate, version
 }
 tool pjdfstest 0.2.2
 tool fsx 0.3.2
+
+# Workflow engines and a root file system with systemd, for tests/deploy. Without a registry those tests say SKIP.
+engines=target/tools/engines
+if ! [ -e $engines/complete ]; then
+    rm -rf $engines
+    if python3 -m venv $engines && $engines/bin/pip install --quiet cwltool==3.3.20260925135507 snakemake==9.27.1; then
+        touch $engines/complete
+    else
+        echo "no workflow engines from PyPI" >&2
+    fi
+fi
+rootfs=target/tools/systemd.tar
+if ! [ -e $rootfs ] && [ "$(id -u)" -eq 0 ] && command -v debootstrap docker >/dev/null; then
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
+    tree=$(mktemp -d -p target/tools)
+    if debootstrap --variant=minbase --include=systemd,dbus "$suite" "$tree" >"$tree.log" 2>&1; then
+        rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/* "$tree"/usr/share/{doc,locale,man}
+        tar -C "$tree" -cf $rootfs.new . && mv $rootfs.new $rootfs
+    else
+        tail -n 3 "$tree.log" >&2
+        echo "no system from debootstrap" >&2
+    fi
+    rm -rf "$tree" "$tree.log"
+fi

@@ -39,6 +39,7 @@ esac
 helper=/sbin/mount.fuse.runseal
 [ ! -L /sbin ] || helper=/usr/sbin/mount.fuse.runseal
 config=/etc/runseal/serve.toml
+root=/mnt/runseal
 man=$prefix/share/man
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
@@ -95,6 +96,8 @@ is_same() { # of two paths
 
 install_all() {
     local path target
+    # Where the sample configuration lets the daemon mount.
+    mkdir -p "$destdir$root"
     for path in $(staged); do
         target=$destdir$path
         if [ "$path" = $config ] && [ -e "$target" ]; then
@@ -120,7 +123,7 @@ remove_all() {
             echo "removed    $target"
         fi
     done
-    rmdir "$destdir/etc/runseal" "$destdir$prefix/share/doc/runseal" 2>/dev/null || true
+    rmdir "$destdir/etc/runseal" "$destdir$prefix/share/doc/runseal" "$destdir$root" 2>/dev/null || true
 }
 
 # Live runs end before their program goes: nothing else could end them in good order.
