@@ -32,6 +32,9 @@ pub const NOT_FOUND: u8 = 127;
 pub fn code(error: &RunError) -> u8 {
     match error {
         RunError::Preflight(report) => preflight(report),
+        RunError::Aws { source } | RunError::RunKey { source, .. } => remote(source.cause),
+        RunError::Audit(_) => CANNOT_CREATE,
+        RunError::Unaudited(_) => IO,
         RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => CONFIGURATION,
         RunError::Crypt(_) => SYSTEM,
         RunError::Backing(_) | RunError::Full(_) => CANNOT_CREATE,
@@ -123,10 +126,22 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::run::error::{BackingError, PublishError};
+    use crate::run::error::{AuditError, BackingError, CallError, PublishError};
 
     fn denied() -> io::Error {
         io::ErrorKind::PermissionDenied.into()
+    }
+
+    fn failed(cause: Cause) -> CallError {
+        CallError {
+            operation: "kms:GenerateDataKey",
+            cause,
+            code: String::new(),
+            message: "m".into(),
+            status: 0,
+            request_id: String::new(),
+            denial: None,
+        }
     }
 
     fn missing() -> io::Error {
@@ -138,7 +153,18 @@ mod tests {
         let outside = |source| StageError::Outside { action: "reading", path: "/x".into(), source };
         let signal = nix::sys::signal::Signal::SIGTERM;
         let refused = BackingError::Refused { path: "/x".into(), problem: "p".into(), remedy: "r" };
+        let aws = |cause| RunError::Aws { source: failed(cause) };
+        let gap = AuditError::System(denied());
         for (error, expected) in [
+            (aws(Cause::Denied), 77),
+            (aws(Cause::Credentials), 77),
+            (aws(Cause::Unreachable), 69),
+            (aws(Cause::Configuration), 69),
+            (RunError::RunKey { key: "k".into(), source: failed(Cause::KeyState) }, 77),
+            (RunError::RunKey { key: "k".into(), source: failed(Cause::NotFound) }, 66),
+            (RunError::RunKey { key: "k".into(), source: failed(Cause::KeyKind) }, 74),
+            (RunError::Audit(gap), 73),
+            (RunError::Unaudited("disk full".into()), 74),
             (RunError::Crypt(CryptError::NotLocked("limit".into())), 78),
             (RunError::Crypt(CryptError::NoEngine("AWS-LC")), 78),
             (RunError::Crypt(CryptError::SelfTest("AWS-LC")), 71),

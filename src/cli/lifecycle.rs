@@ -3,8 +3,9 @@
 use std::io::Write;
 
 use serde_json::json;
+use zeroize::Zeroizing;
 
-use crate::run::{self, Record, Report, StateError, error::RunError};
+use crate::run::{self, Credentials, Record, Report, StateError, error::RunError};
 
 use super::Failure;
 
@@ -19,8 +20,13 @@ pub struct StatusArgs {
 }
 
 /// Have a held run publish its results again
+///
+/// The run looks for AWS credentials anew: in profile files, from the container or the instance.
 #[derive(Debug, clap::Args)]
 pub struct ResumeArgs {
+    /// Hand over AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN of this shell for it to use instead
+    #[arg(long)]
+    credentials_from_environment: bool,
     /// Name of the run
     run: String,
 }
@@ -77,9 +83,23 @@ fn as_line(record: &Record, answer: &Result<Report, String>) -> String {
 }
 
 pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
-    let message = run::resume(&args.run)?;
+    let credentials = args.credentials_from_environment.then(credentials_of_environment).transpose()?;
+    let message = run::resume(&args.run, credentials)?;
     writeln!(std::io::stdout(), "{}: {message}", args.run)?;
     Ok(0)
+}
+
+fn credentials_of_environment() -> Result<Credentials, Failure> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(Zeroizing::new);
+    let needed = |name| {
+        let missing = || Failure::Usage(format!("--credentials-from-environment: {name} is not set"));
+        variable(name).ok_or_else(missing)
+    };
+    Ok(Credentials {
+        access_key_id: needed("AWS_ACCESS_KEY_ID")?,
+        secret_access_key: needed("AWS_SECRET_ACCESS_KEY")?,
+        session_token: variable("AWS_SESSION_TOKEN"),
+    })
 }
 
 pub fn end(args: EndArgs) -> Result<u8, Failure> {

@@ -19,7 +19,20 @@ const RUN_KEY_BYTES: usize = 64;
 /// Starts the `info` of HKDF-Expand; the slot's bytes follow.
 const CONTENT_KEY_LABEL: &[u8] = b"runseal content key v1 ";
 
+/// A secret from elsewhere that takes part in the run key, such as a data key of KMS. Wiped on drop.
+pub struct KeyShare(Zeroizing<Vec<u8>>);
+
+impl KeyShare {
+    /// Takes the secret.
+    pub fn new(secret: Zeroizing<Vec<u8>>) -> Self {
+        Self(secret)
+    }
+}
+
 /// The run key and every key slot of a run, with the engine that uses them.
+///
+/// The run key is 64 bytes from the kernel, or, with a [`KeyShare`], `HKDF-Extract(salt: 64 bytes from the kernel, input:
+/// the share)` (RFC 5869, SHA-512): who knows only one of the two knows nothing of the run key.
 ///
 /// The content key of a slot is `HKDF-Expand(run key, label || slot bytes, 64)` (RFC 5869, SHA-512): without the run
 /// key no slot is worth anything, and without its slot no content key can be made again.
@@ -39,9 +52,14 @@ pub struct Keyring {
 impl Keyring {
     /// Draws a run key, chooses the engine, runs its self-test.
     pub fn new(engine: EngineChoice, lock: MemoryLock) -> Result<Self, CryptError> {
+        Self::with_share(engine, lock, None)
+    }
+
+    /// The same, with a secret from elsewhere mixed into the run key.
+    pub fn with_share(engine: EngineChoice, lock: MemoryLock, share: Option<KeyShare>) -> Result<Self, CryptError> {
         let engine = Engine::choose(engine)?;
         self_test::run(engine)?;
-        let run_key = RunKey::draw(lock)?;
+        let run_key = RunKey::draw(lock, share)?;
         Ok(Self {
             engine,
             protection: run_key.0.protection(),
@@ -141,10 +159,14 @@ impl Keyring {
 struct RunKey(SecretPages);
 
 impl RunKey {
-    fn draw(lock: MemoryLock) -> Result<Self, CryptError> {
+    fn draw(lock: MemoryLock, share: Option<KeyShare>) -> Result<Self, CryptError> {
         let pages = secret_pages(RUN_KEY_BYTES, lock)?;
         let mut bytes = Zeroizing::new([0; RUN_KEY_BYTES]);
         draw_random(&mut *bytes)?;
+        if let Some(share) = share {
+            bytes = mix(&bytes, &share);
+            scrub_stack();
+        }
         for (word, bytes) in pages.words().iter().zip(bytes.chunks_exact(8)) {
             word.store(u64::from_ne_bytes(bytes.try_into().expect("chunks of 8")), Ordering::Relaxed);
         }
@@ -165,6 +187,16 @@ impl RunKey {
         expand.expand_multi_info(&[CONTENT_KEY_LABEL, slot], &mut *key).expect("64 bytes are one SHA-512 output");
         XtsKey::new(key)
     }
+}
+
+/// `HKDF-Extract` with `local` as salt. Not inlined: its frame must lie where [`scrub_stack`] wipes.
+#[inline(never)]
+fn mix(local: &[u8; RUN_KEY_BYTES], share: &KeyShare) -> Zeroizing<[u8; RUN_KEY_BYTES]> {
+    let (mut extracted, _) = Hkdf::<Sha512>::extract(Some(local), &share.0);
+    let mut key = Zeroizing::new([0; RUN_KEY_BYTES]);
+    key.copy_from_slice(&extracted);
+    extracted.as_mut_slice().zeroize();
+    key
 }
 
 fn draw_random(bytes: &mut [u8]) -> Result<(), CryptError> {
@@ -238,6 +270,31 @@ mod tests {
             cipher.encrypt(5, &[7; 2 * SECTOR], &mut expected).expect("encrypts");
             assert_eq!(sealed(&keys, slot), expected);
         }
+    }
+
+    // promise: T-33
+    #[test]
+    fn both_halves_make_the_run_key() {
+        let share = |byte| KeyShare::new(Zeroizing::new(vec![byte; 32]));
+        let (local, other) = ([3; RUN_KEY_BYTES], [4; RUN_KEY_BYTES]);
+        let key = mix(&local, &share(1));
+        assert_ne!(*key, *mix(&local, &share(2)), "the data key matters");
+        assert_ne!(*key, *mix(&other, &share(1)), "the randomness of this machine matters");
+        assert_ne!(*key, local);
+        // RFC 5869 2.2: PRK = HMAC(salt, IKM).
+        let mut mac = Hmac::<Sha512>::new_from_slice(&local).expect("any length");
+        mac.update(&[1; 32]);
+        assert_eq!(key.as_slice(), mac.finalize().into_bytes().as_slice());
+    }
+
+    #[test]
+    fn the_same_share_never_makes_the_same_run_key() {
+        let keyring = || {
+            let share = Some(KeyShare::new(Zeroizing::new(vec![1; 32])));
+            Keyring::with_share(EngineChoice::Auto, MemoryLock::Try, share).expect("keyring")
+        };
+        let bytes = |keys: &Keyring| keys.run_key.read().as_ref().expect("not wiped").bytes();
+        assert_ne!(*bytes(&keyring()), *bytes(&keyring()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod self_test;
 mod slots;
 
 pub use cipher::{Engine, SectorCipher, XtsKey};
-pub use keyring::Keyring;
+pub use keyring::{KeyShare, Keyring};
 pub use slots::SlotId;
 
 /// Why the keys or the cipher could not be had.

@@ -99,6 +99,14 @@ impl Cleared {
         self.tree.bytes()
     }
 
+    /// How results in S3 will be encrypted at rest.
+    pub fn result_encryption(&self) -> Option<&Encryption> {
+        match &self.output {
+            Some(Output::Prefix { encryption, .. }) => Some(encryption),
+            _ => None,
+        }
+    }
+
     /// What was tried at AWS, and by whom.
     pub fn evidence(&self) -> &Evidence {
         &self.evidence

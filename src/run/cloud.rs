@@ -9,10 +9,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
+use crate::audit::{Caller, Event, Trail};
 use crate::crypt::KeyShare;
 use crate::s3::{
-    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, EncryptionContext, Object, ObjectStore, Page,
-    Part, Pieces, SseAlgorithm, UploadSettings, UploadTarget,
+    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, EncryptionContext, Identity, Object,
+    ObjectStore, Page, Part, Pieces, SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome,
 };
 use crate::spec::{KmsKey, RunId, RunSpec, Sse};
 
@@ -63,7 +64,12 @@ impl Switch {
     }
 
     /// Requests to S3 so far.
-    pub fn requests(&self) -> Arc<AtomicU64> {
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// What counts them.
+    pub fn counter(&self) -> Arc<AtomicU64> {
         self.requests.clone()
     }
 
@@ -129,12 +135,25 @@ pub fn key_arn(key: &KmsKey, cloud: Option<&Cloud>) -> String {
     }
 }
 
+/// Asks who this is, for the trail, and answers with the ARN if STS tells. What is wrong preflight reports. Blocks.
+pub fn identify(cloud: &Cloud, trail: &Trail) -> Option<String> {
+    let answer = cloud.block_on(cloud.identity.whoami());
+    trail.record(&Event::call("sts:GetCallerIdentity").ended(outcome(&answer)));
+    let Identity { arn, account, user_id } = answer.ok()?.value;
+    let region = cloud.region.clone();
+    trail.identify(Caller { arn: arn.clone(), account, principal_id: user_id, region });
+    Some(arn)
+}
+
 /// Has KMS draw a data key for `run` under `key`. CloudTrail shows the run as encryption context. Blocks; the ciphertext
 /// is not kept.
-pub fn draw_key_share(cloud: &Cloud, key: &str, run: &RunId) -> Result<Answer<KeyShare>, CallError> {
+pub fn draw_key_share(cloud: &Cloud, key: &str, run: &RunId, trail: &Trail) -> Result<Answer<KeyShare>, CallError> {
     let context = EncryptionContext::from([("runseal:run-id".to_owned(), run.to_string())]);
-    let answer = cloud.block_on(cloud.keys.generate(key, &context))?;
-    Ok(Answer { value: KeyShare::new(answer.value.0), request_id: answer.request_id })
+    let answer = cloud.block_on(cloud.keys.generate(key, &context));
+    let event = Event::call("kms:GenerateDataKey").on(key).with("encryptionContext", serde_json::json!(context));
+    trail.record(&event.ended(outcome(&answer)));
+    let Answer { value, request_id } = answer?;
+    Ok(Answer { value: KeyShare::new(value.0), request_id })
 }
 
 /// Objects behind a switch.
@@ -228,7 +247,7 @@ impl ObjectStore for Switched {
         settings: &UploadSettings,
         body: Bytes,
         crc64nvme: u64,
-    ) -> Result<Answer<Encryption>, CallError> {
+    ) -> Result<Answer<Stored>, CallError> {
         self.pass("s3:PutObject", self.objects.put(target, settings, body, crc64nvme)).await
     }
 
@@ -260,7 +279,7 @@ impl ObjectStore for Switched {
         parts: &[Part],
         size: u64,
         crc64nvme: u64,
-    ) -> Result<Answer<Encryption>, CallError> {
+    ) -> Result<Answer<Stored>, CallError> {
         self.begin("s3:CompleteMultipartUpload")?;
         self.objects.complete_upload(target, settings, upload, parts, size, crc64nvme).await
     }

@@ -83,11 +83,13 @@ fn executable(path: &Path) -> Result<(), CommandError> {
     }
 }
 
-/// Starts the command in the scratch mounted on `scratch`, with the environment the README promises.
+/// Starts the command in the scratch mounted on `scratch`, with the environment the README promises, which lacks the
+/// variables in `withheld`.
 pub fn start(
     argv: &[OsString],
     scratch: &Path,
     run_id: &str,
+    withheld: &[&str],
     inherited: Inherited,
     drop_capabilities: bool,
 ) -> Result<Pid, CommandError> {
@@ -104,6 +106,9 @@ pub fn start(
         // The shell's idea of where it is; the command starts elsewhere.
         .env("PWD", scratch.join(WORK))
         .env_remove("OLDPWD");
+    for name in withheld {
+        command.env_remove(name);
+    }
     process::prepare(&mut command, inherited, drop_capabilities);
     match command.spawn() {
         // PID 1 reaps all children with waitpid(2), this one too.

@@ -8,31 +8,93 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::desk::Order;
 use super::report::{Journal, Report};
+use crate::s3::Credentials;
 
-/// Longest request in bytes.
-const REQUEST_MAX: u64 = 4096;
+/// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
+const REQUEST_MAX: usize = 64 << 10;
 /// How long a client may take to send it.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
 /// What a client may ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "request")]
 pub enum Request {
     /// What is going on?
     Status,
     /// Try to publish again.
-    Resume,
+    Resume {
+        /// Credentials to do so with, instead of those that runseal would find.
+        credentials: Option<Credentials>,
+    },
     /// End the run.
     End {
         /// Even if results are lost.
         discard: bool,
     },
+}
+
+/// A request as it is sent. Credentials are borrowed from the line, which is wiped, and never copied on the way.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    request: &'a str,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    discard: bool,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    credentials: Option<LineCredentials<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LineCredentials<'a> {
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    session_token: Option<&'a str>,
+}
+
+impl Request {
+    /// The request as it is sent, with the end of its line.
+    pub fn to_line(&self) -> io::Result<Zeroizing<Vec<u8>>> {
+        let (request, discard, credentials) = match self {
+            Self::Status => ("status", false, None),
+            Self::Resume { credentials } => ("resume", false, credentials.as_ref()),
+            Self::End { discard } => ("end", *discard, None),
+        };
+        let credentials = credentials.map(|handed| LineCredentials {
+            access_key_id: &handed.access_key_id,
+            secret_access_key: &handed.secret_access_key,
+            session_token: handed.session_token.as_ref().map(|token| token.as_str()),
+        });
+        // Room for all of it: a vector that grows leaves copies behind.
+        let mut line = Zeroizing::new(Vec::with_capacity(REQUEST_MAX));
+        serde_json::to_writer(&mut *line, &Line { request, discard, credentials })?;
+        line.push(b'\n');
+        if line.len() > REQUEST_MAX { Err(io::Error::other("the credentials are too long")) } else { Ok(line) }
+    }
+
+    fn from_line(line: &[u8]) -> io::Result<Self> {
+        let Line { request, discard, credentials } = serde_json::from_slice(line).map_err(|_| malformed())?;
+        let secret = |text: &str| Zeroizing::new(text.to_owned());
+        let credentials = credentials.map(|handed| Credentials {
+            access_key_id: secret(handed.access_key_id),
+            secret_access_key: secret(handed.secret_access_key),
+            session_token: handed.session_token.map(secret),
+        });
+        match request {
+            "status" => Ok(Self::Status),
+            "resume" => Ok(Self::Resume { credentials }),
+            "end" => Ok(Self::End { discard }),
+            _ => Err(malformed()),
+        }
+    }
+}
+
+/// What serde says quotes the line, and credentials may be in it.
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a request that this version knows")
 }
 
 /// The answer.
@@ -59,12 +121,10 @@ impl Reply {
 }
 
 /// Sends `request` to the run behind `socket` and waits for the reply, at most for `patience`.
-pub fn ask(socket: &Path, request: Request, patience: Option<Duration>) -> io::Result<Reply> {
+pub fn ask(socket: &Path, request: &Request, patience: Option<Duration>) -> io::Result<Reply> {
     let mut stream = StdStream::connect(socket)?;
     stream.set_read_timeout(patience)?;
-    let mut line = serde_json::to_vec(&request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
+    stream.write_all(&request.to_line()?)?;
     let mut answer = String::new();
     if BufReader::new(stream).read_line(&mut answer)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -133,9 +193,17 @@ async fn pass_on(request: Request, orders: &mpsc::UnboundedSender<Order>) -> Rep
 }
 
 async fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
-    let mut line = String::new();
-    tokio::io::BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line).await?;
-    Ok(serde_json::from_str(&line)?)
+    let mut line = Zeroizing::new(vec![0; REQUEST_MAX]);
+    let mut filled = 0;
+    loop {
+        match stream.read(&mut line[filled..]).await? {
+            0 => return Err(malformed()),
+            n => filled += n,
+        }
+        if let Some(end) = line[..filled].iter().position(|&byte| byte == b'\n') {
+            return Request::from_line(&line[..end]);
+        }
+    }
 }
 
 /// The socket file lets only its owner and root connect; this holds even if its directory did not. In a user
@@ -146,4 +214,49 @@ fn is_trusted(stream: &UnixStream) -> bool {
     let mapped_alone = std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().nth(2).is_some_and(|count| count == "1"));
     stream.peer_cred().is_ok_and(|peer| [own, 0].contains(&peer.uid()) || mapped_alone && peer.uid() == OVERFLOW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_wire() {
+        let there_and_back = |request: Request| {
+            let line = request.to_line().expect("short enough");
+            assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+            Request::from_line(&line).expect("understood")
+        };
+        assert!(matches!(there_and_back(Request::Status), Request::Status));
+        assert!(matches!(there_and_back(Request::End { discard: true }), Request::End { discard: true }));
+        assert!(matches!(there_and_back(Request::Resume { credentials: None }), Request::Resume { credentials: None }));
+        let secret = |text: &str| Zeroizing::new(text.to_owned());
+        for session_token in [None, Some("t/+=".repeat(4000))] {
+            let credentials = Credentials {
+                access_key_id: secret("AKIAIOSFODNN7EXAMPLE"),
+                secret_access_key: secret("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+                session_token: session_token.as_deref().map(secret),
+            };
+            let Request::Resume { credentials: Some(back) } =
+                there_and_back(Request::Resume { credentials: Some(credentials) })
+            else {
+                panic!("credentials got lost")
+            };
+            assert_eq!(back.access_key_id.as_str(), "AKIAIOSFODNN7EXAMPLE");
+            assert_eq!(back.secret_access_key.as_str(), "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+            assert_eq!(back.session_token.as_deref(), session_token.as_ref());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_without_being_quoted() {
+        for line in ["", "{}", "{\"request\":\"hush\"}", "hush", "{\"request\":\"resume\",\"credentials\":\"hush\"}"] {
+            let Err(error) = Request::from_line(line.as_bytes()) else { panic!("{line} is no request") };
+            assert!(!error.to_string().contains("hush"), "{error}");
+        }
+        let endless = Zeroizing::new("x".repeat(REQUEST_MAX));
+        let credentials =
+            Credentials { access_key_id: endless, secret_access_key: Zeroizing::default(), session_token: None };
+        assert!(Request::Resume { credentials: Some(credentials) }.to_line().is_err());
+    }
 }

@@ -26,7 +26,6 @@ pub struct Delivered {
 }
 
 /// Something the sealed process is told to do.
-#[derive(Debug)]
 pub enum Order {
     /// A signal came to the supervisor.
     Signal {
@@ -113,7 +112,7 @@ impl Desk {
     /// What every part of a run answers in the same way.
     pub fn decline(&self, order: Order, doing: &'static str) -> Result<(), RunError> {
         match order {
-            Order::Request(Request::Resume, reply) => {
+            Order::Request(Request::Resume { .. }, reply) => {
                 let _ = reply.send(Reply::refused(format!("nothing is held: {doing}")));
             }
             Order::Request(_, reply) => {

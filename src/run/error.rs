@@ -9,20 +9,41 @@ use super::command::CommandError;
 use super::flush::Unflushed;
 use super::namespace::NamespaceError;
 use super::state::StateError;
+pub use crate::audit::AuditError;
 pub use crate::backing::BackingError;
 pub use crate::crypt::CryptError;
 pub use crate::fs::FsError;
 pub use crate::fuse::FuseError;
 pub use crate::preflight::{Code, Report as PreflightReport};
-pub use crate::s3::Cause;
+pub use crate::s3::{CallError, Cause};
 pub use crate::stage::StageError;
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Something stands in the way of the run.
-    #[error("{}", findings(.0))]
+    #[error(transparent)]
     Preflight(#[from] PreflightReport),
+    /// No connection to AWS can be made.
+    #[error("AWS: {source}{}", remedy(source.cause))]
+    Aws {
+        /// What AWS, or its configuration, said.
+        source: CallError,
+    },
+    /// KMS gave no data key for the run key.
+    #[error("no data key for the key of the run from {key}: {source}{}", remedy(source.cause))]
+    RunKey {
+        /// The KMS key.
+        key: String,
+        /// What KMS said.
+        source: CallError,
+    },
+    /// The audit trail cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The audit trail cannot be continued, and the command has not started.
+    #[error("the audit trail cannot be written, so the command was not started: {0}")]
+    Unaudited(String),
     /// Keys or cipher.
     #[error(transparent)]
     Crypt(#[from] CryptError),
@@ -132,15 +153,44 @@ pub enum PublishError {
     /// They could not be copied out.
     #[error(transparent)]
     Stage(#[from] StageError),
+    /// No new connection to AWS could be made.
+    #[error("AWS: {source}{}", remedy(source.cause))]
+    Aws {
+        /// What AWS, or its configuration, said.
+        source: CallError,
+    },
+}
+
+impl PublishError {
+    /// Whether other credentials may help.
+    pub fn is_about_credentials(&self) -> bool {
+        let cause = match self {
+            Self::Aws { source } => source.cause,
+            Self::Stage(StageError::Remote { source, .. }) => source.cause,
+            Self::Stage(_) | Self::Stopped | Self::Unflushed(_) => return false,
+        };
+        matches!(cause, Cause::Credentials | Cause::Denied)
+    }
+}
+
+/// What to do about a failed call that concerns the run as a whole.
+fn remedy(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Denied => "; give this principal the right to it (`runseal preflight` says which statement is missing)",
+        Cause::Credentials => {
+            "; provide credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (--profile), or a role of this \
+             machine"
+        }
+        Cause::KeyState => "; enable the KMS key, or cancel its deletion",
+        Cause::KeyKind => "; use a symmetric KMS key for encryption and decryption",
+        Cause::Unreachable => "; check the network, the Region and the endpoint",
+        Cause::Configuration => "; correct the AWS configuration",
+        Cause::NotFound => "; check the ARN and the Region",
+        Cause::Precondition | Cause::Archived | Cause::Corrupt | Cause::Rejected => "",
+    }
 }
 
 /// For `map_err`: a failed system call, with what it was for.
 pub fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> RunError {
     move |source| RunError::System { action, source: source.into() }
-}
-
-fn findings(report: &PreflightReport) -> String {
-    let line = |f: &crate::preflight::Finding| format!("{}: {}; {}", f.subject, f.problem, f.remedy);
-    let lines: Vec<_> = report.findings.iter().map(line).collect();
-    lines.join("\nrunseal: ")
 }

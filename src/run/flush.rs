@@ -54,7 +54,8 @@ struct Failures {
 pub fn flush_results(dir: &Path, in_user_namespace: bool) -> Result<(), Unflushed> {
     let failed = |source| Unflushed { path: dir.to_owned(), source, others: 0 };
     let mut child = Command::new("/proc/self/exe");
-    child.arg(SUBCOMMAND).arg(dir).stdin(Stdio::null()).stderr(Stdio::inherit());
+    // It needs no environment, and credentials may be in it.
+    child.arg(SUBCOMMAND).arg(dir).env_clear().stdin(Stdio::null()).stderr(Stdio::inherit());
     if in_user_namespace {
         process::hand_on_file_rights(&mut child);
     }

@@ -12,6 +12,7 @@
 //! the same two processes without the namespaces.
 
 mod clock;
+mod cloud;
 mod command;
 mod control;
 mod desk;
@@ -45,14 +46,16 @@ pub use self::message::{Voice, warn};
 pub use self::mount::mount;
 pub use self::namespace::NamespaceError;
 pub use self::report::Report;
-use self::report::{Destination, Event, Kind, Outcome};
+use self::report::{Destination, Event, Outcome};
 use self::sealed::{Place, Seat};
 pub use self::served::{Family, MountOrder, NotMounted, SUBCOMMAND as SERVED_MOUNT, mount_here};
 use self::state::State;
 pub use self::state::{Record, StateError};
 use self::supervisor::Supervisor;
 use self::terminal::Terminal;
+use crate::audit::Trail;
 pub use crate::fuse::knows_option as knows_mount_option;
+pub use crate::s3::Credentials;
 use crate::spec::RunSpec;
 use crate::sys::process::{self, Inherited, Side};
 
@@ -67,7 +70,7 @@ const STATUS_TIME: Duration = Duration::from_secs(3);
 pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
     command::check(&spec.command[0])?;
     let destination = spec.report.as_deref().map(claim_report).transpose()?;
-    let mut report = Report::new(spec.id.clone(), Kind::Run);
+    let mut report = Report::of(&spec);
     let result = match start(spec, voice, &report) {
         Ok(Started::Sealed(result)) => return result,
         Ok(Started::Supervisor(supervisor, _state)) => {
@@ -100,6 +103,11 @@ enum Started {
 }
 
 fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
+    // Opened as the user, in the user's view of the tree, before anything else happens.
+    let trail = spec.audit.as_ref().map(|to| Trail::open(to, spec.id.as_str())).transpose()?.unwrap_or_default();
+    if spec.uses_aws() {
+        process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
+    }
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
     let mut state = State::create(&spec.id)?;
     let mountpoint = state.mountpoint();
@@ -114,7 +122,7 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
             drop((signals, link));
             let seat = Seat { link: sealed_link, report: report.clone(), socket, inherited, voice };
             let place = Place { base: state.base().to_owned(), mountpoint, isolation };
-            Ok(Started::Sealed(sealed::run(spec, place, seat)))
+            Ok(Started::Sealed(sealed::run(spec, trail, place, seat)))
         }
         Side::Parent(sealed) => {
             drop((sealed_link, socket));
@@ -134,28 +142,28 @@ pub fn status(wanted: Option<&str>) -> Result<Vec<LiveRun>, RunError> {
         .into_iter()
         .filter(|record| wanted.is_none_or(|wanted| record.run_id.as_str() == wanted))
         .map(|record| {
-            let answer = ask(record.run_id.as_str(), control::Request::Status, Some(STATUS_TIME));
+            let answer = ask(record.run_id.as_str(), &control::Request::Status, Some(STATUS_TIME));
             let report = answer.map_err(|e| e.to_string()).and_then(|reply| reply.report.ok_or(reply.message));
             (record, report)
         })
         .collect())
 }
 
-/// Has a held run try to publish again; returns what it answered.
-pub fn resume(run: &str) -> Result<String, RunError> {
-    accepted(ask(run, control::Request::Resume, None)?)
+/// Has a held run try to publish again, with these credentials if there are any; returns what it answered.
+pub fn resume(run: &str, credentials: Option<Credentials>) -> Result<String, RunError> {
+    accepted(ask(run, &control::Request::Resume { credentials }, None)?)
 }
 
 /// Ends a run or a mount; `discard` even if results are lost.
 pub fn end(run: &str, discard: bool) -> Result<String, RunError> {
-    accepted(ask(run, control::Request::End { discard }, Some(END_TIME))?)
+    accepted(ask(run, &control::Request::End { discard }, Some(END_TIME))?)
 }
 
 fn accepted(reply: Reply) -> Result<String, RunError> {
     if reply.ok { Ok(reply.message) } else { Err(RunError::Refused(reply.message)) }
 }
 
-fn ask(run: &str, request: control::Request, patience: Option<Duration>) -> Result<Reply, RunError> {
+fn ask(run: &str, request: &control::Request, patience: Option<Duration>) -> Result<Reply, RunError> {
     let (record, socket) = state::find(run)?;
     control::ask(&socket, request, patience)
         .map_err(|source| RunError::Unreachable { run: record.run_id.to_string(), source })

@@ -13,8 +13,8 @@ use super::desk::{Desk, Order, asks_to_end};
 use super::error::{RunError, system};
 use super::message::{Voice, warn};
 use super::report::{Event, Kind, Outcome, Phase, Report};
-use super::seal::Room;
-use super::sealed::{self, Seat, beside, make_seal};
+use super::seal::{KeySource, Room};
+use super::sealed::{self, Seat, beside, lock_memory, make_seal};
 use super::service::Service;
 use super::state::{Record, State};
 use super::supervisor::{self, Supervisor};
@@ -112,7 +112,8 @@ async fn serve(
     let room = desk.guard("opening the backing", 0, beside(move || Room::find(&store))).await??;
     let options =
         MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
-    let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, &desk).await?;
+    let keys = KeySource { memory_locked: lock_memory(spec.store.memory_lock)?, share: None };
+    let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, keys, &desk).await?;
     desk.watch(&seal);
     let ready = ready().map_err(system("opening /dev/null"));
     if ready.is_ok() {

@@ -3,6 +3,7 @@
 //! The sealed process records every event in its own copy and sends it to the supervisor, which keeps another. So the
 //! report is as complete as can be even when the sealed process was killed, and `status` shows the same document.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::clock;
-use crate::spec::RunId;
+use crate::preflight::Cleared;
+use crate::spec::{AuditDestination, InputSpec, RunId, RunSpec};
+use crate::sys::path::shown;
 
 /// Whether the family belongs to `runseal run` or to `runseal mount`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +83,10 @@ pub enum Event {
         /// Which.
         phase: Phase,
     },
+    /// AWS has been asked who this is and what it would take.
+    Cleared(AwsFacts),
+    /// A data key of KMS takes part in the run key.
+    RunKey(RunKeyFacts),
     /// Key and store are there.
     Sealed(SealFacts),
     /// The file system is mounted.
@@ -114,6 +121,8 @@ pub enum Event {
         /// Bytes that had been encrypted with them.
         bytes_encrypted: u64,
     },
+    /// The audit trail is closed.
+    Audited(AuditFacts),
     /// The sealed process is about to exit in good order.
     Done {
         /// How the run ended.
@@ -121,6 +130,66 @@ pub enum Event {
         /// The error, if there was one.
         error: Option<String>,
     },
+}
+
+/// One input, as given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFacts {
+    /// Path or URI.
+    pub source: String,
+    /// Below `$RUNSEAL_INPUT`.
+    pub target: String,
+}
+
+/// What preflight learnt from AWS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwsFacts {
+    /// ARN of the caller.
+    pub identity: Option<String>,
+    /// Region of the configuration.
+    pub region: String,
+    /// ARNs of the KMS keys of inputs, output and run.
+    pub keys: Vec<String>,
+    /// How results are encrypted at rest.
+    pub result_encryption: Option<String>,
+}
+
+impl AwsFacts {
+    /// What the proof says, which a connection in `region` made.
+    pub fn of(cleared: &Cleared, region: &str, run_key: Option<String>) -> Self {
+        let evidence = cleared.evidence();
+        let encryption = cleared.result_encryption();
+        let probed = evidence.checks.iter().filter_map(|check| check.key.clone());
+        let keys = probed.chain(encryption.and_then(|found| found.key.clone())).chain(run_key);
+        Self {
+            identity: evidence.identity.as_ref().map(|identity| identity.arn.clone()),
+            region: region.to_owned(),
+            keys: keys.collect::<BTreeSet<_>>().into_iter().collect(),
+            result_encryption: encryption.map(ToString::to_string),
+        }
+    }
+}
+
+/// The KMS key that takes part in the run key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunKeyFacts {
+    /// Its ARN.
+    pub key: String,
+    /// Request id of `GenerateDataKey`: CloudTrail has it too.
+    pub request_id: String,
+}
+
+/// The audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditFacts {
+    /// The file, or `journald`.
+    pub destination: String,
+    /// Number of its last line, once the run has ended.
+    pub lines: Option<u64>,
+    /// Hash of its last line, for `runseal audit verify --head`.
+    pub head: Option<String>,
+    /// Why it has a gap, if it has.
+    pub problem: Option<String>,
 }
 
 /// What is known once key and store exist.
@@ -157,6 +226,21 @@ pub struct Report {
     pub outcome: Option<Outcome>,
     /// What stood in the way.
     pub error: Option<String>,
+    /// What was to be staged in.
+    #[serde(default)]
+    pub inputs: Vec<InputFacts>,
+    /// Where results were to go: a path or a URI.
+    #[serde(default)]
+    pub output: Option<String>,
+    /// What AWS told, if it was asked.
+    #[serde(default)]
+    pub aws: Option<AwsFacts>,
+    /// The KMS key that takes part in the run key, if one does.
+    #[serde(default)]
+    pub run_key: Option<RunKeyFacts>,
+    /// The audit trail, if one was asked for.
+    #[serde(default)]
+    pub audit: Option<AuditFacts>,
     /// Exit status of `runseal`.
     pub exit_status: Option<u8>,
     /// Exit status of the command; 128 + signal if a signal killed it.
@@ -206,6 +290,11 @@ impl Report {
             ended: None,
             outcome: None,
             error: None,
+            inputs: Vec::new(),
+            output: None,
+            aws: None,
+            run_key: None,
+            audit: None,
             exit_status: None,
             command_status: None,
             seal: None,
@@ -220,6 +309,23 @@ impl Report {
         }
     }
 
+    /// The report of a sealed run that starts now.
+    pub fn of(spec: &RunSpec) -> Self {
+        let input = |input: &InputSpec| InputFacts { source: input.source.to_string(), target: shown(&input.target) };
+        let trail = |destination: &AuditDestination| AuditFacts {
+            destination: destination.to_string(),
+            lines: None,
+            head: None,
+            problem: None,
+        };
+        Self {
+            inputs: spec.inputs.iter().map(input).collect(),
+            output: spec.output.as_ref().map(ToString::to_string),
+            audit: spec.audit.as_ref().map(trail),
+            ..Self::new(spec.id.clone(), Kind::Run)
+        }
+    }
+
     /// What the run is doing, or was doing last.
     pub fn phase(&self) -> Option<Phase> {
         self.phases.last().map(|p| p.phase)
@@ -229,6 +335,9 @@ impl Report {
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Phase { phase } => self.begin(phase),
+            Event::Cleared(facts) => self.aws = Some(facts),
+            Event::RunKey(facts) => self.run_key = Some(facts),
+            Event::Audited(facts) => self.audit = Some(facts),
             Event::Sealed(facts) => self.seal = Some(facts),
             Event::Mounted { facts } => self.mount = Some(facts),
             Event::Staged { totals } => self.staged = Some(totals),

@@ -11,7 +11,7 @@ use super::error::RunError;
 use super::message;
 use super::report::{Event, Journal, SealFacts};
 use crate::backing::{AnonBacking, Backing};
-use crate::crypt::Keyring;
+use crate::crypt::{KeyShare, Keyring};
 use crate::fs::{Caller, ROOT, Scratch, ScratchOptions};
 use crate::fuse::{Mount, MountOptions};
 use crate::spec::{RootSpec, StoreSpec};
@@ -48,6 +48,14 @@ impl Room {
     }
 }
 
+/// What the key is drawn from, and into which memory.
+pub struct KeySource {
+    /// Whether all memory of this process is locked; for the report.
+    pub memory_locked: bool,
+    /// A secret that takes part in the run key.
+    pub share: Option<KeyShare>,
+}
+
 /// A sealed scratch, mounted.
 pub struct Seal {
     /// The file system.
@@ -58,17 +66,18 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// Draws the key and mounts an empty scratch on `mountpoint`. `memory_locked` goes into the report.
+    /// Draws the key and mounts an empty scratch on `mountpoint`.
     pub fn make(
         room: Room,
         spec: &StoreSpec,
         root: RootSpec,
         mountpoint: &Path,
         options: &MountOptions,
-        memory_locked: bool,
+        keys: KeySource,
         journal: &Journal,
     ) -> Result<Self, RunError> {
-        let keyring = Keyring::new(spec.engine, spec.memory_lock)?;
+        let KeySource { memory_locked, share } = keys;
+        let keyring = Keyring::with_share(spec.engine, spec.memory_lock, share)?;
         journal.record(Event::Sealed(SealFacts {
             engine: keyring.engine().to_owned(),
             key_memory: keyring.key_memory().to_owned(),

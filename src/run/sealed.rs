@@ -21,16 +21,17 @@ use super::error::{RunError, system};
 use super::message::{self, Voice};
 use super::namespace::{self, Isolation};
 use super::report::{Event, Journal, Outcome, Report};
-use super::seal::{Room, Seal};
+use super::seal::{KeySource, Room, Seal};
 use super::supervisor::Signals;
 use super::workflow::Run;
+use crate::audit::Trail;
 use crate::fuse::MountOptions;
 use crate::spec::{MemoryLock, RootSpec, RunSpec, StoreSpec};
 use crate::sys::memory;
 use crate::sys::process::{Inherited, limit_core};
 
 /// How long interrupted staging may take to clear away what it had begun.
-const CLEARANCE: Duration = Duration::from_secs(5);
+pub const CLEARANCE: Duration = Duration::from_secs(5);
 /// How long clients of the control socket may take to read their last answer.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -60,7 +61,7 @@ pub struct Place {
 }
 
 /// Life of the sealed process of `runseal run`; returns the exit status of the command.
-pub fn run(spec: RunSpec, place: Place, seat: Seat) -> Result<u8, RunError> {
+pub fn run(spec: RunSpec, trail: Trail, place: Place, seat: Seat) -> Result<u8, RunError> {
     let enclose = || {
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
         Ok(namespace::seal_view(&place.base, &place.mountpoint)?)
@@ -68,7 +69,7 @@ pub fn run(spec: RunSpec, place: Place, seat: Seat) -> Result<u8, RunError> {
     let Place { mountpoint, isolation, .. } = place.clone();
     // Root of a container without the right to mount is root in its namespace, and its programs expect to be.
     let drop_capabilities = isolation == Isolation::UserNamespace && !geteuid().is_root();
-    live(seat, enclose, |desk| Run { spec, mountpoint, drop_capabilities, desk }.work())
+    live(seat, enclose, |desk| Run::new(spec, Arc::new(trail), mountpoint, drop_capabilities, desk).work())
 }
 
 /// Sets the process up (`enclose` first), lives, and reports how that ended.
@@ -129,7 +130,7 @@ fn harden() -> Result<(), RunError> {
 }
 
 /// Locks the memory of this process as far as the policy asks; answers whether all of it is locked.
-fn lock_memory(policy: MemoryLock) -> Result<bool, RunError> {
+pub fn lock_memory(policy: MemoryLock) -> Result<bool, RunError> {
     match (memory::lock_process_memory(), policy) {
         (Ok(()), _) => Ok(true),
         (Err(source), MemoryLock::Require) => Err(RunError::MemoryLock { source }),
@@ -162,17 +163,17 @@ pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
     }
 }
 
-/// Locks the memory of this process, draws the key and mounts.
+/// Draws the key and mounts, once the memory of this process is locked as far as it can be.
 pub async fn make_seal(
     room: Room,
     spec: &StoreSpec,
     root: RootSpec,
     mountpoint: PathBuf,
     options: MountOptions,
+    keys: KeySource,
     desk: &Desk,
 ) -> Result<Seal, RunError> {
     let (spec, journal) = (spec.clone(), desk.journal.clone());
-    let locked = lock_memory(spec.memory_lock)?;
     // Not interruptible: it takes a moment, and a mount half made would need to be found again.
-    beside(move || Seal::make(room, &spec, root, &mountpoint, &options, locked, &journal)).await
+    beside(move || Seal::make(room, &spec, root, &mountpoint, &options, keys, &journal)).await
 }

@@ -181,9 +181,7 @@ impl Family {
     async fn ask(&self, request: Request, patience: Option<Duration>) -> Result<Reply, RunError> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
-            let mut line = serde_json::to_vec(&request)?;
-            line.push(b'\n');
-            stream.write_all(&line).await?;
+            stream.write_all(&request.to_line()?).await?;
             let mut answer = String::new();
             if BufReader::new(stream).read_line(&mut answer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -10,76 +11,156 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::cloud::{self, CREDENTIAL_VARIABLES, Switch};
 use super::command::{self, INPUT, OUTPUT, TMP, WORK};
 use super::control::{Reply, Request};
 use super::desk::{Desk, Order, asks_to_end};
 use super::error::{PublishError, RunError, system};
 use super::progress::Meter;
-use super::report::{Event, Outcome, Phase};
-use super::seal::{Room, Seal};
-use super::sealed::{beside, make_seal};
+use super::report::{AuditFacts, AwsFacts, Event, Outcome, Phase, RunKeyFacts};
+use super::seal::{KeySource, Room, Seal};
+use super::sealed::{CLEARANCE, beside, lock_memory, make_seal};
 use super::{flush, message};
-use crate::audit::Trail;
+use crate::audit::{self, Trail};
+use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
 use crate::preflight;
-use crate::s3::UploadSettings;
+use crate::s3::{CallError, Cloud, Credentials};
 use crate::spec::{KmsKey, RootSpec, RunSpec};
-use crate::stage::Stager;
+use crate::stage::{Stager, Totals};
 
 /// How long a command may take to end after `runseal end --discard`.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A sealed run.
 pub struct Run {
-    /// What to do.
-    pub spec: RunSpec,
+    spec: RunSpec,
     /// Private mountpoint.
-    pub mountpoint: PathBuf,
+    mountpoint: PathBuf,
     /// Whether the command must not have the capabilities of this process.
-    pub drop_capabilities: bool,
-    /// Orders and events.
-    pub desk: Desk,
+    drop_capabilities: bool,
+    desk: Desk,
+    trail: Arc<Trail>,
+    /// Cuts requests to AWS off.
+    switch: Switch,
+    /// The connection of now.
+    cloud: Option<Arc<Cloud>>,
+}
+
+/// What preflight has found.
+struct Ready {
+    cleared: preflight::Cleared,
+    room: Room,
+    cloud: Option<Arc<Cloud>>,
 }
 
 impl Run {
+    /// A run that has not begun.
+    pub fn new(spec: RunSpec, trail: Arc<Trail>, mountpoint: PathBuf, drop_capabilities: bool, desk: Desk) -> Self {
+        Self { spec, mountpoint, drop_capabilities, desk, trail, switch: Switch::new(), cloud: None }
+    }
+
     /// From the first check to the destruction of the key.
     pub async fn work(mut self) -> Result<(Outcome, u8), RunError> {
-        let (cleared, room) = self.preflight().await?;
-        let seal = self.seal(room).await?;
+        let result = self.phases().await;
+        // On every way out: what is still on its way to or from AWS ends, and uploads that nobody will complete are
+        // aborted.
+        self.switch.cut();
+        self.close_trail();
+        result
+    }
+
+    async fn phases(&mut self) -> Result<(Outcome, u8), RunError> {
+        // Before there are credentials in this process.
+        let memory_locked = lock_memory(self.spec.store.memory_lock)?;
+        let Ready { cleared, room, cloud } = self.preflight().await?;
+        self.cloud = cloud;
+        let share = self.key_share().await?;
+        let seal = self.seal(room, KeySource { memory_locked, share }).await?;
+        self.trail.record(&audit::Event::create_run_key(self.spec.aws.run_key.as_ref().map(KmsKey::as_str)));
         let result = self.in_scratch(cleared, &seal).await;
+        if result.is_err() {
+            self.switch.cut();
+        }
         // On every way out: nothing of the run may outlive the key.
         command::kill_everything();
         self.desk.phase(Phase::End);
         seal.close(&self.desk.journal).await;
+        self.trail.record(&audit::Event::wipe_run_key());
         result
     }
 
-    async fn preflight(&mut self) -> Result<(preflight::Cleared, Room), RunError> {
+    async fn preflight(&mut self) -> Result<Ready, RunError> {
         self.desk.phase(Phase::Preflight);
-        let spec = self.spec.clone();
+        let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
+        let journal = self.desk.journal.clone();
         let check = beside(move || {
             let room = Room::find(&spec.store)?;
+            let cloud = match spec.uses_aws() {
+                true => Some(connector.connect(&spec, None).map_err(|source| RunError::Aws { source })?),
+                false => None,
+            };
+            if let Some(cloud) = &cloud {
+                cloud::identify(cloud, &trail);
+            }
+            let uploads = cloud::uploads(&spec, cloud.as_deref());
+            let run_key = spec.aws.run_key.as_ref().map(|key| cloud::key_arn(key, cloud.as_deref()));
             let request = preflight::Request {
                 run: &spec.id,
                 inputs: &spec.inputs,
                 output: spec.output.as_ref(),
-                uploads: &UploadSettings { overwrite: spec.overwrite, ..UploadSettings::default() },
-                run_key: spec.aws.run_key.as_ref().map(KmsKey::as_str),
+                uploads: &uploads,
+                run_key: run_key.as_deref(),
                 explain: false,
                 space: room.size,
-                trail: &Trail::off(),
+                trail: &trail,
             };
-            let cleared = preflight::check(&request, None)?;
-            Ok((cleared, room))
+            let cleared = preflight::check(&request, cloud.as_deref())?;
+            if let Some(cloud) = &cloud {
+                journal.record(Event::Cleared(AwsFacts::of(&cleared, &cloud.region, run_key)));
+            }
+            Ok(Ready { cleared, room, cloud })
         });
         self.desk.guard("checking inputs and output", 0, check).await?
     }
 
-    async fn seal(&mut self, room: Room) -> Result<Seal, RunError> {
+    /// The share that KMS has in the run key, if it is to have one.
+    async fn key_share(&mut self) -> Result<Option<KeyShare>, RunError> {
+        let (Some(key), Some(cloud)) = (self.spec.aws.run_key.clone(), self.cloud.clone()) else { return Ok(None) };
+        let (id, trail) = (self.spec.id.clone(), self.trail.clone());
+        let draw = beside(move || {
+            let key = cloud::key_arn(&key, Some(&cloud));
+            match cloud::draw_key_share(&cloud, &key, &id, &trail) {
+                Ok(answer) => Ok((answer.value, RunKeyFacts { key, request_id: answer.request_id })),
+                Err(source) => Err(RunError::RunKey { key, source }),
+            }
+        });
+        let (share, facts) = self.desk.guard("asking KMS for a data key", 0, draw).await??;
+        self.desk.journal.record(Event::RunKey(facts));
+        Ok(Some(share))
+    }
+
+    async fn seal(&mut self, room: Room, keys: KeySource) -> Result<Seal, RunError> {
         self.desk.phase(Phase::Seal);
         // "Other" can only be those of the run: nobody else sees the mount.
         let options = MountOptions { allow_other: true, ..MountOptions::default() };
-        make_seal(room, &self.spec.store, RootSpec::default(), self.mountpoint.clone(), options, &self.desk).await
+        make_seal(room, &self.spec.store, RootSpec::default(), self.mountpoint.clone(), options, keys, &self.desk).await
+    }
+
+    fn close_trail(&self) {
+        let Some(destination) = &self.spec.audit else { return };
+        self.trail.sync();
+        let head = self.trail.head();
+        let problem = self.trail.problem().map(str::to_owned);
+        if let Some(problem) = &problem {
+            message::warn(format_args!("the audit trail has a gap: {problem}"));
+        }
+        self.desk.journal.record(Event::Audited(AuditFacts {
+            destination: destination.to_string(),
+            lines: head.as_ref().map(|link| link.sequence),
+            head: head.map(|link| link.hash),
+            problem,
+        }));
     }
 
     async fn in_scratch(&mut self, cleared: preflight::Cleared, seal: &Seal) -> Result<(Outcome, u8), RunError> {
@@ -89,12 +170,18 @@ impl Run {
         seal.make_dir(WORK, 0o755)?;
         seal.make_dir(TMP, 0o1777)?;
         let meter = Arc::new(Meter::new(self.desk.voice));
-        let trail = Arc::new(Trail::off());
-        let stager = Arc::new(Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter, trail));
+        let stager = Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter, self.trail.clone());
+        let stager = Arc::new(match self.spec.aws.concurrency {
+            Some(requests) => stager.with_concurrency(requests.into()),
+            None => stager,
+        });
         self.desk.watch(seal);
 
         if !self.spec.inputs.is_empty() {
             self.fetch(stager.clone(), input).await?;
+        }
+        if let Some(problem) = self.trail.problem() {
+            return Err(RunError::Unaudited(problem.to_owned()));
         }
         let status = self.command().await?;
         command::kill_everything();
@@ -113,15 +200,21 @@ impl Run {
             ));
         }
         let stopped = seal.latched().then_some(PublishError::Stopped);
-        self.publish_or_hold(stager, output, stopped).await?;
-        Ok((Outcome::Published, 0))
+        match self.publish_or_hold(stager.clone(), output, stopped).await {
+            Ok(()) => Ok((Outcome::Published, 0)),
+            Err(error) => {
+                self.give_up(stager).await;
+                Err(error)
+            }
+        }
     }
 
     async fn fetch(&mut self, stager: Arc<Stager>, into: u64) -> Result<(), RunError> {
         self.desk.phase(Phase::Fetch);
-        let fetched = self.desk.guard("staging the inputs", 0, beside(move || stager.fetch(into, None))).await?;
-        let totals = fetched.map_err(RunError::Fetch)?;
-        self.desk.journal.record(Event::Staged { totals: serde_json::to_value(totals).unwrap_or_default() });
+        let (cloud, before) = (self.cloud.clone(), self.switch.requests());
+        let work = beside(move || stager.fetch(into, cloud.as_deref()));
+        let totals = self.desk.guard("staging the inputs", 0, work).await?.map_err(RunError::Fetch)?;
+        self.desk.journal.record(Event::Staged { totals: counted(totals, self.switch.requests() - before) });
         Ok(())
     }
 
@@ -130,7 +223,10 @@ impl Run {
         let mut children = signal(SignalKind::child()).map_err(system("watching children"))?;
         self.desk.phase(Phase::Command);
         let RunSpec { command: argv, id, .. } = &self.spec;
-        let pid = command::start(argv, &self.mountpoint, id.as_str(), self.desk.inherited, self.drop_capabilities)?;
+        let withheld = self.spec.uses_aws() && !self.spec.aws.keep_credentials;
+        let withheld = if withheld { &CREDENTIAL_VARIABLES[..] } else { &[] };
+        let (inherited, drop_capabilities) = (self.desk.inherited, self.drop_capabilities);
+        let pid = command::start(argv, &self.mountpoint, id.as_str(), withheld, inherited, drop_capabilities)?;
         let mut running = Running { pid, interrupts: 0, deadline: None };
         loop {
             tokio::select! {
@@ -172,9 +268,24 @@ impl Run {
             self.answer(&mut waiting, Reply::refused(format!("still held: {error}")));
             self.hold(&error);
             match self.wait_held().await {
-                Some(reply) => waiting = Some(reply),
+                Some((reply, credentials)) => {
+                    waiting = Some(reply);
+                    wrong = self.reconnect(credentials).await?.err().map(|source| PublishError::Aws { source });
+                }
                 None => return Err(RunError::Discarded(error)),
             }
+        }
+    }
+
+    /// Has uploads aborted that will not be completed.
+    async fn give_up(&self, stager: Arc<Stager>) {
+        self.switch.cut();
+        let cloud = self.cloud.clone();
+        let abort = beside(move || stager.give_up(cloud.as_deref()));
+        if tokio::time::timeout(CLEARANCE, abort).await.is_err() {
+            message::warn(
+                "uploads to S3 could not all be aborted; a lifecycle rule (AbortIncompleteMultipartUpload) removes them",
+            );
         }
     }
 
@@ -182,16 +293,19 @@ impl Run {
         self.desk.phase(Phase::Publish);
         let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
         let in_user_namespace = self.drop_capabilities;
+        let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
+        let before = self.switch.requests();
         let work = beside(move || {
             flush::flush_results(&output, in_user_namespace)?;
-            let totals = stager.publish(from, None)?;
+            let totals = stager.publish(from, cloud.as_deref())?;
             if totals.skipped > 0 {
                 message::warn(format_args!(
                     "results that are neither files, directories nor links were left out: {} (the manifest names them)",
                     totals.skipped
                 ));
             }
-            journal.record(Event::Published { totals: serde_json::to_value(totals).unwrap_or_default() });
+            let requests = requests.load(Ordering::Relaxed) - before;
+            journal.record(Event::Published { totals: counted(totals, requests) });
             Ok(())
         });
         self.desk.guard("publishing the results", 1, work).await
@@ -204,15 +318,43 @@ impl Run {
         message::warn(format_args!("the results could not be published: {error}"));
         message::warn(format_args!("run {id} is held: its results stay in the sealed scratch as long as this process"));
         message::warn(format_args!("  when the cause is gone:  runseal resume {id}"));
+        if error.is_about_credentials() {
+            message::warn(format_args!(
+                "  with new credentials in this shell:  runseal resume --credentials-from-environment {id}"
+            ));
+        }
         message::warn(format_args!("  to give the results up:  runseal end --discard {id}"));
     }
 
-    /// Waits until somebody resumes (and wants an answer), or discards.
-    async fn wait_held(&mut self) -> Option<oneshot::Sender<Reply>> {
+    /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
+    async fn reconnect(&mut self, credentials: Option<Credentials>) -> Result<Result<(), CallError>, RunError> {
+        if self.cloud.is_none() {
+            return Ok(Ok(()));
+        }
+        let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
+        let connect = beside(move || {
+            let cloud = connector.connect(&spec, credentials)?;
+            let identity = cloud::identify(&cloud, &trail);
+            Ok((cloud, identity))
+        });
+        Ok(match self.desk.guard("connecting to AWS again", 1, connect).await? {
+            Ok((cloud, identity)) => {
+                self.cloud = Some(cloud);
+                if let (Some(identity), Some(facts)) = (identity, self.desk.journal.snapshot().aws) {
+                    self.desk.journal.record(Event::Cleared(AwsFacts { identity: Some(identity), ..facts }));
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Waits until somebody resumes (and wants an answer, and may bring credentials), or discards.
+    async fn wait_held(&mut self) -> Option<(oneshot::Sender<Reply>, Option<Credentials>)> {
         let mut warned = false;
         loop {
             match self.desk.next().await {
-                Order::Request(Request::Resume, reply) => return Some(reply),
+                Order::Request(Request::Resume { credentials }, reply) => return Some((reply, credentials)),
                 Order::Request(Request::End { discard: true }, reply) => {
                     let _ = reply.send(Reply::done("discarded"));
                     return None;
@@ -243,6 +385,15 @@ impl Run {
             let _ = sender.send(reply);
         }
     }
+}
+
+/// Totals with the requests to S3 they took.
+fn counted(totals: Totals, requests: u64) -> serde_json::Value {
+    let mut totals = serde_json::to_value(totals).unwrap_or_default();
+    if requests > 0 {
+        totals["requests"] = requests.into();
+    }
+    totals
 }
 
 /// The command while it runs.

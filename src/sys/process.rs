@@ -25,10 +25,7 @@ pub enum Side {
 /// Forks without exec. Fails with [`io::ErrorKind::Other`] if this process has more than one thread: the child would
 /// inherit locks nobody ever unlocks.
 pub fn fork() -> io::Result<Side> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(io::Error::other(format!("fork with {threads} threads")));
-    }
+    alone("fork")?;
     // SAFETY: the process has one thread (checked above, and no other can start one), so the child may run any code.
     // No safe wrapper exists because none can check this.
     match unsafe { nix::unistd::fork() }? {
@@ -54,6 +51,32 @@ pub async fn ended(process: OwnedFd) -> io::Result<()> {
     // safe constructor cannot know that of every type and is deprecated.
     let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.map_err(io::Error::from)?;
     process.readable().await?.retain_ready();
+    Ok(())
+}
+
+/// Fails if this process has more than one thread.
+fn alone(doing: &str) -> io::Result<()> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        threads => Err(io::Error::other(format!("{doing} with {threads} threads"))),
+    }
+}
+
+/// Makes the relative paths in these environment variables absolute, so that they still lead where the user meant when
+/// this process works elsewhere. `~` is left to whoever reads them. Fails if this process has more than one thread.
+pub fn make_paths_absolute(variables: &[&str]) -> io::Result<()> {
+    alone("changing the environment")?;
+    for name in variables {
+        let Some(value) = std::env::var_os(name) else { continue };
+        let path = std::path::Path::new(&value);
+        if path.as_os_str().is_empty() || path.is_absolute() || path.starts_with("~") {
+            continue;
+        }
+        let path = std::path::absolute(path)?;
+        // SAFETY: no other thread can read the environment meanwhile: there is none (checked above), and no other can
+        // start one. No safe wrapper exists because none can check this.
+        unsafe { std::env::set_var(name, path) };
+    }
     Ok(())
 }
 

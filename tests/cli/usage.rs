@@ -16,7 +16,11 @@ fn wrong_flags_are_usage_errors() {
     say(&["run", "--input", "/etc/hostname=/abs", "--", "true"]).expect(64, &["/abs", "RUNSEAL_INPUT"]);
     say(&["run", "--input", "/etc/hostname=../up", "--", "true"]).expect(64, &["../up"]);
     say(&["run", "--input", "/", "--", "true"]).expect(64, &["--input /=NAME"]);
-    say(&["run", "--input", "s3://bucket/key", "--", "true"]).expect(64, &["s3://bucket/key"]);
+    say(&["run", "--input", "s3://Bucket/key", "--", "true"]).expect(64, &["Bucket", "lower-case"]);
+    say(&["run", "--input", "https://host/key", "--", "true"]).expect(64, &["https://", "s3://BUCKET/KEY"]);
+    say(&["run", "--output", "out", "--sse", "AES256", "--", "true"]).expect(64, &["--sse", "s3://BUCKET/PREFIX/"]);
+    say(&["run", "--role-arn", "me", "--", "true"]).expect(64, &["arn:aws:iam::"]);
+    say(&["run", "--concurrency", "0", "--", "true"]).expect(64, &["--concurrency"]);
     say(&["run", "--cipher-engine", "rot13", "--", "true"]).expect(64, &["rot13", "portable"]);
     say(&["mount"]).expect(64, &["MOUNTPOINT"]);
     say(&["no-such-thing"]).expect(64, &["no-such-thing"]);
