@@ -7,6 +7,7 @@ mod doctor;
 mod helper;
 mod lifecycle;
 mod mount;
+mod policy;
 mod run;
 mod serve;
 mod store;
@@ -42,6 +43,7 @@ enum Action {
     End(lifecycle::EndArgs),
     Audit(audit::AuditArgs),
     Serve(serve::ServeArgs),
+    Policy(policy::PolicyArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -120,6 +122,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Status(args) => lifecycle::status(args),
         Action::Resume(args) => lifecycle::resume(args),
         Action::End(args) => lifecycle::end(args),
+        Action::Policy(args) => policy::act(args),
         Action::Audit(args) => audit::act(args),
         Action::Serve(args) => serve::act(args),
         Action::Doctor(args) => doctor::act(args),

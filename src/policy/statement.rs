@@ -142,7 +142,7 @@ pub fn get_objects(sid: &str, places: &[Place]) -> Statement {
     allow(sid, &["s3:GetObject"], objects(places))
 }
 
-/// Listing `place`, which also lets S3 say that a key does not exist instead of denying it.
+/// Listing `place`.
 pub fn list_prefix(sid: &str, place: &Place) -> Statement {
     let mut statement = allow(sid, &["s3:ListBucket"], vec![place.bucket_arn()]);
     if !(place.key.is_empty() && !place.exact) {
