@@ -174,6 +174,16 @@ mod shape {
     }
 
     #[test]
+    fn names_of_s3_are_in_the_partition_of_the_caller() {
+        let dir = dir();
+        let path = dir.path().join("trail");
+        let trail = open(&path, "run");
+        trail.identify(Caller { arn: "arn:aws-cn:iam::111122223333:user/a".into(), ..caller() });
+        trail.record(&read());
+        assert_eq!(lines(&path)[0]["resources"][0]["ARN"], "arn:aws-cn:s3:::in/reads/a.fq");
+    }
+
+    #[test]
     fn an_event_has_no_place_for_secrets_but_the_texts_it_is_given() {
         let dir = dir();
         let path = dir.path().join("trail");
@@ -203,6 +213,7 @@ mod chain {
         assert_eq!(check(b"").expect("intact"), Summary::default());
     }
 
+    // promise: T-41
     #[test]
     fn a_change_of_any_byte_is_found() {
         let dir = dir();

@@ -126,7 +126,7 @@ pub fn render(
         request_id: event.request_id.as_deref(),
         event_id: event_id()?,
         read_only: event.read_only,
-        resources: event.resource.iter().map(|resource| described(resource)).collect(),
+        resources: event.resource.iter().map(|resource| described(resource, caller)).collect(),
         event_type: if event.source == RUNSEAL { "RunsealEvent" } else { "AwsApiCall" },
         management_event: !object,
         recipient_account_id: caller.map(|caller| caller.account.as_str()),
@@ -156,7 +156,8 @@ fn shortened(message: &str) -> &str {
     &message[..message.floor_char_boundary(LONGEST_MESSAGE)]
 }
 
-fn described(resource: &str) -> Value {
+fn described(resource: &str, caller: Option<&Caller>) -> Value {
+    let resource = &in_partition(resource, caller);
     let Some(arn) = resource.strip_prefix("arn:") else {
         return json!({"type": "File", "path": resource});
     };
@@ -171,6 +172,15 @@ fn described(resource: &str) -> Value {
         json!({"type": kind, "ARN": resource})
     } else {
         json!({"accountId": account, "type": kind, "ARN": resource})
+    }
+}
+
+/// Names of buckets do not tell their partition, so the ARNs of S3 get that of the caller: nobody reaches another one.
+fn in_partition(resource: &str, caller: Option<&Caller>) -> String {
+    let partition = caller.and_then(|caller| caller.arn.strip_prefix("arn:")?.split(':').next());
+    match (resource.strip_prefix("arn:aws:s3:::"), partition) {
+        (Some(name), Some(partition)) => format!("arn:{partition}:s3:::{name}"),
+        _ => resource.to_owned(),
     }
 }
 

@@ -201,12 +201,10 @@ impl Kept {
         }
     }
 
-    /// Keeps the first problem and says it once.
+    /// Keeps the first problem, for whoever asks.
     fn latch(&self, result: io::Result<()>) {
-        if let Err(error) = result
-            && self.problem.set(error.to_string()).is_ok()
-        {
-            tracing::warn!("the audit trail has a gap: {error}");
+        if let Err(error) = result {
+            let _ = self.problem.set(error.to_string());
         }
     }
 }

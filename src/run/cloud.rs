@@ -114,25 +114,23 @@ fn config(spec: &RunSpec, credentials: Option<Credentials>) -> CloudConfig {
 }
 
 /// What every upload of the run has in common.
-pub fn uploads(spec: &RunSpec, cloud: Option<&Cloud>) -> UploadSettings {
+pub fn uploads(spec: &RunSpec, cloud: Option<&Cloud>, trail: &Trail) -> UploadSettings {
     let sse = spec.aws.sse.map(|sse| match sse {
         Sse::Aes256 => SseAlgorithm::Aes256,
         Sse::Kms => SseAlgorithm::Kms,
         Sse::KmsDsse => SseAlgorithm::KmsDsse,
     });
-    let kms_key = spec.aws.sse_kms_key.as_ref().map(|key| key_arn(key, cloud));
+    let kms_key = spec.aws.sse_kms_key.as_ref().map(|key| key_arn(key, cloud, trail));
     UploadSettings { sse, kms_key, overwrite: spec.overwrite }
 }
 
 /// The ARN of a key that may be given by its id or an alias. Where KMS does not tell it stays as given: the calls that
 /// use it take that too, and say more about what is wrong.
-pub fn key_arn(key: &KmsKey, cloud: Option<&Cloud>) -> String {
-    match cloud {
-        Some(cloud) if !key.is_key_arn() => cloud
-            .block_on(cloud.keys.describe(key.as_str()))
-            .map_or_else(|_| key.to_string(), |answer| answer.value.arn),
-        _ => key.to_string(),
-    }
+pub fn key_arn(key: &KmsKey, cloud: Option<&Cloud>, trail: &Trail) -> String {
+    let Some(cloud) = cloud.filter(|_| !key.is_key_arn()) else { return key.to_string() };
+    let answer = cloud.block_on(cloud.keys.describe(key.as_str()));
+    trail.record(&Event::call("kms:DescribeKey").with("keyId", key.as_str()).ended(outcome(&answer)));
+    answer.map_or_else(|_| key.to_string(), |answer| answer.value.arn)
 }
 
 /// Asks who this is, for the trail, and answers with the ARN if STS tells. What is wrong preflight reports. Blocks.

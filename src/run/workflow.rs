@@ -103,8 +103,8 @@ impl Run {
             if let Some(cloud) = &cloud {
                 cloud::identify(cloud, &trail);
             }
-            let uploads = cloud::uploads(&spec, cloud.as_deref());
-            let run_key = spec.aws.run_key.as_ref().map(|key| cloud::key_arn(key, cloud.as_deref()));
+            let uploads = cloud::uploads(&spec, cloud.as_deref(), &trail);
+            let run_key = spec.aws.run_key.as_ref().map(|key| cloud::key_arn(key, cloud.as_deref(), &trail));
             let request = preflight::Request {
                 run: &spec.id,
                 inputs: &spec.inputs,
@@ -129,7 +129,7 @@ impl Run {
         let (Some(key), Some(cloud)) = (self.spec.aws.run_key.clone(), self.cloud.clone()) else { return Ok(None) };
         let (id, trail) = (self.spec.id.clone(), self.trail.clone());
         let draw = beside(move || {
-            let key = cloud::key_arn(&key, Some(&cloud));
+            let key = cloud::key_arn(&key, Some(&cloud), &trail);
             match cloud::draw_key_share(&cloud, &key, &id, &trail) {
                 Ok(answer) => Ok((answer.value, RunKeyFacts { key, request_id: answer.request_id })),
                 Err(source) => Err(RunError::RunKey { key, source }),

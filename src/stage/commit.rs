@@ -139,19 +139,19 @@ impl Sender {
         data: Bytes,
         crc: u64,
     ) -> Result<Answer<Stored>, CallError> {
+        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
         let mut conflicts = 0;
-        let answer = loop {
-            match self.store.put(target, settings, data.clone(), crc).await {
+        loop {
+            let answer = self.store.put(target, settings, data.clone(), crc).await;
+            record_call(&self.trail, "s3:PutObject", &uri, &answer);
+            match answer {
                 Err(e) if e.code == CONFLICT && conflicts < CONFLICTS => {
                     sleep(PAUSE * (1 << conflicts)).await;
                     conflicts += 1;
                 }
-                answer => break answer,
+                answer => return answer,
             }
-        };
-        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
-        record_call(&self.trail, "s3:PutObject", &uri, &answer);
-        answer
+        }
     }
 
     /// The object that is there, if it has exactly the contents of `object`: then an answer to this run was lost.
@@ -160,7 +160,10 @@ impl Sender {
     }
 
     async fn same_at(&self, target: &UploadTarget, size: u64, crc: u64) -> Option<Answer<Stored>> {
-        let answer = self.store.checksums(&target.bucket, &target.key, None).await.ok()?;
+        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
+        let answer = self.store.checksums(&target.bucket, &target.key, None).await;
+        record_call(&self.trail, "s3:HeadObject", &uri, &answer);
+        let answer = answer.ok()?;
         let there = answer.value;
         let sum = there.checksums.iter().find(|sum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme)?;
         let same = there.size == size && sum.value == crc.to_be_bytes();

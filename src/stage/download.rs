@@ -144,8 +144,8 @@ impl Download {
                     failures += 1;
                 }
                 Err(Stop::Call(error)) => {
-                    let answer: Result<Answer<()>, _> = Err(error.clone());
-                    record_call(&self.trail, error.operation, &object.uri, &answer);
+                    let event = Event::stage_object(arn(&object.uri), object.seen.size);
+                    self.trail.record(&event.ended(Err((&error.code, &error.message, &error.request_id))));
                     return Err(object.unread(error));
                 }
                 Err(Stop::Here(error)) => return Err(error),
@@ -160,8 +160,9 @@ impl Download {
         let whole = rest == (0..object.seen.size);
         let etag = Some(object.seen.etag.as_str()).filter(|etag| !etag.is_empty());
         let range = (!whole).then(|| rest.clone());
-        let answer = self.objects.get(&object.uri.bucket, &object.uri.key, etag, range).await.map_err(Stop::Call)?;
-        let Answer { value: (seen, mut pieces), request_id } = answer;
+        let answer = self.objects.get(&object.uri.bucket, &object.uri.key, etag, range).await;
+        record_call(&self.trail, "s3:GetObject", &object.uri, &answer);
+        let Answer { value: (seen, mut pieces), request_id } = answer.map_err(Stop::Call)?;
         if object.parts() == 1 && sink.crc.is_none() && sink.position() == 0 {
             // A read of the whole brings the checksum along.
             sink.crc = object.expected.get_or_init(|| async { Expected::of(&seen) }).await.digest();
@@ -208,6 +209,7 @@ impl Download {
     async fn checksums(&self, object: &Incoming) -> Result<Expected, StageError> {
         let etag = Some(object.seen.etag.as_str()).filter(|etag| !etag.is_empty());
         let answer = self.objects.checksums(&object.uri.bucket, &object.uri.key, etag).await;
+        record_call(&self.trail, "s3:HeadObject", &object.uri, &answer);
         answer.map(|answer| Expected::of(&answer.value)).map_err(|e| object.unread(e))
     }
 

@@ -28,7 +28,7 @@ use serde::Serialize;
 use crate::audit::{Event, Trail};
 use crate::fs::Scratch;
 use crate::preflight::{Cleared, Output};
-use crate::s3::{Answer, CallError, Cloud};
+use crate::s3::{Answer, CallError, Cloud, outcome};
 use crate::spec::{RunId, S3Uri};
 use download::Download;
 use error::{inside, outside};
@@ -242,8 +242,5 @@ fn arn(uri: &S3Uri) -> String {
 /// Records a call about an object.
 fn record_call<T>(trail: &Trail, operation: &'static str, uri: &S3Uri, answer: &Result<Answer<T>, CallError>) {
     let event = Event::call(operation).on(arn(uri)).with("bucketName", &*uri.bucket).with("key", &*uri.key);
-    trail.record(&event.ended(match answer {
-        Ok(answer) => Ok(&answer.request_id),
-        Err(e) => Err((&e.code, &e.message, &e.request_id)),
-    }));
+    trail.record(&event.ended(outcome(answer)));
 }

@@ -280,7 +280,9 @@ impl Sender {
         let len = data.len() as u64;
         // At most 10 000.
         let number = part as u16 + 1;
-        match self.store.upload_part(&object.target, upload, number, data, crc).await {
+        let answer = self.store.upload_part(&object.target, upload, number, data, crc).await;
+        record_call(&self.trail, "s3:UploadPart", &object.uri(), &answer);
+        match answer {
             Ok(answer) => {
                 object.keep(upload, part, answer.value);
                 self.progress.advance(len);
