@@ -61,6 +61,7 @@ step "documentation tests" cargo test --doc
 step "tests, portable engine" env CC=/bin/false CARGO_TARGET_DIR=target/portable cargo test --no-fail-fast --no-default-features --tests
 step "example" scripts/quickstart.sh "target/quickstart"
 step "genomics" scripts/demo-genomics.sh
+step "S3 and KMS" scripts/demo-s3.sh
 
 after=$(comm -13 <(sort <<<"$before") <(left_behind | sort))
 if [ -n "$after" ]; then

@@ -32,7 +32,7 @@ pub const NOT_FOUND: u8 = 127;
 pub fn code(error: &RunError) -> u8 {
     match error {
         RunError::Preflight(report) => preflight(report),
-        RunError::Aws { source } | RunError::RunKey { source, .. } => remote(source.cause),
+        RunError::Aws { source } | RunError::RunKey { source, .. } => aws(source.cause).unwrap_or(UNAVAILABLE),
         RunError::Audit(_) => CANNOT_CREATE,
         RunError::Unaudited(_) => IO,
         RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => CONFIGURATION,
@@ -42,7 +42,7 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Fs(error) => fs(error),
         RunError::Fuse(error) => fuse(error),
         RunError::Fetch(StageError::Outside { .. }) => NO_INPUT,
-        RunError::Fetch(StageError::Remote { source, .. }) => remote(source.cause),
+        RunError::Fetch(StageError::Remote { source, .. }) => aws(source.cause).unwrap_or(fetch(source.cause)),
         RunError::Fetch(StageError::NoCloud { .. }) => UNAVAILABLE,
         RunError::Fetch(_) | RunError::Discarded(_) => IO,
         RunError::Command(CommandError::NotFound { .. }) => NOT_FOUND,
@@ -76,12 +76,7 @@ pub fn serve(error: &ServeError) -> u8 {
 /// The first finding decides: inputs come first. Why AWS refused weighs more than what it refused.
 fn preflight(report: &PreflightReport) -> u8 {
     let Some(first) = report.findings.first() else { return SYSTEM };
-    match first.cause() {
-        Some(Cause::Denied) => NO_PERMISSION,
-        Some(Cause::Unreachable | Cause::Credentials) => UNAVAILABLE,
-        Some(Cause::Configuration) => CONFIGURATION,
-        _ => finding(first.code),
-    }
+    first.cause().and_then(aws).unwrap_or(finding(first.code))
 }
 
 fn finding(code: Code) -> u8 {
@@ -93,13 +88,21 @@ fn finding(code: Code) -> u8 {
     }
 }
 
-/// What an input in S3 could not be read for.
-fn remote(cause: Cause) -> u8 {
+/// Causes that say more than what was asked for: no right, or nobody to ask.
+fn aws(cause: Cause) -> Option<u8> {
     match cause {
-        Cause::Denied | Cause::Credentials | Cause::KeyState => NO_PERMISSION,
-        Cause::Unreachable | Cause::Configuration => UNAVAILABLE,
-        Cause::NotFound | Cause::Archived => NO_INPUT,
-        Cause::Precondition | Cause::KeyKind | Cause::Corrupt | Cause::Rejected => IO,
+        Cause::Denied => Some(NO_PERMISSION),
+        Cause::Credentials | Cause::Unreachable | Cause::Configuration => Some(UNAVAILABLE),
+        Cause::NotFound | Cause::Archived | Cause::KeyState | Cause::KeyKind => None,
+        Cause::Precondition | Cause::Corrupt | Cause::Rejected => None,
+    }
+}
+
+/// What an input in S3 could not be read for.
+fn fetch(cause: Cause) -> u8 {
+    match cause {
+        Cause::NotFound | Cause::Archived | Cause::KeyState | Cause::KeyKind => NO_INPUT,
+        _ => IO,
     }
 }
 
@@ -154,15 +157,23 @@ mod tests {
         let signal = nix::sys::signal::Signal::SIGTERM;
         let refused = BackingError::Refused { path: "/x".into(), problem: "p".into(), remedy: "r" };
         let aws = |cause| RunError::Aws { source: failed(cause) };
+        let remote = |cause| {
+            let uri = "s3://bucket/key".parse().expect("a URI");
+            RunError::Fetch(StageError::Remote { action: "reading", uri, source: Box::new(failed(cause)) })
+        };
         let gap = AuditError::System(denied());
         for (error, expected) in [
             (aws(Cause::Denied), 77),
-            (aws(Cause::Credentials), 77),
+            (aws(Cause::Credentials), 69),
             (aws(Cause::Unreachable), 69),
             (aws(Cause::Configuration), 69),
-            (RunError::RunKey { key: "k".into(), source: failed(Cause::KeyState) }, 77),
-            (RunError::RunKey { key: "k".into(), source: failed(Cause::NotFound) }, 66),
-            (RunError::RunKey { key: "k".into(), source: failed(Cause::KeyKind) }, 74),
+            (RunError::RunKey { key: "k".into(), source: failed(Cause::Denied) }, 77),
+            (RunError::RunKey { key: "k".into(), source: failed(Cause::KeyState) }, 69),
+            (remote(Cause::Denied), 77),
+            (remote(Cause::Credentials), 69),
+            (remote(Cause::NotFound), 66),
+            (remote(Cause::KeyState), 66),
+            (remote(Cause::Corrupt), 74),
             (RunError::Audit(gap), 73),
             (RunError::Unaudited("disk full".into()), 74),
             (RunError::Crypt(CryptError::NotLocked("limit".into())), 78),

@@ -16,7 +16,8 @@ Exit status:
   that of COMMAND, or 128 + the number of the signal that killed it; before and after COMMAND:
   64 wrong command line, run id in use     73 output, backing or report cannot be created
   66 input missing or unreadable           74 reading or writing failed, results discarded
-  69 the machine lacks something           77 no permission
+  69 machine or AWS lacks something, AWS    77 no permission, here or at AWS
+     cannot be reached
   71 the sealed process died               78 memory lock or cipher engine not to be had
   126 COMMAND cannot be executed           127 COMMAND not found
   128 + signal: a second signal ended the run";

@@ -1,1 +1,509 @@
-//! `runseal run` from end to end.
+//! Whole runs through the binary: staged from S3, published to it, held, resumed, given up, interrupted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::aws_double::{
+    ACCOUNT, Denial, Double, Effect, Fault, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Role, Service, Wording, World,
+};
+use crate::bench::{Live, Said, finish, fresh_id, lives, require_host, runseal, say, send, status, text, wait_until};
+
+const MANIFEST: &str = "out/runseal-manifest.json";
+
+/// A double, and a directory for everything else.
+struct Site {
+    double: Double,
+    dir: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let site = Self { double: Double::start(World::default()), dir: tempfile::tempdir().expect("tempdir") };
+        site.double.put("inputs", "reads/a.fq", "ACGT");
+        site.double.put("inputs", "reads/deep/b.fq", "TTTT");
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The binary, as persona `runner`.
+    fn runseal(&self) -> Command {
+        let mut command = runseal();
+        command.current_dir(self.dir.path()).envs(self.double.environment("runner"));
+        command
+    }
+
+    /// `runseal run FLAGS -- sh -euc SCRIPT`, to its end.
+    fn run(&self, flags: &[&str], script: &str) -> Said {
+        let mut command = self.runseal();
+        command.arg("run").args(flags).args(["--", "sh", "-euc", script]);
+        finish(command)
+    }
+
+    fn live(&self, flags: &[&str], script: &str) -> Live {
+        Live::start_with(self.runseal(), self.dir.path(), flags, script)
+    }
+
+    /// Results of 20 MiB, which go up in two parts, and a small one, for `out/`.
+    fn live_with_results(&self, flags: &[&str]) -> Live {
+        const SCRIPT: &str = "head -c 20971520 /dev/zero >\"$RUNSEAL_OUTPUT/large\"; echo small >\"$RUNSEAL_OUTPUT/small\"; \
+             ready; while [ ! -e go ]; do sleep 0.05; done";
+        let go = self.path("go");
+        let script = SCRIPT.replace(" go ", &format!(" '{}' ", go.display()));
+        self.live(&[&["--output", "s3://outputs/out/"], flags].concat(), &script)
+    }
+
+    /// Lets the command of [`Site::live_with_results`] end.
+    fn go(&self) {
+        fs::write(self.path("go"), "").expect("written");
+    }
+
+    fn report(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).expect("written")).expect("JSON")
+    }
+
+    #[track_caller]
+    fn assert_published(&self) {
+        assert_eq!(self.double.read("outputs", "out/small").expect("published"), "small\n");
+        assert_eq!(self.double.read("outputs", "out/large").expect("published").len(), 20 << 20);
+        assert!(self.double.read("outputs", MANIFEST).is_some());
+        assert_eq!(self.double.uploads(), []);
+    }
+
+    #[track_caller]
+    fn assert_nothing_published(&self) {
+        assert_eq!(self.double.read("outputs", MANIFEST), None);
+        assert_eq!(self.double.uploads(), []);
+    }
+}
+
+/// The problem for which a run is held.
+fn held(live: &Live) -> String {
+    live.wait_for("held");
+    status(&live.id).expect("alive")["report"]["held"].as_str().expect("a problem").to_owned()
+}
+
+#[test]
+fn a_run_stages_from_s3_and_publishes_to_it() {
+    require_host!();
+    let site = Site::new();
+    fs::write(site.path("local"), "local\n").expect("written");
+    let id = fresh_id();
+    let flags = [
+        "--run-id",
+        &id,
+        "--input",
+        "s3://inputs/reads/a.fq",
+        "--input",
+        "s3://inputs/reads/=all",
+        "--input",
+        "local",
+        "--output",
+        "s3://outputs/out",
+        "--report",
+        "report.json",
+    ];
+    let script = "cd \"$RUNSEAL_INPUT\"; cat a.fq all/a.fq all/deep/b.fq local >\"$RUNSEAL_OUTPUT/joined\"; \
+                  mkdir \"$RUNSEAL_OUTPUT/sub\"; echo x >\"$RUNSEAL_OUTPUT/sub/x\"";
+    site.run(&flags, script).expect(0, &[]);
+    assert_eq!(site.double.read("outputs", "out/joined").expect("published"), "ACGTACGTTTTTlocal\n");
+    assert_eq!(site.double.read("outputs", "out/sub/x").expect("published"), "x\n");
+    let result = site.double.object("outputs", "out/joined").expect("published");
+    assert_eq!(result.encryption.key.as_deref(), Some(OUTPUT_KEY));
+    let puts = site.double.calls_of("PutObject");
+    assert_eq!(puts.last().expect("results").key, MANIFEST, "the manifest comes last");
+    let foreign: Vec<_> = site.double.calls().into_iter().filter(|call| call.service != Service::KmsForS3).collect();
+    assert!(foreign.iter().all(|call| call.user_agent().contains("runseal") && call.user_agent().contains(&id)));
+
+    let report = site.report("report.json");
+    assert_eq!(report["outcome"], "published");
+    assert_eq!(report["inputs"][1], serde_json::json!({ "source": "s3://inputs/reads/", "target": "all" }));
+    assert_eq!(report["output"], "s3://outputs/out/");
+    let identity = report["aws"]["identity"].as_str().expect("who it was");
+    assert!(identity.contains("runner"), "{identity}");
+    let keys: Vec<_> = report["aws"]["keys"].as_array().expect("keys").iter().filter_map(Value::as_str).collect();
+    assert_eq!(keys, [INPUT_KEY, OUTPUT_KEY]);
+    assert!(report["aws"]["result_encryption"].as_str().expect("encrypted").contains(OUTPUT_KEY));
+    assert_eq!(report["staged"]["files"], 4);
+    assert!(report["staged"]["requests"].as_u64().expect("counted") >= 3);
+    assert!(report["published"]["requests"].as_u64().expect("counted") >= 3);
+}
+
+#[test]
+fn a_run_may_have_no_inputs_and_no_results() {
+    require_host!();
+    let site = Site::new();
+    site.run(&["--output", "s3://outputs/out/"], "true").expect(0, &[]);
+    assert_eq!(site.double.keys("outputs"), [MANIFEST]);
+    assert_eq!(site.double.count("GetObject"), 0);
+}
+
+#[test]
+fn a_command_that_fails_publishes_nothing() {
+    require_host!();
+    let site = Site::new();
+    let said = site.run(&["--output", "s3://outputs/out/"], "echo x >\"$RUNSEAL_OUTPUT/x\"; exit 7");
+    said.expect(7, &["nothing was published"]);
+    assert_eq!(site.double.keys("outputs"), [""; 0]);
+    assert_eq!(site.double.uploads(), []);
+}
+
+// promise: T-30
+#[test]
+fn the_command_does_not_get_the_credentials() {
+    require_host!();
+    let site = Site::new();
+    let (id, credential) = site.double.credentials("runner");
+    // All of the run but the sealed process, which only root can read.
+    let script = "env; for p in /proc/[0-9]*; do [ $p = /proc/1 ] || tr '\\0' '\\n' <$p/environ; done";
+    let flags = ["--input", "s3://inputs/reads/a.fq"];
+    let said = site.run(&flags, script).expect(0, &[]);
+    for secret in [&*id, &*credential.secret, "AWS_SHARED_CREDENTIALS_FILE"] {
+        assert!(!said.out.contains(secret), "the command sees {secret}");
+    }
+    assert!(said.out.contains("AWS_REGION="), "what is no secret stays");
+    let said = site.run(&[&flags[..], &["--keep-aws-credentials"]].concat(), "env").expect(0, &[]);
+    assert!(said.out.contains(&id) && said.out.contains(&credential.secret));
+    let said = site.run(&[], "env").expect(0, &[]);
+    assert!(said.out.contains(&credential.secret), "a run without AWS changes nothing");
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_with_its_repair() {
+    require_host!();
+    let site = Site::new();
+    let denial = Denial::of("kms:Decrypt").on(INPUT_KEY).worded(Wording::NotAllowed(Layer::Identity));
+    site.double.change(|world| {
+        world.persona("runner").deny(denial);
+    });
+    let flags = ["--input", "s3://inputs/reads/", "--output", "s3://outputs/out/", "--report", "report.json"];
+    let said = site.run(&flags, "touch started");
+    said.expect(77, &["preflight found", "IMPORT_FAILED", "kms:Decrypt", INPUT_KEY, "IAM policy"]);
+    assert_eq!(site.report("report.json")["outcome"], "refused");
+    assert_eq!(site.double.uploads(), []);
+
+    let missing = site.run(&["--input", "s3://inputs/none"], "true");
+    missing.expect(66, &["INPUT_URI_NOT_FOUND", "s3://inputs/none"]);
+    let mut nobody = site.runseal();
+    nobody.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+    nobody.args(["run", "--input", "s3://inputs/reads/", "--", "true"]);
+    finish(nobody).expect(69, &["credentials"]);
+    let mut nowhere = site.runseal();
+    nowhere.env_remove("AWS_REGION").args(["run", "--input", "s3://inputs/reads/", "--", "true"]);
+    finish(nowhere).expect(69, &["Region"]);
+    let mut plain = site.runseal();
+    plain.env("AWS_ENDPOINT_URL_S3", "http://192.0.2.1").args(["run", "--input", "s3://inputs/reads/", "--", "true"]);
+    finish(plain).expect(69, &["not encrypted"]);
+}
+
+// promise: T-31
+#[test]
+fn expired_credentials_hold_the_run_until_new_ones_are_handed_over() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&["--report", "report.json"]);
+    let (old, _) = site.double.credentials("runner");
+    site.double.change(|world| world.expire("runner"));
+    site.go();
+    let problem = held(&live);
+    assert!(problem.contains("ExpiredToken") && problem.contains("s3://outputs/out/"), "{problem}");
+    let id = live.id.clone();
+    say(&["resume", &id]).expect(69, &["still held", "ExpiredToken"]);
+    live.wait_for("held");
+    let mut bare = runseal();
+    bare.env_remove("AWS_ACCESS_KEY_ID").args(["resume", "--credentials-from-environment", &id]);
+    finish(bare).expect(64, &["AWS_ACCESS_KEY_ID"]);
+
+    let mut renewed = site.runseal();
+    let (new, credential) = site.double.credentials("runner");
+    assert_ne!(old, new);
+    renewed.args(["resume", "--credentials-from-environment", &id]);
+    finish(renewed).expect(0, &[]);
+    let said = live.end().expect(0, &["is held", &format!("runseal resume --credentials-from-environment {id}")]);
+    site.assert_published();
+    let last = site.double.calls_of("PutObject").pop().expect("published");
+    assert_eq!((last.key.as_str(), last.access_key), (MANIFEST, new.clone()));
+    let report = fs::read_to_string(site.path("report.json")).expect("written");
+    for secret in [&new, &credential.secret] {
+        assert!(!report.contains(secret) && !said.err.contains(secret) && !said.out.contains(secret));
+    }
+}
+
+#[test]
+fn a_resumed_run_finds_credentials_renewed_in_a_file() {
+    require_host!();
+    let site = Site::new();
+    let write = || {
+        let (id, credential) = site.double.credentials("runner");
+        let token = credential.token.map(|token| format!("aws_session_token={token}\n")).unwrap_or_default();
+        let profile = format!("[job]\naws_access_key_id={id}\naws_secret_access_key={}\n{token}", credential.secret);
+        fs::write(site.path("credentials"), profile).expect("written");
+    };
+    write();
+    // A relative path, which must go on to work although the sealed process works elsewhere.
+    let mut launcher = site.runseal();
+    launcher.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env_remove("AWS_SESSION_TOKEN");
+    launcher.env("AWS_SHARED_CREDENTIALS_FILE", "credentials").env("AWS_PROFILE", "job");
+    let flags = ["--output", "s3://outputs/out/"];
+    let script = "echo x >\"$RUNSEAL_OUTPUT/x\"; ready; while [ ! -e \"$GO\" ]; do sleep 0.05; done";
+    launcher.env("GO", site.path("go"));
+    let live = Live::start_with(launcher, site.dir.path(), &flags, script);
+    site.double.change(|world| world.expire("runner"));
+    site.go();
+    assert!(held(&live).contains("ExpiredToken"));
+    write();
+    say(&["resume", &live.id]).expect(0, &[]);
+    live.end().expect(0, &[]);
+    assert_eq!(site.double.read("outputs", "out/x").expect("published"), "x\n");
+}
+
+#[test]
+fn a_key_disabled_while_the_command_runs_holds_the_results() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&[]);
+    site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Disabled);
+    site.go();
+    let problem = held(&live);
+    assert!(problem.contains("KMS.DisabledException") && problem.contains("is disabled"), "{problem}");
+    assert_eq!(site.double.read("outputs", MANIFEST), None);
+    site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Enabled);
+    say(&["resume", &live.id]).expect(0, &[]);
+    live.end().expect(0, &["could not be published"]);
+    site.assert_published();
+}
+
+#[test]
+fn a_network_cut_holds_the_results() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&[]);
+    site.double.fault(Fault::on("*", Effect::Reset).at("outputs/*"));
+    site.go();
+    let problem = held(&live);
+    assert!(problem.contains("s3://outputs/out/") && problem.contains("network"), "{problem}");
+    site.double.clear_faults();
+    say(&["resume", &live.id]).expect(0, &[]);
+    live.end().expect(0, &[]);
+    site.assert_published();
+}
+
+#[test]
+fn results_that_are_given_up_leave_no_uploads() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&[]);
+    let denied = Effect::error(403, "AccessDenied", "Access Denied");
+    site.double.fault(Fault::on("CompleteMultipartUpload", denied));
+    site.go();
+    assert!(held(&live).contains("AccessDenied"));
+    say(&["end", "--discard", &live.id]).expect(0, &[]);
+    live.end().expect(74, &["discarded", "AccessDenied"]);
+    site.assert_nothing_published();
+}
+
+// promise: T-33
+#[test]
+fn a_kms_key_takes_part_in_the_run_key() {
+    require_host!();
+    let site = Site::new();
+    let id = fresh_id();
+    let flags = ["--run-id", &id, "--run-key-kms", INPUT_KEY, "--report", "report.json", "--audit", "audit.jsonl"];
+    let said = site.run(&flags, "echo work >file; sync").expect(0, &[]);
+    let drawn: Vec<_> = site.double.calls_of("GenerateDataKey").into_iter().filter(|call| !call.dry_run).collect();
+    assert_eq!(drawn.len(), 1);
+    assert_eq!((drawn[0].kms_key.as_str(), &drawn[0].context["runseal:run-id"]), (INPUT_KEY, &id));
+    let report = site.report("report.json");
+    assert_eq!(report["run_key"]["key"], INPUT_KEY);
+    assert_eq!(report["run_key"]["request_id"], drawn[0].request_id.as_str());
+    let audit = fs::read_to_string(site.path("audit.jsonl")).expect("written");
+    assert!(audit.contains("CreateRunKey") && audit.contains(&drawn[0].request_id));
+    // The key itself is nowhere to be seen.
+    let keys = site.double.data_keys();
+    assert!(!keys.is_empty());
+    for key in keys {
+        let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        for told in [&report.to_string(), &audit, &said.err, &said.out] {
+            assert!(!told.contains(&hex));
+        }
+    }
+}
+
+// promise: T-32
+#[test]
+fn the_data_key_is_gone_before_the_command_starts() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live(&["--run-key-kms", INPUT_KEY], "ready; sleep 3600");
+    let keys = site.double.data_keys();
+    assert!(!keys.is_empty());
+    let found = in_memory(live.sealed(), &keys);
+    assert_eq!(found, 0, "a data key is in the memory of the sealed process");
+    send(live.supervisor(), Signal::SIGTERM);
+    live.end().expect(143, &[]);
+}
+
+/// How often any of `secrets` occurs in the readable memory of `process`.
+fn in_memory(process: i32, secrets: &[Vec<u8>]) -> usize {
+    use std::os::unix::fs::FileExt;
+    let memory = fs::File::open(format!("/proc/{process}/mem")).expect("root may read it");
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("it lives");
+    let mut seen = 0;
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with('r'))) {
+        let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).expect("hexadecimal"));
+        let mut content = vec![0; usize::try_from(end - start).expect("fits")];
+        // Memory of devices and secret memory cannot be read.
+        if memory.read_exact_at(&mut content, start).is_ok() {
+            seen += content.len();
+            let hits = |secret: &Vec<u8>| content.windows(secret.len()).filter(|window| window == secret).count();
+            found += secrets.iter().map(hits).sum::<usize>();
+        }
+    }
+    assert!(seen > 1 << 20, "nothing could be read");
+    found
+}
+
+#[test]
+fn a_kms_key_that_gives_no_data_key_stops_the_run() {
+    require_host!();
+    let site = Site::new();
+    let with = |key: &str| site.run(&["--run-key-kms", key], "true");
+    site.double.change(|world| {
+        world.persona("runner").deny(Denial::of("kms:GenerateDataKey").on(INPUT_KEY));
+        world.key(OUTPUT_KEY).state = KeyState::Disabled;
+    });
+    with(INPUT_KEY).expect(77, &["kms:GenerateDataKey", INPUT_KEY]);
+    let said = with(OUTPUT_KEY);
+    assert!([69, 77].contains(&said.code) && said.err.contains("isabled"), "{said:?}");
+    let missing = "arn:aws:kms:eu-central-1:111122223333:key/0a1b2c3d-0000-4000-8000-0000000000ff";
+    let said = with(missing);
+    assert!(said.code != 0 && said.err.contains(missing), "{said:?}");
+}
+
+#[test]
+fn the_trail_tells_what_was_done_and_holds_no_secret() {
+    require_host!();
+    let site = Site::new();
+    let flags = ["--input", "s3://inputs/reads/", "--output", "s3://outputs/out/", "--audit", "audit.jsonl"];
+    let flags = [&flags[..], &["--report", "report.json"]].concat();
+    site.run(&flags, "cp \"$RUNSEAL_INPUT/reads/a.fq\" \"$RUNSEAL_OUTPUT\"").expect(0, &[]);
+    let trail = fs::read_to_string(site.path("audit.jsonl")).expect("written");
+    let events: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let names: Vec<_> = events.iter().filter_map(|event| event["eventName"].as_str()).collect();
+    for name in ["GetCallerIdentity", "CreateRunKey", "StageObject", "PublishObject", "WipeRunKey"] {
+        assert!(names.contains(&name), "{name} is missing: {names:?}");
+    }
+    assert_eq!(names.last(), Some(&"WipeRunKey"));
+    assert!(events.last().expect("events").to_string().contains("runner"), "the caller is known");
+    let (_, credential) = site.double.credentials("runner");
+    assert!(!trail.contains(&credential.secret) && !trail.contains("Signature"));
+    let report = site.report("report.json");
+    let head = report["audit"]["head"].as_str().expect("a hash");
+    assert_eq!(report["audit"]["lines"].as_u64().expect("a number") as usize, events.len());
+    say(&["audit", "verify", "--head", head, text(&site.path("audit.jsonl"))]).expect(0, &[]);
+
+    let refused = site.run(&["--audit", "no/such/dir/audit", "--input", "s3://inputs/reads/"], "true");
+    refused.expect(73, &["--audit", "no/such/dir/audit"]);
+}
+
+#[test]
+fn an_audit_trail_that_cannot_be_continued_stops_the_run_before_the_command() {
+    require_host!();
+    if !Path::new("/dev/full").exists() {
+        println!("SKIP: {}: no /dev/full", module_path!());
+        return;
+    }
+    let site = Site::new();
+    let said = site.run(&["--audit", "/dev/full", "--input", "s3://inputs/reads/"], "echo started");
+    assert!([73, 74].contains(&said.code) && said.out.is_empty(), "{said:?}");
+}
+
+// promise: T-35
+#[test]
+fn a_signal_while_objects_are_fetched_ends_the_run_at_once() {
+    require_host!();
+    let site = Site::new();
+    site.double.put("inputs", "large", vec![7; 8 << 20]);
+    let stuck = Effect::Trickle { piece: 1024, pause: Duration::from_millis(200) };
+    site.double.fault(Fault::on("GetObject", stuck).at("inputs/large").after(1));
+    let id = fresh_id();
+    let mut command = site.runseal();
+    command.args(["run", "--run-id", &id, "--input", "s3://inputs/large", "--output", "s3://outputs/out/", "--"]);
+    let child = command.arg("true").stderr(std::process::Stdio::piped()).spawn().expect("the binary starts");
+    wait_until("fetching", || crate::bench::phase(&id).as_deref() == Some("fetch"));
+    send(child.id() as i32, Signal::SIGINT);
+    let said = Said::of(child.wait_with_output().expect("wait"));
+    said.expect(130, &["SIGINT", "staging the inputs", "nothing was published"]);
+    assert_eq!(site.double.keys("outputs"), [""; 0]);
+    assert_eq!(site.double.uploads(), []);
+}
+
+// promise: T-35
+#[test]
+fn signals_while_results_are_published_abort_the_uploads() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&[]);
+    site.double.fault(Fault::on("UploadPart", Effect::Delay(Duration::from_secs(30))).at("outputs/out/*"));
+    site.go();
+    wait_until("an upload is under way", || !site.double.uploads().is_empty());
+    send(live.supervisor(), Signal::SIGINT);
+    std::thread::sleep(Duration::from_millis(100));
+    send(live.supervisor(), Signal::SIGINT);
+    live.end().expect(130, &["again ends the run", "publishing the results"]);
+    site.assert_nothing_published();
+    assert_eq!(site.double.read("outputs", "out/small"), None, "nothing is visible before large results are there");
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_publishes_leaves_no_manifest() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&[]);
+    site.double.fault(Fault::on("UploadPart", Effect::Delay(Duration::from_secs(30))).at("outputs/out/*"));
+    site.go();
+    wait_until("an upload is under way", || !site.double.uploads().is_empty());
+    let sealed = live.sealed();
+    send(sealed, Signal::SIGKILL);
+    live.end().expect(71, &["incomplete"]);
+    assert!(!lives(sealed));
+    assert_eq!(site.double.read("outputs", MANIFEST), None);
+}
+
+#[test]
+fn results_are_encrypted_as_asked() {
+    require_host!();
+    let site = Site::new();
+    let flags = ["--output", "s3://outputs/out/", "--sse-kms-key-id", INPUT_KEY];
+    site.run(&flags, "echo x >\"$RUNSEAL_OUTPUT/x\"").expect(0, &[]);
+    for key in ["out/x", MANIFEST] {
+        let object = site.double.object("outputs", key).expect("published");
+        assert_eq!(object.encryption.key.as_deref(), Some(INPUT_KEY), "{key}");
+    }
+    site.run(&flags, "true").expect(73, &["OUTPUT_NOT_EMPTY", "--overwrite"]);
+    site.run(&[&flags[..], &["--overwrite"]].concat(), "echo y >\"$RUNSEAL_OUTPUT/x\"").expect(0, &[]);
+    assert_eq!(site.double.read("outputs", "out/x").expect("published"), "y\n");
+}
+
+#[test]
+fn a_role_is_taken_for_the_whole_run() {
+    require_host!();
+    let site = Site::new();
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/job");
+    let job = Role { persona: "job".to_owned(), trusts: Vec::new() };
+    site.double.change(|world| world.roles.insert(role.clone(), job));
+    let id = fresh_id();
+    let flags = ["--run-id", &id, "--role-arn", &role, "--input", "s3://inputs/reads/", "--report", "report.json"];
+    site.run(&flags, "true").expect(0, &[]);
+    let identity = site.report("report.json")["aws"]["identity"].as_str().expect("who").to_owned();
+    assert!(identity.contains("assumed-role") && identity.contains(&id), "{identity}");
+}
