@@ -44,7 +44,7 @@ if ! [ -e $engines/complete ]; then
     fi
 fi
 rootfs=target/tools/systemd.tar
-if ! [ -e $rootfs ] && [ "$(id -u)" -eq 0 ] && command -v debootstrap docker >/dev/null; then
+if ! [ -e $rootfs ] && [ "$(id -u)" -eq 0 ] && command -v debootstrap >/dev/null && command -v docker >/dev/null; then
     suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
     tree=$(mktemp -d -p target/tools)
     if debootstrap --variant=minbase --include=systemd,dbus "$suite" "$tree" >"$tree.log" 2>&1; then

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, Failure};
+use super::{Cli, Failure, helper};
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Write the manual pages, one per subcommand
+/// Write the manual pages, one per subcommand and that of the mount helper
 #[derive(Debug, clap::Args)]
 pub struct ManArgs {
     /// Directory for the pages; without it, the main page goes to stdout
@@ -31,7 +31,10 @@ pub fn completions(args: CompletionsArgs) -> Result<u8, Failure> {
 
 pub fn man(args: ManArgs) -> Result<u8, Failure> {
     match args.dir {
-        Some(dir) => clap_mangen::generate_to(Cli::command(), dir)?,
+        Some(dir) => {
+            clap_mangen::generate_to(Cli::command(), &dir)?;
+            helper::man_page(&dir)?;
+        }
         None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?,
     }
     Ok(0)

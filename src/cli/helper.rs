@@ -1,9 +1,11 @@
 //! `mount.fuse.runseal`: runseal as mount(8) calls it, so that fstab and mount units work.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
 use std::path::Path;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::exit;
 use crate::run::{knows_mount_option, warn};
@@ -95,6 +97,13 @@ pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsStri
         exit::USAGE | exit::NO_PERMISSION => WRONG_INVOCATION,
         _ => MOUNT_FAILURE,
     }
+}
+
+/// Writes the manual page of this program into `dir`; section 8, as that of mount(8).
+pub fn man_page(dir: &Path) -> io::Result<()> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(HelperArgs::command()).section("8").render(&mut page)?;
+    fs::write(dir.join("mount.fuse.runseal.8"), page)
 }
 
 /// The command line of `runseal mount` that means the same.
