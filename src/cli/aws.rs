@@ -184,7 +184,7 @@ mod tests {
             (["--input", "gs://bucket/x"], "not known here"),
             (["--output", "s3://Bucket/x"], "lower-case"),
         ] {
-            let error = parse(&flags).err().expect("refused");
+            let error = parse(&flags).expect_err("refused");
             assert!(error.contains(word), "{error}");
         }
     }

@@ -64,6 +64,7 @@ fn alone(doing: &str) -> io::Result<()> {
 
 /// Makes the relative paths in these environment variables absolute, so that they still lead where the user meant when
 /// this process works elsewhere. `~` is left to whoever reads them. Fails if this process has more than one thread.
+#[allow(clippy::disallowed_methods, reason = "what it is disallowed for, a race with other threads, is checked for")]
 pub fn make_paths_absolute(variables: &[&str]) -> io::Result<()> {
     alone("changing the environment")?;
     for name in variables {

@@ -26,6 +26,14 @@ fn wrong_flags_are_usage_errors() {
     say(&["no-such-thing"]).expect(64, &["no-such-thing"]);
 }
 
+#[cfg(not(feature = "aws"))]
+#[test]
+fn a_build_without_aws_says_so() {
+    require_host!();
+    say(&["run", "--input", "s3://bucket/key", "--", "true"]).expect(69, &["feature `aws`"]);
+    say(&["run", "--output", "s3://bucket/out/", "--", "true"]).expect(69, &["feature `aws`"]);
+}
+
 #[test]
 fn commands_that_cannot_start_are_refused_before_any_work() {
     let dir = tempfile::tempdir().expect("tempdir");
