@@ -84,7 +84,7 @@ fn finding(code: Code) -> u8 {
         Code::InputUriNotFound | Code::ImportFailed | Code::ModifiedInputResource => NO_INPUT,
         Code::InputConflict => USAGE,
         Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace => CANNOT_CREATE,
-        Code::AssumeRoleFailed | Code::RunKeyFailed => UNAVAILABLE,
+        Code::AssumeRoleFailed | Code::RunKeyFailed | Code::KeyUnfit => UNAVAILABLE,
     }
 }
 
@@ -210,6 +210,43 @@ mod tests {
             (RunError::System { action: "a", source: denied() }, 71),
         ] {
             assert_eq!(code(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn why_aws_refused_weighs_more_than_what() {
+        use crate::preflight::{AwsDetails, Evidence, Finding};
+        let details = |cause| AwsDetails {
+            cause,
+            operation: "s3:GetObject",
+            action: None,
+            key: None,
+            principal: None,
+            policy: None,
+            explicit_deny: false,
+            aws_code: String::new(),
+            aws_message: String::new(),
+            request_ids: Vec::new(),
+            also: Vec::new(),
+            repair: None,
+        };
+        for (code, cause, expected) in [
+            (Code::ExportFailed, Some(Cause::Denied), 77),
+            (Code::ImportFailed, Some(Cause::Denied), 77),
+            (Code::AssumeRoleFailed, Some(Cause::Credentials), 69),
+            (Code::ImportFailed, Some(Cause::Unreachable), 69),
+            (Code::ImportFailed, Some(Cause::Configuration), 69),
+            (Code::InputUriNotFound, Some(Cause::NotFound), 66),
+            (Code::ImportFailed, Some(Cause::KeyState), 66),
+            (Code::ExportFailed, Some(Cause::KeyState), 73),
+            (Code::RunKeyFailed, Some(Cause::KeyState), 69),
+            (Code::InputConflict, None, 64),
+            (Code::FileSystemOutOfSpace, None, 73),
+        ] {
+            let (subject, problem, remedy) = ("s".into(), "p".into(), "r".into());
+            let finding = Finding { code, subject, problem, remedy, aws: cause.map(details).map(Box::new) };
+            let report = PreflightReport { findings: vec![finding], evidence: Evidence::default() };
+            assert_eq!(super::code(&RunError::Preflight(report)), expected, "{code:?} {cause:?}");
         }
     }
 }

@@ -70,7 +70,7 @@ pub struct AwsArgs {
     role_arn: Option<RoleArn>,
     /// Profile of the AWS configuration files [default: $AWS_PROFILE]
     #[arg(long, value_name = "NAME")]
-    profile: Option<String>,
+    aws_profile: Option<String>,
     /// Region [default: $AWS_REGION, or that of the profile]
     #[arg(long, value_name = "NAME")]
     region: Option<Region>,
@@ -106,7 +106,7 @@ impl AwsArgs {
         }
         let aws = AwsSpec {
             role: self.role_arn,
-            profile: self.profile,
+            profile: self.aws_profile,
             region: self.region,
             fips: self.fips,
             dual_stack: self.dual_stack,

@@ -8,6 +8,7 @@ mod helper;
 mod lifecycle;
 mod mount;
 mod policy;
+mod preflight;
 mod run;
 mod serve;
 mod store;
@@ -37,6 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     Run(run::RunArgs),
+    Preflight(preflight::PreflightArgs),
     Mount(mount::MountArgs),
     Status(lifecycle::StatusArgs),
     Resume(lifecycle::ResumeArgs),
@@ -118,6 +120,7 @@ fn perform(line: impl IntoIterator<Item = OsString>) -> u8 {
 fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
     match action {
         Action::Run(args) => run::act(args, voice),
+        Action::Preflight(args) => preflight::act(args),
         Action::Mount(args) => mount::act(args, voice),
         Action::Status(args) => lifecycle::status(args),
         Action::Resume(args) => lifecycle::resume(args),

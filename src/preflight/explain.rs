@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 use super::kms::{Answers, DryRun, Use, defect};
 use super::repair;
 use super::report::{AwsDetails, Code, Finding};
-use super::trouble::{Attempt, Trouble};
+use super::trouble::{Attempt, Trouble, directory};
+use crate::policy::Place;
 use crate::s3::{CallError, Cause, Denial, Identity, PolicyKind};
-use crate::spec::{RunId, S3Uri};
 
 /// What is known besides the trouble itself.
 pub(super) struct Hints<'a> {
-    pub(super) run: &'a RunId,
     /// Region of the configuration.
     pub(super) region: &'a str,
     pub(super) identity: Option<&'a Identity>,
@@ -381,11 +380,11 @@ fn s3_denied(trouble: &Trouble, hints: &Hints<'_>, action: &'static str, denial:
         ),
         (Attempt::Begin | Attempt::Part, _) => (
             format!("cannot be written: {who} lacks {action} there{because}"),
-            format!("allow {action} on {}*, or choose another --output", trouble.uri.as_ref().map(object).unwrap_or_default()),
+            format!("allow {action} on {}, or choose another --output", there(trouble, hints)),
         ),
         _ => (
             format!("cannot be read: {who} lacks {action} on it{because}"),
-            format!("allow {action} on {}", trouble.uri.as_ref().map(object).unwrap_or_default()),
+            format!("allow {action} on {}", there(trouble, hints)),
         ),
     };
     let remedy = match (denial.explicit, trouble.attempt) {
@@ -398,8 +397,10 @@ fn s3_denied(trouble: &Trouble, hints: &Hints<'_>, action: &'static str, denial:
     Told { action: Some(action.to_owned()), repair, ..Told::new(problem, remedy) }
 }
 
-fn object(uri: &S3Uri) -> String {
-    super::probe::object_arn(uri)
+/// ARN pattern of everything where the trouble is.
+fn there(trouble: &Trouble, hints: &Hints<'_>) -> String {
+    let place = trouble.uri.as_ref().map(|uri| Place::new(hints.region, &uri.bucket, directory(&uri.key)));
+    place.map(|place| place.object_arns().join(", ")).unwrap_or_default()
 }
 
 fn role_denied() -> Told {

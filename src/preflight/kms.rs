@@ -143,7 +143,7 @@ fn description(key: &str, described: &Result<Answer<KeyFacts>, CallError>, now: 
     Check { probe: "kms:DescribeKey", subject, key, outcome, detail, request_id: request_id.clone() }
 }
 
-fn summary(facts: &KeyFacts, now: i64) -> (Outcome, String) {
+pub(super) fn summary(facts: &KeyFacts, now: i64) -> (Outcome, String) {
     let managed = if facts.manager == "AWS" { "managed by AWS" } else { "customer managed" };
     let text = format!("{}, {}, {managed}", facts.state, facts.spec);
     match facts.valid_to {

@@ -10,6 +10,7 @@ mod kms;
 mod objects;
 mod output;
 mod probe;
+mod profiles;
 mod remote;
 mod repair;
 mod report;
@@ -19,6 +20,7 @@ mod upload;
 
 use std::path::PathBuf;
 
+pub use profiles::{AWS_OWNED, Profile, check_key};
 pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Report};
 
 use crate::audit::Trail;

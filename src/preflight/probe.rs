@@ -1,13 +1,17 @@
-//! Calls of AWS as preflight makes them: each one is recorded in the trail, none leaves anything behind unsaid.
+//! Calls of AWS as preflight makes them; each one is recorded in the trail.
+
+use std::future::ready;
+use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::audit::{Event, Trail};
+use crate::policy::Place;
 use crate::s3::{
-    Answer, CallError, Cloud, Encryption, EncryptionContext, Identity, KeyFacts, Object, Page, Part, UploadSettings,
-    UploadTarget,
+    Answer, CallError, Cloud, Encryption, EncryptionContext, Grant, Identity, KeyFacts, Object, Page, Part,
+    UploadSettings, UploadTarget, outcome,
 };
 use crate::spec::S3Uri;
 
@@ -33,21 +37,21 @@ impl<'a> Probe<'a> {
     /// P10: who calls.
     pub(super) async fn whoami(&self) -> Outcome<Identity> {
         let outcome = self.cloud.identity.whoami().await;
-        self.record("GetCallerIdentity", STS, None, Value::Null, true, &outcome);
+        self.record(Event::call("sts:GetCallerIdentity"), &outcome);
         outcome
     }
 
     pub(super) async fn list(&self, uri: &S3Uri, after: Option<&str>, most: u16) -> Outcome<Page> {
         let outcome = self.cloud.objects.list(&uri.bucket, &uri.key, after, most).await;
-        let parameters = json!({ "bucketName": uri.bucket, "prefix": uri.key });
-        self.record("ListObjectsV2", S3, Some(bucket_arn(&uri.bucket)), parameters, true, &outcome);
+        self.record(self.about_bucket("s3:ListObjectsV2", &uri.bucket).with("prefix", uri.key.as_str()), &outcome);
         outcome
     }
 
     /// P4: what an object is. Needs no KMS.
     pub(super) async fn head(&self, uri: &S3Uri) -> Outcome<Object> {
-        let outcome = self.cloud.objects.head(&uri.bucket, &uri.key).await;
-        self.record("HeadObject", S3, Some(object_arn(uri)), named(uri), true, &outcome);
+        let (objects, at) = (self.cloud.objects.clone(), uri.clone());
+        let outcome = self.cloud.spread(async move { objects.head(&at.bucket, &at.key).await }).await;
+        self.record(self.about_object("s3:HeadObject", &uri.bucket, &uri.key), &outcome);
         outcome
     }
 
@@ -55,14 +59,14 @@ impl<'a> Probe<'a> {
     pub(super) async fn read(&self, uri: &S3Uri, seen: Option<&Object>) -> Outcome<()> {
         let range = seen.is_none_or(|seen| seen.size > 0).then_some(0..1);
         let outcome = self.first_byte(uri, seen.map(|seen| seen.etag.as_str()), range).await;
-        self.record("GetObject", S3, Some(object_arn(uri)), named(uri), true, &outcome);
+        self.record(self.about_object("s3:GetObject", &uri.bucket, &uri.key), &outcome);
         outcome
     }
 
-    async fn first_byte(&self, uri: &S3Uri, etag: Option<&str>, range: Option<std::ops::Range<u64>>) -> Outcome<()> {
+    async fn first_byte(&self, uri: &S3Uri, etag: Option<&str>, range: Option<Range<u64>>) -> Outcome<()> {
         let Answer { value: (_, pieces), request_id } =
             self.cloud.objects.get(&uri.bucket, &uri.key, etag, range).await?;
-        pieces.try_for_each(|_| std::future::ready(Ok(()))).await?;
+        pieces.try_for_each(|_| ready(Ok(()))).await?;
         Ok(Answer { value: (), request_id })
     }
 
@@ -73,8 +77,7 @@ impl<'a> Probe<'a> {
         settings: &UploadSettings,
     ) -> Outcome<(String, Encryption)> {
         let outcome = self.cloud.objects.begin_upload(target, settings).await;
-        let resource = format!("{}/{}", bucket_arn(&target.bucket), target.key);
-        self.record("CreateMultipartUpload", S3, Some(resource), place(target), false, &outcome);
+        self.record(self.about_object("s3:CreateMultipartUpload", &target.bucket, &target.key), &outcome);
         outcome
     }
 
@@ -82,93 +85,83 @@ impl<'a> Probe<'a> {
     pub(super) async fn part(&self, target: &UploadTarget, upload: &str) -> Outcome<Part> {
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, BYTE);
         let outcome = self.cloud.objects.upload_part(target, upload, 1, Bytes::from_static(BYTE), crc).await;
-        let resource = format!("{}/{}", bucket_arn(&target.bucket), target.key);
-        self.record("UploadPart", S3, Some(resource), place(target), false, &outcome);
+        self.record(self.about_object("s3:UploadPart", &target.bucket, &target.key), &outcome);
         outcome
     }
 
     pub(super) async fn abort(&self, target: &UploadTarget, upload: &str) -> Outcome<()> {
         let outcome = self.cloud.objects.abort_upload(target, upload).await;
-        let resource = format!("{}/{}", bucket_arn(&target.bucket), target.key);
-        self.record("AbortMultipartUpload", S3, Some(resource), place(target), false, &outcome);
+        self.record(self.about_object("s3:AbortMultipartUpload", &target.bucket, &target.key), &outcome);
         outcome
     }
 
     /// P9, the part of it that explains: what the bucket encrypts with.
     pub(super) async fn default_encryption(&self, bucket: &str) -> Outcome<Encryption> {
         let outcome = self.cloud.objects.bucket_encryption(bucket).await;
-        let parameters = json!({ "bucketName": bucket });
-        self.record("GetBucketEncryption", S3, Some(bucket_arn(bucket)), parameters, true, &outcome);
+        self.record(self.about_bucket("s3:GetBucketEncryption", bucket), &outcome);
         outcome
     }
 
     pub(super) async fn region(&self, bucket: &str) -> Outcome<String> {
         let outcome = self.cloud.objects.bucket_region(bucket).await;
-        let parameters = json!({ "bucketName": bucket });
-        self.record("HeadBucket", S3, Some(bucket_arn(bucket)), parameters, true, &outcome);
+        self.record(self.about_bucket("s3:HeadBucket", bucket), &outcome);
         outcome
     }
 
     /// P7: what a key is.
     pub(super) async fn describe(&self, key: &str) -> Outcome<KeyFacts> {
         let outcome = self.cloud.keys.describe(key).await;
-        self.record("DescribeKey", KMS, Some(key.to_owned()), json!({ "keyId": key }), true, &outcome);
+        self.record(about_key("kms:DescribeKey", key), &outcome);
         outcome
     }
 
     /// P5.
     pub(super) async fn try_generate(&self, key: &str, context: &EncryptionContext) -> Outcome<()> {
         let outcome = self.cloud.keys.try_generate(key, context).await;
-        self.record("GenerateDataKey", KMS, Some(key.to_owned()), dry(key, context), true, &outcome);
+        self.record(dry("kms:GenerateDataKey", key).with("encryptionContext", json!(context)), &outcome);
         outcome
     }
 
     /// P6.
     pub(super) async fn try_decrypt(&self, key: &str, context: &EncryptionContext) -> Outcome<()> {
         let outcome = self.cloud.keys.try_decrypt(key, context).await;
-        self.record("Decrypt", KMS, Some(key.to_owned()), dry(key, context), true, &outcome);
+        self.record(dry("kms:Decrypt", key).with("encryptionContext", json!(context)), &outcome);
         outcome
     }
 
-    fn record<T>(
-        &self,
-        name: &'static str,
-        source: &'static str,
-        resource: Option<String>,
-        parameters: Value,
-        read_only: bool,
-        outcome: &Outcome<T>,
-    ) {
-        let (request_id, error) = match outcome {
-            Ok(answer) => (&answer.request_id, None),
-            Err(failed) => (&failed.request_id, Some((failed.code.clone(), failed.message.clone()))),
-        };
-        let request_id = (!request_id.is_empty()).then(|| request_id.clone());
-        self.trail.record(&Event { name, source, resource, parameters, request_id, error, read_only });
+    pub(super) async fn try_grant(&self, key: &str, grantee: &str, operations: &[&str]) -> Outcome<()> {
+        let outcome = self.cloud.keys.try_grant(key, grantee, operations).await;
+        let event = dry("kms:CreateGrant", key).with("granteePrincipal", grantee).with("operations", json!(operations));
+        self.record(Event { read_only: true, ..event }, &outcome);
+        outcome
+    }
+
+    pub(super) async fn grants(&self, key: &str) -> Outcome<Vec<Grant>> {
+        let outcome = self.cloud.keys.grants(key).await;
+        self.record(about_key("kms:ListGrants", key), &outcome);
+        outcome
+    }
+
+    fn record<T>(&self, event: Event, result: &Outcome<T>) {
+        self.trail.record(&event.ended(outcome(result)));
+    }
+
+    fn about_bucket(&self, operation: &'static str, bucket: &str) -> Event {
+        let arn = Place::new(&self.cloud.region, bucket, "").bucket_arn();
+        Event::call(operation).on(arn).with("bucketName", bucket)
+    }
+
+    fn about_object(&self, operation: &'static str, bucket: &str, key: &str) -> Event {
+        let event = self.about_bucket(operation, bucket).with("key", key);
+        let arn = event.resource.as_ref().map(|bucket| format!("{bucket}/{key}"));
+        Event { resource: arn, ..event }
     }
 }
 
-const S3: &str = "s3.amazonaws.com";
-const KMS: &str = "kms.amazonaws.com";
-const STS: &str = "sts.amazonaws.com";
-
-/// ARN of a bucket, in the partition of AWS itself: that of the caller may differ, and then only the display does.
-pub(super) fn bucket_arn(bucket: &str) -> String {
-    format!("arn:aws:s3:::{bucket}")
+fn about_key(operation: &'static str, key: &str) -> Event {
+    Event::call(operation).on(key).with("keyId", key)
 }
 
-pub(super) fn object_arn(uri: &S3Uri) -> String {
-    format!("arn:aws:s3:::{}/{}", uri.bucket, uri.key)
-}
-
-fn named(uri: &S3Uri) -> Value {
-    json!({ "bucketName": uri.bucket, "key": uri.key })
-}
-
-fn place(target: &UploadTarget) -> Value {
-    json!({ "bucketName": target.bucket, "key": target.key })
-}
-
-fn dry(key: &str, context: &EncryptionContext) -> Value {
-    json!({ "keyId": key, "encryptionContext": context, "dryRun": true })
+fn dry(operation: &'static str, key: &str) -> Event {
+    about_key(operation, key).with("dryRun", true)
 }

@@ -80,7 +80,6 @@ impl<'a> Inquiry<'a> {
         let (regions, identity) =
             (self.regions(&first).await, first.identity.as_ref().ok().map(|answer| &answer.value));
         let hints = Hints {
-            run: self.request.run,
             region: self.region,
             identity,
             answers: &answers,
@@ -407,6 +406,6 @@ pub(super) fn overlap(output: &S3Uri, inputs: &[InputSpec]) -> Option<Finding> {
     Some(Finding::new(Code::ExportFailed, output.to_string(), problem, remedy))
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

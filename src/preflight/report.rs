@@ -3,8 +3,8 @@
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::Value;
 
+use crate::policy::Statement;
 use crate::s3::{Cause, Identity, PolicyKind};
 
 /// Findings shown to people; programs get all of them.
@@ -25,6 +25,8 @@ pub enum Code {
     AssumeRoleFailed,
     /// The KMS key of the run itself cannot be used.
     RunKeyFailed,
+    /// A key is not what a system asks of it (`runseal preflight --key`).
+    KeyUnfit,
     /// An input changed while it was looked at or staged.
     ModifiedInputResource,
     /// The inputs do not fit.
@@ -44,6 +46,7 @@ impl Code {
             Self::ExportFailed => "EXPORT_FAILED",
             Self::AssumeRoleFailed => "ASSUME_ROLE_FAILED",
             Self::RunKeyFailed => "RUN_KEY_FAILED",
+            Self::KeyUnfit => "KEY_UNFIT",
             Self::ModifiedInputResource => "MODIFIED_INPUT_RESOURCE",
             Self::FileSystemOutOfSpace => "FILE_SYSTEM_OUT_OF_SPACE",
             Self::InputConflict => "INPUT_CONFLICT",
@@ -97,15 +100,54 @@ pub struct AwsDetails {
     pub repair: Option<Repair>,
 }
 
+impl AwsDetails {
+    /// What AWS said, in one line; empty if it said nothing.
+    fn said(&self) -> String {
+        let ids = self.request_ids.join(", ");
+        let said = [self.aws_code.as_str(), self.aws_message.as_str()].into_iter().filter(|text| !text.is_empty());
+        let said = said.collect::<Vec<_>>().join(": ");
+        match (said.is_empty(), ids.is_empty()) {
+            (true, _) => said,
+            (false, true) => format!("{}: {said}", self.operation),
+            (false, false) => format!("{}: {said} (request {ids})", self.operation),
+        }
+    }
+
+    /// Below problem and remedy, behind `width` characters.
+    fn write(&self, f: &mut fmt::Formatter<'_>, width: usize) -> fmt::Result {
+        let said = self.said();
+        if !said.is_empty() {
+            writeln!(f, "  {:width$}  AWS:     {said}", "")?;
+        }
+        match self.also.as_slice() {
+            [] => {}
+            [other] => writeln!(f, "  {:width$}  also:    {other}", "")?,
+            [first, .., last] => writeln!(f, "  {:width$}  also:    {} more, {first} to {last}", "", self.also.len())?,
+        }
+        let Some(Repair { iam, key_policy, bucket_policy }) = &self.repair else { return Ok(()) };
+        for (whose, statement) in
+            [("IAM policy of the caller", iam), ("key policy", key_policy), ("bucket policy", bucket_policy)]
+        {
+            let Some(statement) = statement else { continue };
+            let json = serde_json::to_string_pretty(statement).map_err(|_| fmt::Error)?;
+            writeln!(f, "  {:width$}  statement for the {whose}:", "")?;
+            for line in json.lines() {
+                writeln!(f, "  {:width$}    {line}", "")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Policy statements that would repair a finding.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Repair {
     /// For a policy of the caller's user or role.
-    pub iam: Option<Value>,
+    pub iam: Option<Statement>,
     /// For the policy of the KMS key.
-    pub key_policy: Option<Value>,
+    pub key_policy: Option<Statement>,
     /// For the policy of the bucket.
-    pub bucket_policy: Option<Value>,
+    pub bucket_policy: Option<Statement>,
 }
 
 impl Finding {
@@ -160,6 +202,13 @@ pub struct Evidence {
     pub checks: Vec<Check>,
 }
 
+impl Evidence {
+    /// What works, but should be looked at.
+    pub fn warnings(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| check.outcome == Outcome::Warning)
+    }
+}
+
 /// Everything that stands in the way of a run; never empty.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
@@ -178,10 +227,14 @@ impl fmt::Display for Report {
         let problems = if count == 1 { "problem" } else { "problems" };
         writeln!(f, "preflight found {count} {problems}; nothing was started")?;
         let width = self.findings.iter().map(|x| x.code.name().len()).max().unwrap_or(0);
-        for Finding { code, subject, problem, remedy, .. } in self.findings.iter().take(SHOWN) {
+        for finding in self.findings.iter().take(SHOWN) {
+            let Finding { code, subject, problem, remedy, aws } = finding;
             writeln!(f, "\n  {:width$}  {subject}", code.name())?;
             writeln!(f, "  {:width$}  problem: {problem}", "")?;
             writeln!(f, "  {:width$}  remedy:  {remedy}", "")?;
+            if let Some(aws) = aws {
+                aws.write(f, width)?;
+            }
         }
         match count.saturating_sub(SHOWN) {
             0 => Ok(()),
@@ -194,12 +247,13 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    const ALL: [Code; 9] = [
+    const ALL: [Code; 10] = [
         Code::InputUriNotFound,
         Code::ImportFailed,
         Code::ExportFailed,
         Code::AssumeRoleFailed,
         Code::RunKeyFailed,
+        Code::KeyUnfit,
         Code::ModifiedInputResource,
         Code::FileSystemOutOfSpace,
         Code::InputConflict,
@@ -235,5 +289,35 @@ mod tests {
         let findings = vec![finding(Code::ImportFailed); SHOWN + 3];
         let long = Report { findings, evidence: Evidence::default() }.to_string();
         assert!(long.ends_with("\n  and 3 more\n"), "{long}");
+    }
+    #[test]
+    fn what_aws_said_and_what_repairs_it_is_printed() {
+        let aws = AwsDetails {
+            cause: Cause::Denied,
+            operation: "s3:GetObject",
+            action: Some("s3:GetObject".into()),
+            key: None,
+            principal: None,
+            policy: None,
+            explicit_deny: false,
+            aws_code: "AccessDenied".into(),
+            aws_message: "Access Denied".into(),
+            request_ids: vec!["R1".into()],
+            also: vec!["/y".into(), "/z".into()],
+            repair: Some(Repair {
+                iam: Some(crate::policy::allow("Read", &["s3:GetObject"], vec!["arn:aws:s3:::b/*".into()])),
+                ..Repair::default()
+            }),
+        };
+        let findings = vec![Finding { aws: Some(Box::new(aws)), ..finding(Code::ImportFailed) }];
+        let text = Report { findings, evidence: Evidence::default() }.to_string();
+        for part in [
+            "AWS:     s3:GetObject: AccessDenied: Access Denied (request R1)",
+            "also:    2 more, /y to /z",
+            "statement for the IAM policy of the caller:",
+            "\"Action\": [",
+        ] {
+            assert!(text.contains(part), "`{part}` is missing in {text}");
+        }
     }
 }

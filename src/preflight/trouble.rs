@@ -66,13 +66,15 @@ impl Trouble {
 
     fn is_like(&self, other: &Self) -> bool {
         let (a, b) = (&self.error, &other.error);
-        if (a.cause, &a.code) != (b.cause, &b.code) {
+        if a.cause != b.cause {
             return false;
         }
         if self.is_general() && other.is_general() {
-            return service(a) == service(b);
+            // Every service has its own words for bad credentials.
+            return a.cause == Cause::Credentials || service(a) == service(b);
         }
-        self.attempt == other.attempt
+        a.code == b.code
+            && self.attempt == other.attempt
             && self.place() == other.place()
             && self.encryption == other.encryption
             && action(a) == action(b)

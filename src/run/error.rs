@@ -178,7 +178,7 @@ fn remedy(cause: Cause) -> &'static str {
     match cause {
         Cause::Denied => "; give this principal the right to it (`runseal preflight` says which statement is missing)",
         Cause::Credentials => {
-            "; provide credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (--profile), or a role of this \
+            "; provide credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (--aws-profile), or a role of this \
              machine"
         }
         Cause::KeyState => "; enable the KMS key, or cancel its deletion",

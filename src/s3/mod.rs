@@ -254,6 +254,17 @@ impl Cloud {
     pub fn block_on<F: Future>(&self, work: F) -> F::Output {
         self.runtime.as_ref().expect("a runtime until it is dropped").block_on(work)
     }
+
+    /// Does `work` on the threads of the runtime: signing and parsing of many calls keep more than one processor busy.
+    ///
+    /// # Panics
+    /// If `work` does.
+    pub async fn spread<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match self.runtime.as_ref().expect("a runtime until it is dropped").spawn(work).await {
+            Ok(done) => done,
+            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+        }
+    }
 }
 
 /// The runtime of a cloud.
