@@ -129,7 +129,7 @@ impl Family {
         child.stderr.take().expect("piped").take(MESSAGE_MAX).read_to_end(&mut said)?;
         let status = child.wait()?;
         written?;
-        let lines = String::from_utf8_lossy(&said).lines().map(without_name).collect();
+        let lines = String::from_utf8_lossy(&said).lines().filter_map(message).collect();
         Ok((status.code().map_or(SYSTEM, |code| code as u8), lines))
     }
 
@@ -199,7 +199,7 @@ impl Family {
     }
 }
 
-/// Messages begin with the name of the program, which a client of the service does not know.
-fn without_name(line: &str) -> String {
-    line.strip_prefix("runseal: ").unwrap_or(line).to_owned()
+/// Messages begin with the name of the program; other lines are for developers.
+fn message(line: &str) -> Option<String> {
+    line.strip_prefix("runseal: ").map(str::to_owned)
 }

@@ -189,6 +189,10 @@ async fn count(State(metrics): State<Arc<Metrics>>, request: Request, next: Next
 /// Reads JSON; says where it is wrong. An empty body stands for an empty object.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let text = if body.is_empty() { b"{}" } else { body };
+    // serde would take a list for an object whose fields all have defaults.
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Problem::new(Kind::Usage, "the body: not a JSON object"));
+    }
     serde_json::from_slice(text).map_err(|error| Problem::new(Kind::Usage, format!("the body: {error}")))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -128,20 +128,27 @@ async fn sleep_for(time: Duration) {
 /// Takes the whole body before anything is done, so that no handler waits for a client.
 async fn take_body(State(allowance): State<Allowance>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
+    if body.size_hint().lower() > allowance.body as u64 {
+        return too_large(allowance).into_response();
+    }
     match tokio::time::timeout(allowance.patience, to_bytes(body, allowance.body)).await {
         Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
         Ok(Err(error)) => {
-            let (kind, detail) = match is_too_large(&error) {
-                true => (Kind::TooLarge, format!("the body is larger than {} bytes", allowance.body)),
-                false => (Kind::Usage, format!("the body cannot be read: {error}")),
+            let problem = match is_too_large(&error) {
+                true => too_large(allowance),
+                false => Problem::new(Kind::Usage, format!("the body cannot be read: {error}")),
             };
-            Problem::new(kind, detail).into_response()
+            problem.into_response()
         }
         Err(_) => {
             let detail = format!("the body did not come within {:?}", allowance.patience);
             Problem::new(Kind::Timeout, detail).into_response()
         }
     }
+}
+
+fn too_large(allowance: Allowance) -> Problem {
+    Problem::new(Kind::TooLarge, format!("the body is larger than {} bytes", allowance.body))
 }
 
 fn is_too_large(error: &axum::Error) -> bool {

@@ -7,10 +7,12 @@
 //! | `api`, `model`, `problem` | paths, JSON, errors; `docs/openapi.json` is made from them |
 //! | `runs` | the table of runs: limits, start, end, adoption |
 //! | `mountpoint` | directories to mount on |
+//! | `docker`, `volumes` | the volume plugin of Docker, and the volumes behind it |
 //! | `health`, `metrics` | how the node is |
 
 mod api;
 mod config;
+mod docker;
 mod health;
 mod http;
 mod metrics;
@@ -19,26 +21,30 @@ mod mountpoint;
 mod peer;
 mod problem;
 mod runs;
+mod volumes;
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use nix::unistd::geteuid;
+use nix::unistd::{Gid, geteuid};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use self::api::Node;
 pub use self::config::{Config, ConfigError, DEFAULT_PATH};
+use self::docker::Plugin;
 use self::http::Allowance;
 use self::metrics::Metrics;
 use self::mountpoint::Roots;
 use self::runs::{Runs, Settings};
+use self::volumes::Volumes;
 use crate::sys::notify::{Manager, Notifier};
 
 /// Why the service cannot start or go on.
@@ -101,7 +107,9 @@ pub fn serve(path: &Path) -> Result<(), ServeError> {
 
 async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), ServeError> {
     let notifier = Arc::new(manager.notifier);
-    let (listener, socket) = listen(&settings.config, manager.listeners)?;
+    let mut given = Given::new(manager.listeners)?;
+    let plugged = settings.config.docker.enabled.then(|| listen_to_docker(&settings.config, &mut given)).transpose()?;
+    let (listener, socket) = listen(&settings.config, given)?;
     let allowance = Allowance::of(&settings.config);
     let metrics = Arc::new(Metrics::default());
     let runs = Runs::new(settings, &socket, metrics.clone());
@@ -113,7 +121,16 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
     let node = Arc::new(Node { runs: runs.clone(), metrics: metrics.clone(), began: Instant::now() });
 
     let (stop, stopped) = watch::channel(false);
-    let server = tokio::spawn(http::serve(listener, api::router(node), allowance, metrics, stopped));
+    let api = http::serve(listener, api::router(node), allowance, metrics.clone(), stopped.clone());
+    let mut servers = tokio::task::JoinSet::new();
+    servers.spawn(api);
+    if let Some(listener) = plugged {
+        let file = socket.with_extension("volumes.json");
+        let opened = Volumes::open(runs.clone(), file.clone()).await;
+        let volumes = opened.map_err(|error| ServeError::Adopt(format!("{}: {error}", file.display())))?;
+        let router = docker::router(Arc::new(Plugin { volumes, metrics: metrics.clone() }));
+        servers.spawn(http::serve(listener, router, allowance, metrics, stopped));
+    }
     health::ask(&socket).await.map_err(system("asking the service for its health"))?;
     notifier.ready(&format!("{adopted} runs taken over"));
     tracing::info!("ready on {}, {adopted} runs taken over", socket.display());
@@ -122,7 +139,7 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
     wait_for_end(path, &runs, &notifier).await?;
     notifier.stopping();
     stop.send_replace(true);
-    let _ = server.await;
+    while servers.join_next().await.is_some() {}
     Ok(())
 }
 
@@ -158,7 +175,8 @@ impl Settings {
     fn read(path: &Path) -> Result<Self, ServeError> {
         let config = Config::read(path)?;
         let roots = Roots::open(config.roots()).map_err(ServeError::Root)?;
-        Ok(Self { config, roots })
+        let volumes = config.docker.enabled.then(|| volume_root(config.docker.root.get_ref().as_path())).transpose()?;
+        Ok(Self { config, roots, volumes })
     }
 }
 
@@ -173,33 +191,71 @@ impl Allowance {
     }
 }
 
-/// The socket the service manager opened, or one of our own, and where it is.
-fn listen(config: &Config, mut given: Vec<OwnedFd>) -> Result<(UnixListener, PathBuf), ServeError> {
+/// Only root passes through to the volumes; containers do not need to.
+fn volume_root(path: &Path) -> Result<Roots, ServeError> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(ServeError::Root(format!("docker.root {}: {error}", path.display())));
+        }
+        _ => {}
+    }
+    Roots::open([path].into_iter()).map_err(|problem| ServeError::Root(format!("docker.root: {problem}")))
+}
+
+/// Sockets the service manager opened, with their paths.
+struct Given(Vec<(StdListener, Option<PathBuf>)>);
+
+impl Given {
+    fn new(sockets: Vec<OwnedFd>) -> Result<Self, ServeError> {
+        let named = |socket| {
+            let listener = StdListener::from(socket);
+            let address = listener.local_addr().map_err(system("a socket of the service manager"))?;
+            let path = address.as_pathname().map(Path::to_owned);
+            Ok::<_, ServeError>((listener, path))
+        };
+        Ok(Self(sockets.into_iter().map(named).collect::<Result<_, _>>()?))
+    }
+
+    fn take(&mut self, path: &Path) -> Option<StdListener> {
+        let at = self.0.iter().position(|(_, found)| found.as_deref() == Some(path))?;
+        Some(self.0.remove(at).0)
+    }
+}
+
+/// The socket of the API and where it is: the service manager knows better than the configuration.
+fn listen(config: &Config, mut given: Given) -> Result<(UnixListener, PathBuf), ServeError> {
     let path = config.api.socket.as_path().to_owned();
-    let (listener, path) = match given.len() {
-        0 => match bind(&path, config) {
-            Ok(listener) => (listener, path),
-            Err(problem) => return Err(ServeError::Socket { path, problem }),
-        },
-        1 => {
-            let listener = std::os::unix::net::UnixListener::from(given.remove(0));
-            // The manager knows better than the configuration.
-            let address = listener.local_addr().map_err(system("the socket of the service manager"))?;
-            let path = address.as_pathname().map(Path::to_owned).unwrap_or(path);
-            (listener, path)
+    match (given.0.len(), given.0.pop()) {
+        (0, _) => Ok((own_socket(&path, config.api.mode.0, config.group())?, path)),
+        (1, Some((listener, found))) => Ok((in_runtime(listener)?, found.unwrap_or(path))),
+        (count, _) => {
+            let problem = format!("the service manager passed {count} sockets for the API, one is expected");
+            Err(ServeError::Socket { path, problem })
         }
-        count => {
-            let problem = format!("the service manager passed {count} sockets, one is expected");
-            return Err(ServeError::Socket { path, problem });
-        }
-    };
-    listener.set_nonblocking(true).map_err(system("the socket"))?;
-    Ok((UnixListener::from_std(listener).map_err(system("the socket"))?, path))
+    }
+}
+
+fn listen_to_docker(config: &Config, given: &mut Given) -> Result<UnixListener, ServeError> {
+    let path = config.docker.socket.as_path();
+    match given.take(path) {
+        Some(listener) => in_runtime(listener),
+        None => own_socket(path, 0o600, None),
+    }
+}
+
+fn own_socket(path: &Path, mode: u32, group: Option<Gid>) -> Result<UnixListener, ServeError> {
+    let bound = bind(path, mode, group).map_err(|problem| ServeError::Socket { path: path.to_owned(), problem })?;
+    in_runtime(bound)
+}
+
+fn in_runtime(listener: StdListener) -> Result<UnixListener, ServeError> {
+    listener.set_nonblocking(true).map_err(system("a socket"))?;
+    UnixListener::from_std(listener).map_err(system("a socket"))
 }
 
 /// Binds to a name of its own first and renames: clients never see a socket with the wrong mode.
-fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener, String> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+fn bind(path: &Path, mode: u32, group: Option<Gid>) -> Result<StdListener, String> {
+    if StdStream::connect(path).is_ok() {
         return Err("a service answers there already; stop it first".to_owned());
     }
     if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
@@ -213,9 +269,9 @@ fn bind(path: &Path, config: &Config) -> Result<std::os::unix::net::UnixListener
     fresh.push(format!(".{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
     let _ = fs::remove_file(&fresh);
-    let listener = std::os::unix::net::UnixListener::bind(&fresh).map_err(said)?;
-    let placed = fs::set_permissions(&fresh, fs::Permissions::from_mode(config.api.mode.0))
-        .and_then(|()| match config.group() {
+    let listener = StdListener::bind(&fresh).map_err(said)?;
+    let placed = fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))
+        .and_then(|()| match group {
             Some(group) => std::os::unix::fs::chown(&fresh, None, Some(group.as_raw())),
             None => Ok(()),
         })

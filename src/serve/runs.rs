@@ -18,7 +18,8 @@ use super::model::{Mode, Owner, RunOutcome, RunRequest, RunState, RunView, Size}
 use super::mountpoint::Roots;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
-use crate::run::{Family, MountOrder};
+use crate::run::error::RunError;
+use crate::run::{Family, MountOrder, Phase};
 use crate::spec::RunId;
 use crate::sys::process;
 
@@ -87,6 +88,14 @@ pub struct Settings {
     pub config: Config,
     /// Its roots.
     pub roots: Roots,
+    /// The root of volumes, where users have no business.
+    pub volumes: Option<Roots>,
+}
+
+impl Settings {
+    fn roots_of(&self, volume: bool) -> &Roots {
+        self.volumes.as_ref().filter(|_| volume).unwrap_or(&self.roots)
+    }
 }
 
 impl Runs {
@@ -122,8 +131,9 @@ impl Runs {
             }
             let id = family.record.run_id.clone();
             let view = note.into_view(&family, Vec::new());
+            let volume = view.volume.is_some();
             self.table.lock().insert(id.clone(), Entry::new(view, Some(family.clone())));
-            self.watch(id, family);
+            self.watch(id, family, volume);
             self.metrics.adopted.increment();
             count += 1;
         }
@@ -147,6 +157,13 @@ impl Runs {
         let mut table = self.table.lock();
         let entry = table.get_mut(&id).filter(|entry| caller.may_see(entry.view.user));
         entry.map(act).ok_or_else(missing)
+    }
+
+    /// The live runs behind volumes.
+    pub fn of_volumes(&self) -> Vec<RunId> {
+        let table = self.table.lock();
+        let volumes = table.values().filter(|entry| entry.is_live() && entry.view.volume.is_some());
+        volumes.map(|entry| entry.view.id.clone()).collect()
     }
 
     /// Number of live runs.
@@ -189,7 +206,7 @@ impl Runs {
                     entry.view = view.clone();
                     entry.enter(RunState::Serving);
                 }
-                self.watch(id, family);
+                self.watch(id, family, view.volume.is_some());
                 Ok(view)
             }
             Err(problem) => {
@@ -207,7 +224,7 @@ impl Runs {
         caller: Caller,
         settings: &Settings,
     ) -> Result<RunView, Problem> {
-        let Settings { config, roots } = settings;
+        let (config, roots) = (&settings.config, settings.roots_of(volume.is_some()));
         let owner = caller.owner(request.owner)?;
         let id = match request.id {
             Some(id) => id,
@@ -283,11 +300,12 @@ impl Runs {
             mode: view.mode.0,
             note: serde_json::to_value(Note::of(view, &self.service)).expect("text and numbers only"),
         };
-        let settings = settings.clone();
+        let (settings, volume) = (settings.clone(), view.volume.is_some());
         beside(move || {
-            settings.roots.make(&order.mountpoint)?;
+            let roots = settings.roots_of(volume);
+            roots.make(&order.mountpoint)?;
             Family::start(&order).map_err(|error| {
-                settings.roots.remove(&order.mountpoint);
+                roots.remove(&order.mountpoint);
                 error.into()
             })
         })
@@ -295,7 +313,7 @@ impl Runs {
     }
 
     /// Waits for the end of a family, and clears up after it.
-    fn watch(self: &Arc<Self>, id: RunId, family: Family) {
+    fn watch(self: &Arc<Self>, id: RunId, family: Family, volume: bool) {
         let runs = self.clone();
         tokio::spawn(async move {
             if let Err(error) = processes_end(&family).await {
@@ -307,7 +325,7 @@ impl Runs {
                 if let Err(error) = family.clean_up() {
                     tracing::warn!("{error}");
                 }
-                settings.roots.remove(&mountpoint);
+                settings.roots_of(volume).remove(&mountpoint);
             })
             .await;
             runs.note_end(&id);
@@ -353,8 +371,9 @@ impl Runs {
         if let Err(error) = answer
             && !is_over(&state)
         {
-            // A family that does not answer may just be ending; one that refuses is not.
-            if let crate::run::error::RunError::Refused(_) = error {
+            // A family that does not answer, or says so, is ending already.
+            let refused = matches!(error, RunError::Refused(_));
+            if refused && family.report().await.is_ok_and(|report| report.phase() != Some(Phase::End)) {
                 self.with(id, caller, |entry| entry.asked = None)?;
                 return Err(error.into());
             }

@@ -1,4 +1,10 @@
 //! `runseal serve`, through its sockets.
 
 mod api;
+mod docker;
+mod misuse;
 mod node;
+mod restart;
+mod scale;
+mod settings;
+mod volumes;

@@ -75,7 +75,7 @@ impl Node {
     /// Directories and configuration only.
     pub fn prepare(more: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let prefix = format!("serve-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!("serve-{}-{}-", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix("runseal-serve-").tempdir().expect("tempdir");
         // Other users reach the socket and the mountpoints.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("set");
@@ -134,7 +134,7 @@ impl Node {
 
     /// A run id no other test uses.
     pub fn fresh_id(&self) -> String {
-        format!("{}-{}", self.prefix, self.count.fetch_add(1, Ordering::Relaxed))
+        format!("{}{}", self.prefix, self.count.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The configuration.
@@ -236,11 +236,11 @@ impl Drop for Node {
     }
 }
 
-/// Live or dead runs whose name begins with `prefix`.
-pub fn runs_named(prefix: &str) -> Vec<String> {
+/// Live or dead runs whose name contains `part`.
+pub fn runs_named(part: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/run/runseal") else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| name.contains(prefix)).collect()
+    names.filter(|name| name.contains(part)).collect()
 }
 
 /// Mountpoints below `path`.

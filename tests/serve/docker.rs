@@ -1,0 +1,1 @@
+//! Docker itself, with containers that have no rights at all.
