@@ -112,3 +112,35 @@ impl HttpConnector for GuardedConnector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine_and_for_the_credentials_of_machines() {
+        for url in [
+            "https://s3.eu-central-1.amazonaws.com/x",
+            "http://127.0.0.1:9000/x",
+            "http://[::1]:9000",
+            "http://LOCALHOST",
+            "http://169.254.169.254/latest/api/token",
+            "http://169.254.170.2/v2/credentials",
+            "http://[fd00:ec2::254]/",
+        ] {
+            assert_eq!(refusal(&url.parse().unwrap()), None, "{url}");
+        }
+        for url in [
+            "http://s3.amazonaws.com",
+            "http://10.0.0.1",
+            "http://169.254.1.1",
+            "http://127.0.0.1.example.org",
+            "http://localhost.example.org",
+            "http://0.0.0.0",
+            "ftp://localhost",
+            "/only/a/path",
+        ] {
+            assert!(refusal(&url.parse().unwrap()).is_some(), "{url}");
+        }
+    }
+}

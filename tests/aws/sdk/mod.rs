@@ -1,5 +1,6 @@
 //! The adapter of the AWS SDK, against a plain S3 server in this process.
 
+mod environment;
 mod failures;
 mod wire;
 
