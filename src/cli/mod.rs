@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
     start_tracing();
     let mut line = std::env::args_os().peekable();
     if helper::is_meant(line.peek().map(OsString::as_os_str)) {
-        return helper::act(line, |line| perform(line)).into();
+        return helper::act(line, perform).into();
     }
     perform(line).into()
 }

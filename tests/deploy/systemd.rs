@@ -130,6 +130,12 @@ fn a_mount_is_a_service() {
     machine.shell(&format!("systemctl stop {unit}; ! [ -e /mnt/scratch/x ]"));
     assert_eq!((machine.property(unit, "Result"), machine.mounts()), ("success".into(), String::new()));
 
+    // A live run keeps its program.
+    machine.shell(&format!("systemctl start {unit}"));
+    let uninstall = "/src/scripts/install.sh --prefix /usr --uninstall";
+    machine.container.shell(uninstall).expect(1, &["live runs", "/mnt/scratch"]);
+    machine.shell(&format!("systemctl stop {unit}"));
+
     // What hangs is killed, and does not stay as a dead mount.
     machine.configure(unit, "[Service]\\nWatchdogSec=2\\n");
     machine.shell(&format!("systemctl start {unit}; sleep 3; systemctl is-active {unit}"));
@@ -148,6 +154,10 @@ fn a_mount_is_a_service() {
     machine.shell("mkdir -p /mnt/full; touch /mnt/full/x");
     assert_ne!(machine.container.shell("systemctl start runseal@mnt-full").code, 0);
     machine.container.shell("journalctl --no-pager --unit runseal@mnt-full").expect(0, &["/mnt/full", "not empty"]);
+
+    machine.shell(uninstall);
+    assert_eq!(machine.property("runseal.service", "LoadState"), "not-found");
+    assert_ne!(machine.container.shell("command -v runseal").code, 0);
 }
 
 // promise: S-95
