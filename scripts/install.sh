@@ -138,11 +138,9 @@ has_systemd() {
 }
 
 if [ "$uninstall" = yes ]; then
-    installed=$destdir$prefix/bin/runseal
-    [ -x "$installed" ] || fail "$installed is not there; was it installed with another --prefix or --destdir?"
-    binary=$stage.runseal
-    trap 'rm -rf "$stage" "$binary"' EXIT
-    cp "$installed" "$binary"
+    # What is installed knows best which pages it had.
+    binary=$destdir$prefix/bin/runseal
+    [ -x "$binary" ] || fail "$binary is not there; was it installed with another --prefix or --destdir?"
     [ -n "$destdir" ] || refuse_live_runs
     build
     if has_systemd; then systemctl disable --now --quiet runseal.socket runseal.service || true; fi

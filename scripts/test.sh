@@ -41,6 +41,10 @@ step() { # name, command...
 # What outlives a test that does not clean up: mounts, loop devices, and processes that run a binary of this folder.
 left_behind() {
     findmnt -rno SOURCE,TARGET -t fuse,fuse.runseal | grep '^runseal' | sed 's/^/mount: /'
+    if command -v docker >/dev/null; then
+        docker ps --all --filter label=runseal-deploy-test --format 'container: {{.Names}}' 2>/dev/null
+        docker image ls --filter label=runseal-deploy-test --format 'image: {{.Repository}}' 2>/dev/null
+    fi
     losetup -ln -O NAME,BACK-FILE 2>/dev/null | grep runseal | sed 's/^/loop device: /'
     for process in /proc/[0-9]*; do
         case $(readlink "$process/exe" 2>/dev/null) in
