@@ -97,6 +97,7 @@ fn write(files: &tempfile::TempDir, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
+// promise: T-36
 /// One for each service, and one for all: none may be plain http to another machine.
 #[test]
 fn endpoints_of_profile_files_are_held_to_https_too() {
@@ -134,6 +135,7 @@ fn fips_and_an_endpoint_url_exclude_each_other() {
 }
 
 /// Proxies see what is not encrypted, so that never goes to one.
+// promise: T-36
 #[test]
 fn plain_http_to_this_machine_passes_no_proxy() {
     let wire = Wire::saying(vec![reply(200, &[("content-length", "5")], b"")]);
@@ -162,6 +164,7 @@ fn https_goes_through_the_proxy_that_is_set() {
     assert_eq!(proxy.requests()[0].line, "CONNECT s3.example.org:443 HTTP/1.1");
 }
 
+// promise: T-36
 #[test]
 fn a_ca_bundle_that_cannot_be_read_is_named() {
     if elsewhere("environment::a_ca_bundle_that_cannot_be_read_is_named", &[("AWS_CA_BUNDLE", "/no/such.pem")]) {
@@ -227,6 +230,7 @@ fn certificate(home: &Path) -> bool {
     )
 }
 
+// promise: T-36
 #[test]
 fn tls_is_1_2_or_later_and_certificates_are_checked() {
     let test = "environment::tls_is_1_2_or_later_and_certificates_are_checked";

@@ -157,7 +157,7 @@ fn a_data_key_has_32_bytes_or_is_refused() {
     }
 }
 
-/// The name that CloudTrail shows, the promise of which is in the documentation of `CloudConfig`.
+// promise: S-84
 #[test]
 fn requests_say_who_sends_them_for_which_run() {
     let wire = Wire::saying(vec![s3_error(403, "AccessDenied", "no")]);
@@ -212,6 +212,7 @@ fn uploads_carry_one_checksum_which_is_ours() {
     assert!(sent[1].line.contains("partNumber=3") && sent[1].line.contains("uploadId=id"), "{}", sent[1].line);
 }
 
+// promise: S-85
 #[test]
 fn throttling_and_errors_of_the_server_are_tried_again_and_denials_are_not() {
     for busy in [s3_error(503, "SlowDown", "slow down"), s3_error(500, "InternalError", "sorry"), Vec::new()] {
@@ -230,6 +231,7 @@ fn throttling_and_errors_of_the_server_are_tried_again_and_denials_are_not() {
     assert_eq!(wire.requests().len(), 1);
 }
 
+// promise: S-85
 #[test]
 fn attempts_end() {
     let wire = Wire::saying(vec![s3_error(503, "SlowDown", "slow down")]);
@@ -282,6 +284,7 @@ fn crc64_text(data: &[u8]) -> String {
     text + "="
 }
 
+// promise: S-85
 #[test]
 fn an_answer_that_got_lost_does_not_make_a_success_a_conflict() {
     let (put, requests) = put_after(Vec::new(), Some(b"ours"));
@@ -295,6 +298,7 @@ fn an_answer_that_got_lost_does_not_make_a_success_a_conflict() {
     assert_eq!((put.unwrap_err().cause, requests), (Cause::Precondition, 1), "it was there before");
 }
 
+// promise: S-85
 #[test]
 fn an_upload_that_was_completed_before_its_answer_got_lost_is_complete() {
     let sum = crc64_text(b"ours");
@@ -346,6 +350,7 @@ fn bodies_are_as_long_as_was_asked_and_as_their_checksum_says() {
     assert_eq!(error.cause, Cause::Corrupt, "{error}");
 }
 
+// promise: S-85
 #[test]
 fn a_body_that_stands_still_is_given_up() {
     let wire = Wire::new(|_, _| {
@@ -405,6 +410,7 @@ fn keys_that_xml_cannot_hold_are_listed_encoded() {
     assert_eq!(page.objects[0].key, "a\u{1}+ \u{e4}");
 }
 
+// promise: S-84
 #[test]
 fn the_role_is_assumed_in_a_session_named_after_the_run() {
     let role = "arn:aws:iam::111122223333:role/Run";

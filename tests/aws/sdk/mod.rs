@@ -155,6 +155,7 @@ fn a_server_that_is_not_there_is_unreachable() {
     assert_eq!((error.operation, error.cause), ("s3:HeadObject", Cause::Unreachable), "{error}");
 }
 
+// promise: T-36
 #[test]
 fn plain_http_stays_on_this_machine() {
     for endpoint in ["http://s3.example.org", "http://10.0.0.1:9000", "http://127.0.0.1.example.org", "ftp://x", "x"] {
