@@ -145,7 +145,7 @@ pub fn get_objects(sid: &str, places: &[Place]) -> Statement {
 /// Listing `place`.
 pub fn list_prefix(sid: &str, place: &Place) -> Statement {
     let mut statement = allow(sid, &["s3:ListBucket"], vec![place.bucket_arn()]);
-    if !(place.key.is_empty() && !place.exact) {
+    if place.exact || !place.key.is_empty() {
         statement.condition = condition("StringLike", "s3:prefix", place.prefixes());
     }
     statement
