@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::cloud::{self, Switch};
 use super::error::RunError;
+use super::message;
 use super::seal::Room;
 use crate::audit::Trail;
 use crate::preflight::{self, Evidence, Profile};
@@ -27,14 +28,24 @@ pub fn preflight(spec: &RunSpec, explain: bool) -> Result<Evidence, RunError> {
         space: room.size,
         trail: &trail,
     };
-    Ok(preflight::check(&request, cloud.as_deref())?.evidence().clone())
+    let checked = preflight::check(&request, cloud.as_deref());
+    tell_gap(&trail);
+    Ok(checked?.evidence().clone())
 }
 
 /// Checks that `key` is what a system of AWS asks of one.
 pub fn check_key(spec: &RunSpec, key: &str, profile: Profile) -> Result<Evidence, RunError> {
     let trail = trail(spec)?;
     let cloud = connect(spec, &trail)?;
-    Ok(preflight::check_key(key, profile, &cloud, &trail)?)
+    let checked = preflight::check_key(key, profile, &cloud, &trail);
+    tell_gap(&trail);
+    Ok(checked?)
+}
+
+fn tell_gap(trail: &Trail) {
+    if let Some(problem) = trail.problem() {
+        message::warn(format_args!("the audit trail has a gap: {problem}"));
+    }
 }
 
 fn trail(spec: &RunSpec) -> Result<Trail, RunError> {
