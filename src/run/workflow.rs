@@ -26,7 +26,7 @@ use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
 use crate::preflight;
 use crate::s3::{CallError, Cloud, Credentials};
-use crate::spec::{KmsKey, RootSpec, RunSpec};
+use crate::spec::{RootSpec, RunSpec};
 use crate::stage::{Stager, Totals};
 
 /// How long a command may take to end after `runseal end --discard`.
@@ -52,6 +52,8 @@ struct Ready {
     cleared: preflight::Cleared,
     room: Room,
     cloud: Option<Arc<Cloud>>,
+    /// ARN of the KMS key that takes part in the run key.
+    run_key: Option<String>,
 }
 
 impl Run {
@@ -73,11 +75,11 @@ impl Run {
     async fn phases(&mut self) -> Result<(Outcome, u8), RunError> {
         // Before there are credentials in this process.
         let memory_locked = lock_memory(self.spec.store.memory_lock)?;
-        let Ready { cleared, room, cloud } = self.preflight().await?;
+        let Ready { cleared, room, cloud, run_key } = self.preflight().await?;
         self.cloud = cloud;
-        let share = self.key_share().await?;
+        let share = self.key_share(run_key.clone()).await?;
         let seal = self.seal(room, KeySource { memory_locked, share }).await?;
-        self.trail.record(&audit::Event::create_run_key(self.spec.aws.run_key.as_ref().map(KmsKey::as_str)));
+        self.trail.record(&audit::Event::create_run_key(run_key.as_deref()));
         let result = self.in_scratch(cleared, &seal).await;
         if result.is_err() {
             self.switch.cut();
@@ -117,23 +119,20 @@ impl Run {
             };
             let cleared = preflight::check(&request, cloud.as_deref())?;
             if let Some(cloud) = &cloud {
-                journal.record(Event::Cleared(AwsFacts::of(&cleared, &cloud.region, run_key)));
+                journal.record(Event::Cleared(AwsFacts::of(&cleared, &cloud.region, run_key.clone())));
             }
-            Ok(Ready { cleared, room, cloud })
+            Ok(Ready { cleared, room, cloud, run_key })
         });
         self.desk.guard("checking inputs and output", 0, check).await?
     }
 
     /// The share that KMS has in the run key, if it is to have one.
-    async fn key_share(&mut self) -> Result<Option<KeyShare>, RunError> {
-        let (Some(key), Some(cloud)) = (self.spec.aws.run_key.clone(), self.cloud.clone()) else { return Ok(None) };
+    async fn key_share(&mut self, key: Option<String>) -> Result<Option<KeyShare>, RunError> {
+        let (Some(key), Some(cloud)) = (key, self.cloud.clone()) else { return Ok(None) };
         let (id, trail) = (self.spec.id.clone(), self.trail.clone());
-        let draw = beside(move || {
-            let key = cloud::key_arn(&key, Some(&cloud), &trail);
-            match cloud::draw_key_share(&cloud, &key, &id, &trail) {
-                Ok(answer) => Ok((answer.value, RunKeyFacts { key, request_id: answer.request_id })),
-                Err(source) => Err(RunError::RunKey { key, source }),
-            }
+        let draw = beside(move || match cloud::draw_key_share(&cloud, &key, &id, &trail) {
+            Ok(answer) => Ok((answer.value, RunKeyFacts { key, request_id: answer.request_id })),
+            Err(source) => Err(RunError::RunKey { key, source }),
         });
         let (share, facts) = self.desk.guard("asking KMS for a data key", 0, draw).await??;
         self.desk.journal.record(Event::RunKey(facts));

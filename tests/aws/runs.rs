@@ -90,6 +90,7 @@ fn held(live: &Live) -> String {
     status(&live.id).expect("alive")["report"]["held"].as_str().expect("a problem").to_owned()
 }
 
+// promise: S-60
 #[test]
 fn a_run_stages_from_s3_and_publishes_to_it() {
     require_host!();
@@ -185,7 +186,7 @@ fn what_stands_in_the_way_is_told_with_its_repair() {
     });
     let flags = ["--input", "s3://inputs/reads/", "--output", "s3://outputs/out/", "--report", "report.json"];
     let said = site.run(&flags, "touch started");
-    said.expect(77, &["preflight found", "IMPORT_FAILED", "kms:Decrypt", INPUT_KEY, "IAM policy"]);
+    said.expect(77, &["preflight found", "IMPORT_FAILED", "kms:Decrypt", INPUT_KEY, "IAM policy", "\"Action\""]);
     assert_eq!(site.report("report.json")["outcome"], "refused");
     assert_eq!(site.double.uploads(), []);
 
@@ -203,7 +204,7 @@ fn what_stands_in_the_way_is_told_with_its_repair() {
     finish(plain).expect(69, &["not encrypted"]);
 }
 
-// promise: T-31
+// promise: T-31, S-61
 #[test]
 fn expired_credentials_hold_the_run_until_new_ones_are_handed_over() {
     require_host!();
@@ -236,6 +237,7 @@ fn expired_credentials_hold_the_run_until_new_ones_are_handed_over() {
     }
 }
 
+// promise: S-61
 #[test]
 fn a_resumed_run_finds_credentials_renewed_in_a_file() {
     require_host!();
@@ -264,6 +266,7 @@ fn a_resumed_run_finds_credentials_renewed_in_a_file() {
     assert_eq!(site.double.read("outputs", "out/x").expect("published"), "x\n");
 }
 
+// promise: S-61
 #[test]
 fn a_key_disabled_while_the_command_runs_holds_the_results() {
     require_host!();
@@ -280,6 +283,7 @@ fn a_key_disabled_while_the_command_runs_holds_the_results() {
     site.assert_published();
 }
 
+// promise: S-61
 #[test]
 fn a_network_cut_holds_the_results() {
     require_host!();
@@ -295,6 +299,7 @@ fn a_network_cut_holds_the_results() {
     site.assert_published();
 }
 
+// promise: S-62
 #[test]
 fn results_that_are_given_up_leave_no_uploads() {
     require_host!();
@@ -427,7 +432,7 @@ fn an_audit_trail_that_cannot_be_continued_stops_the_run_before_the_command() {
     assert!([73, 74].contains(&said.code) && said.out.is_empty(), "{said:?}");
 }
 
-// promise: T-35
+// promise: T-35, S-62
 #[test]
 fn a_signal_while_objects_are_fetched_ends_the_run_at_once() {
     require_host!();
@@ -479,6 +484,7 @@ fn a_run_that_is_killed_while_it_publishes_leaves_no_manifest() {
     assert_eq!(site.double.read("outputs", MANIFEST), None);
 }
 
+// promise: S-60
 #[test]
 fn results_are_encrypted_as_asked() {
     require_host!();
