@@ -56,3 +56,14 @@ if ! [ -e $rootfs ] && [ "$(id -u)" -eq 0 ] && command -v debootstrap >/dev/null
     fi
     rm -rf "$tree" "$tree.log"
 fi
+
+# A second opinion on IAM and S3 beside the double of tests/aws_double. Without PyPI tests/aws/ministack.rs says SKIP.
+ministack=target/tools/ministack
+if ! [ -e $ministack/complete ]; then
+    rm -rf $ministack
+    if python3 -m venv $ministack && $ministack/bin/pip install --quiet ministack==1.5.33; then
+        touch $ministack/complete
+    else
+        echo "no ministack from PyPI" >&2
+    fi
+fi

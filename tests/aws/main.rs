@@ -7,6 +7,7 @@ mod aws_double;
 #[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod bench;
 mod cases;
+mod fixture;
 mod ministack;
 mod preflight;
 mod runs;

@@ -158,7 +158,8 @@ impl Double {
 
     /// Keys in a bucket, in order.
     pub fn keys(&self, bucket: &str) -> Vec<String> {
-        self.shared.world.lock().bucket(bucket).objects.keys().cloned().collect()
+        let world = self.shared.world.lock();
+        world.buckets.get(bucket).map(|bucket| bucket.objects.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// Bucket, key and id of every upload in progress.
