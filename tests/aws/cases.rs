@@ -30,7 +30,7 @@
 use std::process::Command;
 
 use runseal::audit::Trail;
-use runseal::policy::{KeySource, Place, Use, write};
+use runseal::policy::{KeySource, Place, Statement, Use, write};
 use runseal::preflight::{AwsDetails, Cleared, Code, Finding, Report, Request, check};
 use runseal::s3::{Cause, PolicyKind, SseAlgorithm, UploadSettings, UploadTarget};
 use runseal::spec::{InputSpec, Location, S3Uri};
@@ -133,9 +133,11 @@ fn aws(finding: &Finding) -> &AwsDetails {
     finding.aws.as_deref().expect("AWS said something")
 }
 
-fn actions(statement: &Option<serde_json::Value>) -> Vec<String> {
-    let statement = statement.as_ref().expect("a statement that repairs it");
-    serde_json::from_value(statement["Action"].clone()).expect("a list of actions")
+/// Actions of a statement that repairs a finding, in order of the alphabet.
+fn actions(statement: &Option<Statement>) -> Vec<&str> {
+    let mut actions: Vec<&str> = statement.as_ref().expect("a statement").action.iter().map(String::as_str).collect();
+    actions.sort_unstable();
+    actions
 }
 
 fn text(finding: &Finding) -> String {
@@ -187,7 +189,7 @@ fn case_02_only_large_objects_fail() {
 fn case_03_a_policy_for_writing_without_decrypt() {
     let finding = Site::denying(Denial::of("kms:Decrypt").on(OUTPUT_KEY)).finding();
     let repair = aws(&finding).repair.as_ref().unwrap();
-    assert_eq!(actions(&repair.iam), ["kms:GenerateDataKey", "kms:Decrypt"]);
+    assert_eq!(actions(&repair.iam), ["kms:Decrypt", "kms:GenerateDataKey"]);
     let needs = (Place::new(REGION, "outputs", "results/"), Use::Write, KeySource::Keys(vec![OUTPUT_KEY.to_owned()]));
     let written = serde_json::to_string(&write(&[needs], None, None).identity_policy).unwrap();
     assert!(written.contains("kms:GenerateDataKey") && written.contains("kms:Decrypt"), "{written}");
@@ -422,9 +424,9 @@ fn case_20_a_key_policy_for_administrators_only() {
     assert_eq!((finding.code, aws(&finding).operation), (Code::ExportFailed, "s3:CreateMultipartUpload"));
     assert_eq!(aws(&finding).policy, Some(PolicyKind::ResourceBased));
     let repair = aws(&finding).repair.as_ref().unwrap();
-    assert_eq!(actions(&repair.key_policy), ["kms:GenerateDataKey", "kms:Decrypt"]);
+    assert_eq!(actions(&repair.key_policy), ["kms:Decrypt", "kms:GenerateDataKey"]);
     let principal = format!("arn:aws:iam::{ACCOUNT}:role/runner");
-    assert_eq!(repair.key_policy.as_ref().unwrap()["Principal"]["AWS"], principal);
+    assert_eq!(repair.key_policy.as_ref().unwrap().principal, Some([("AWS", principal)].into()));
 }
 
 #[test]

@@ -225,7 +225,7 @@ fn identity_policies_decide() {
     assert_eq!((finding.code, aws.policy), (Code::ExportFailed, Some(PolicyKind::IdentityBased)));
     assert_eq!((aws.action.as_deref(), aws.principal.as_deref()), (Some("s3:PutObject"), Some(ministack.known("arn"))));
     let repair = aws.repair.as_ref().and_then(|repair| repair.iam.clone()).unwrap();
-    policy["Statement"].as_array_mut().unwrap().push(repair);
+    policy["Statement"].as_array_mut().unwrap().push(serde_json::to_value(repair).unwrap());
     ministack.python(ALLOW, &policy);
     ministack.check(&UploadSettings::default()).unwrap_or_else(|report| panic!("{report}"));
 }
