@@ -64,13 +64,6 @@ pub(crate) struct RemoteObject {
     pub(crate) seen: Object,
 }
 
-impl RemoteObject {
-    /// Whether it is the marker of a directory: a key that ends with a slash.
-    pub(crate) fn is_directory(&self) -> bool {
-        self.uri.key.ends_with('/')
-    }
-}
-
 /// Every item, parents before children, the input directory itself first.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -104,7 +97,6 @@ impl Tree {
     /// What an item becomes in the scratch.
     pub(crate) fn kind(&self, item: u32) -> FileKind {
         match self.object(item) {
-            Some(object) if object.is_directory() => FileKind::Directory,
             Some(_) => FileKind::File,
             None => self.items[item as usize].seen().map_or(FileKind::Directory, |seen| seen.kind),
         }

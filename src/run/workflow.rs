@@ -303,6 +303,18 @@ impl Run {
                     totals.skipped
                 ));
             }
+            if totals.listed_only > 0 {
+                message::warn(format_args!(
+                    "symbolic links are in the manifest only, since objects cannot be links: {}",
+                    totals.listed_only
+                ));
+            }
+            if totals.renamed > 0 {
+                message::warn(format_args!(
+                    "results whose names cannot be keys are below runseal-renamed/: {} (the manifest has their paths)",
+                    totals.renamed
+                ));
+            }
             let requests = requests.load(Ordering::Relaxed) - before;
             journal.record(Event::Published { totals: counted(totals, requests) });
             Ok(())

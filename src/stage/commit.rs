@@ -50,8 +50,10 @@ impl Sender {
             false => Some(self.put(&object).await?),
         };
         let Some(Answer { value: stored, request_id }) = answer else { return Ok(()) };
-        object.state.lock().ours = true;
-        self.agree(object.uri(), &stored.encryption)?;
+        if let Err(error) = self.agree(object.uri(), &stored.encryption) {
+            object.replace_later();
+            return Err(error);
+        }
         object.state.lock().done = Some(stored);
         let event = Event::publish_object(arn(&object.uri()), object.size).ended(Ok(&request_id));
         self.trail.record(&event);

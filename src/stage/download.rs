@@ -21,11 +21,11 @@ use tokio::time::{sleep, timeout};
 use super::buffers::{Buffer, Buffers};
 use super::checksum::{Expected, combined};
 use super::error::{inside, remote};
-use super::fetch::{PART, modified};
+use super::fetch::PART;
 use super::tasks::{self, OnError};
 use super::{Hold, Progress, StageError, arn, record_call};
 use crate::audit::{Event, Trail};
-use crate::fs::{Caller, Kind, Scratch, SetAttr, WriteMode};
+use crate::fs::{Caller, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::tree::{RemoteObject, Tree};
 use crate::s3::{Answer, CallError, Cause, Cloud, Object, ObjectStore, Pieces};
 use crate::spec::S3Uri;
@@ -34,7 +34,7 @@ use crate::sys::path::FileKind;
 /// Bytes that are collected before they are written: whole sectors, in the cache of the processor.
 const WINDOW: usize = 256 << 10;
 /// How often a part is taken up again, besides what the client does by itself.
-const RETRIES: u32 = 8;
+const RETRIES: u32 = 6;
 /// Before the first retry; doubled for each further one.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest time without a byte before a request counts as dead.
@@ -246,7 +246,8 @@ impl Download {
             }
             _ => {}
         }
-        let set = SetAttr { mode: Some(MODE), mtime: Some(modified(&object.seen)), ..SetAttr::default() };
+        let mtime = SetTime::At(Time { secs: object.seen.modified, nanos: 0 });
+        let set = SetAttr { mode: Some(MODE), mtime: Some(mtime), ..SetAttr::default() };
         self.scratch.setattr(hold.ino, &set).map(drop).map_err(inside("writing", &object.target))
     }
 

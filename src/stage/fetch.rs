@@ -18,7 +18,6 @@ use super::{Hold, Progress, StageError, Totals, inside, outside, pool};
 use crate::fs::{Caller, FsError, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::Cleared;
 use crate::preflight::tree::Tree;
-use crate::s3::Object;
 use crate::sys::path::{self, FileKind, Stat};
 
 /// What a file is split into, so that several threads share a large one.
@@ -191,14 +190,12 @@ impl Fetch<'_> {
         let tree = &self.cleared.tree;
         let is_directory = |i: &usize| tree.kind(*i as u32) == FileKind::Directory;
         for i in (1..tree.items.len()).rev().filter(is_directory) {
-            let implied = SetAttr { mode: Some(IMPLIED_MODE), ..SetAttr::default() };
-            let attributes = match (tree.items[i].seen(), tree.object(i as u32)) {
-                (Some(seen), _) => {
+            let attributes = match tree.items[i].seen() {
+                Some(seen) => {
                     self.still(i, seen, path::stat(&self.source(i)))?;
                     self.attributes(seen)
                 }
-                (None, Some(marker)) => SetAttr { mtime: Some(modified(&marker.seen)), ..implied },
-                (None, None) => implied,
+                None => SetAttr { mode: Some(IMPLIED_MODE), ..SetAttr::default() },
             };
             self.settle(i, directories.inos[i], attributes)?;
         }
@@ -235,11 +232,6 @@ impl Fetch<'_> {
         let tree = &self.cleared.tree;
         move |e| inside(action, tree.target(item as u32))(e)
     }
-}
-
-/// `Last-Modified` has no fraction of a second.
-pub(super) fn modified(seen: &Object) -> SetTime {
-    SetTime::At(Time { secs: seen.modified, nanos: 0 })
 }
 
 /// The owner inside gets what the user of this process had outside as one of the group or of the others.

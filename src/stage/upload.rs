@@ -453,6 +453,13 @@ impl Outgoing {
         }
     }
 
+    /// What is visible now is this run's own, but not as it should be: it is to be sent again.
+    pub(super) fn replace_later(&self) {
+        let mut state = self.state.lock();
+        state.ours = true;
+        state.parts.fill(None);
+    }
+
     /// Hashes a part when all before it are hashed; does nothing if one of them failed, or it was hashed before.
     async fn hash(&self, part: usize, data: &[u8]) {
         let mut turns = self.turn.subscribe();

@@ -14,12 +14,14 @@ use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 use runseal::crypt::Keyring;
 use runseal::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Cleared, Report, Request};
-use runseal::s3::UploadSettings;
+use runseal::s3::{Cloud, UploadSettings};
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;
 use runseal::sys::path::{self, FileKind};
 use sha2::{Digest, Sha256};
+
+use crate::bucket::Bucket;
 
 pub const RUN: &str = "test-run";
 pub const PARTIAL: &str = ".runseal-test-run.partial";
@@ -37,17 +39,37 @@ pub struct Place {
 /// Local inputs and output only.
 pub fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
     let output = output.map(|path| Location::Path(path.to_owned()));
+    check_with(None, inputs, output.as_ref(), overwrite, space)
+}
+
+/// Inputs and output in `bucket` too.
+pub fn check_in(
+    bucket: &Arc<Bucket>,
+    inputs: &[InputSpec],
+    output: Option<&Location>,
+    overwrite: bool,
+) -> Result<Cleared, Report> {
+    check_with(Some(&bucket.cloud()), inputs, output, overwrite, u64::MAX)
+}
+
+fn check_with(
+    cloud: Option<&Cloud>,
+    inputs: &[InputSpec],
+    output: Option<&Location>,
+    overwrite: bool,
+    space: u64,
+) -> Result<Cleared, Report> {
     let request = Request {
         run: &RUN.parse().unwrap(),
         inputs,
-        output: output.as_ref(),
+        output,
         uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
         run_key: None,
         explain: false,
         space,
         trail: &Trail::off(),
     };
-    runseal::preflight::check(&request, None)
+    runseal::preflight::check(&request, cloud)
 }
 
 impl Place {
