@@ -36,7 +36,7 @@ fn assert_modified(result: Result<Totals, StageError>, key: &str) {
     }
 }
 
-// promise: S-60
+// promise: S-73
 #[test]
 fn objects_of_every_size_arrive_with_as_few_requests_as_there_are_parts() {
     let sizes = [0, 1, 4096, PART - 1, PART, PART + 1, 2 * PART + 12_345];
@@ -98,7 +98,7 @@ fn checksum(algorithm: ChecksumAlgorithm, data: &[u8]) -> Checksum {
     Checksum { algorithm, value }
 }
 
-// promise: S-60
+// promise: S-73
 #[test]
 fn every_full_object_checksum_is_compared() {
     use ChecksumAlgorithm::{Crc32, Crc32c, Crc64Nvme, Sha1, Sha256};
@@ -126,7 +126,7 @@ fn every_full_object_checksum_is_compared() {
     fetch(&place, &bucket).unwrap();
 }
 
-// promise: S-60
+// promise: S-73
 #[test]
 fn an_object_that_changed_or_went_is_noticed() {
     for size in [10, 3 * PART] {
@@ -156,7 +156,7 @@ fn an_object_that_changes_between_its_parts_is_noticed() {
     assert_eq!(bucket.count("GetObject"), 3);
 }
 
-// promise: S-61
+// promise: S-74
 #[test]
 fn an_interrupted_part_goes_on_where_it_stopped() {
     let (place, bucket) = (Place::new(), Bucket::new());

@@ -87,7 +87,7 @@ fn assert_published(bucket: &Bucket, place: &Place) {
     assert!(objects.is_empty(), "not in the manifest: {:?}", objects.keys());
 }
 
-// promise: S-62
+// promise: S-75
 #[test]
 fn results_are_objects_and_the_manifest_knows_them_all() {
     let (place, bucket) = (some_results(), Bucket::new());
@@ -131,7 +131,7 @@ fn holes_are_zeros() {
 }
 
 /// Fails each call of each operation once, before or after its work, and goes on with another connection.
-// promise: S-62, S-65
+// promise: S-75, S-78
 #[test]
 fn whatever_call_fails_the_results_are_whole_in_the_end_and_nothing_is_sent_twice() {
     let place = some_results();
@@ -162,7 +162,7 @@ fn whatever_call_fails_the_results_are_whole_in_the_end_and_nothing_is_sent_twic
     }
 }
 
-// promise: S-65
+// promise: S-78
 #[test]
 fn an_upload_that_s3_forgot_is_begun_anew() {
     for operation in ["UploadPart", "CompleteMultipartUpload"] {
@@ -184,7 +184,7 @@ fn an_upload_that_s3_forgot_is_begun_anew() {
     assert!(manifest_in(&bucket).is_none());
 }
 
-// promise: S-63
+// promise: S-76
 #[test]
 fn existing_keys_are_refused_and_publishing_goes_on_when_they_are_gone() {
     for key in ["out/small", "out/large", "out/hollow/", "out/runseal-manifest.json"] {
@@ -205,7 +205,7 @@ fn existing_keys_are_refused_and_publishing_goes_on_when_they_are_gone() {
     }
 }
 
-// promise: S-63
+// promise: S-76
 #[test]
 fn overwriting_withdraws_the_old_manifest_first() {
     let (place, bucket) = (some_results(), Bucket::new());
@@ -223,7 +223,7 @@ fn overwriting_withdraws_the_old_manifest_first() {
     assert_published(&bucket, &place);
 }
 
-// promise: S-64
+// promise: S-77
 #[test]
 fn another_encryption_than_preflight_saw_is_an_error_that_names_both() {
     for operation in ["CreateMultipartUpload", "PutObject"] {
@@ -267,7 +267,7 @@ fn conflicting_requests_are_repeated() {
     assert_published(&bucket, &place);
 }
 
-// promise: S-65
+// promise: S-78
 #[test]
 fn giving_up_leaves_no_upload() {
     let (place, bucket) = (some_results(), Bucket::new());
@@ -310,7 +310,7 @@ fn requests_and_bytes_under_way_are_bounded() {
     assert_published(&bucket, &place);
 }
 
-// promise: S-66
+// promise: S-79
 #[test]
 fn names_that_cannot_be_keys_are_renamed_and_told() {
     let (place, bucket) = (Place::new(), Bucket::new());
