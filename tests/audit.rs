@@ -349,7 +349,7 @@ mod trouble {
         trail.record(&read());
         drop(trail);
         let written = fs::read(&path).expect("readable");
-        nix::mount::umount2(dir.path(), MntFlags::empty()).expect("unmounted");
+        nix::mount::umount2(dir.path(), MntFlags::MNT_DETACH).expect("unmounted");
 
         assert!(problem.is_some_and(|text| text.contains("part of a line") || text.contains("No space")));
         let summary = check(&written).expect("intact, with a gap that is told");

@@ -1,6 +1,7 @@
 //! Staging against the double: whatever goes wrong on the way, results are complete or an error says why not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use runseal::audit::Trail;
 use runseal::backing::MemoryBacking;
@@ -170,6 +171,31 @@ fn each_part_is_asked_for_once_under_the_etag_that_preflight_saw() {
 }
 
 #[test]
+fn what_passes_is_survived_while_fetching() {
+    let effects = [
+        Effect::slow_down(),
+        Effect::internal_error(),
+        Effect::Reset,
+        Effect::Truncate(1000),
+        Effect::WrongByte,
+        Effect::Trickle { piece: 2 << 20, pause: Duration::from_millis(20) },
+        Effect::Delay(Duration::from_millis(300)),
+    ];
+    for effect in effects {
+        for after in [0, 2] {
+            // Bytes that are wrong within a part show only in the checksum of the whole.
+            let damaged = matches!(effect, Effect::WrongByte);
+            let target = if damaged { "inputs/in/small" } else { "*" };
+            let after = if damaged { 0 } else { after };
+            let site = Site::with_inputs();
+            site.fetch(vec![Fault::on("GetObject", effect.clone()).at(target).after(after).times(1)])
+                .unwrap_or_else(|e| panic!("{effect:?}: {e}"));
+            site.assert_fetched();
+        }
+    }
+}
+
+#[test]
 fn damaged_contents_never_pass() {
     for (effect, target) in [
         (Effect::WrongByte, "inputs/in/large"),
@@ -213,6 +239,22 @@ fn each_part_is_sent_once_and_the_manifest_last() {
         (count("CreateMultipartUpload"), count("UploadPart"), count("CompleteMultipartUpload"), count("PutObject")),
         (1, 3, 1, 2)
     );
+}
+
+#[test]
+fn what_passes_is_survived_while_publishing() {
+    let effects = [Effect::slow_down(), Effect::internal_error(), Effect::Reset, Effect::ResetAfterwards];
+    for effect in effects {
+        for operation in ["UploadPart", "CompleteMultipartUpload", "PutObject"] {
+            let site = Site::with_results();
+            let (stager, published) = site.publish(vec![Fault::on(operation, effect.clone()).times(1)]);
+            if let Err(error) = published {
+                panic!("{effect:?} {operation}: {error}");
+            }
+            drop(stager);
+            site.assert_published();
+        }
+    }
 }
 
 #[test]

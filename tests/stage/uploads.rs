@@ -301,7 +301,10 @@ fn requests_and_bytes_under_way_are_bounded() {
     place.results(&[("huge", "")]);
     sized(&place, "huge", 30 * PART);
     publish(&stager(&place, &bucket, false).with_concurrency(1000), &bucket).unwrap();
-    let (requests, bytes) = (bucket.0.lock().requests.1, bucket.0.lock().in_flight.1);
+    let (requests, bytes) = {
+        let state = bucket.0.lock();
+        (state.requests.1, state.in_flight.1)
+    };
     assert!(requests <= 24 && bytes <= 384 << 20, "{requests} {bytes}");
 
     let (place, bucket) = (some_results(), Bucket::new());
