@@ -13,6 +13,7 @@ from pathlib import Path
 import host
 import micro
 import render
+import s3
 import scale
 import targets
 import workloads
@@ -37,6 +38,8 @@ def main():
         check_room(base)
         if options.scale:
             return scale.run(options, base, out)
+        if options.s3:
+            return s3.run(options, base, out)
         results = {"facts": host.facts(base), "quick": options.quick, "rounds": options.rounds, "versions": {}}
         results["facts"]["caches_dropped"] = host.Caches().may_drop
         raise_all(options.targets, base, up, results)
@@ -63,6 +66,8 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test, not a measurement")
     parser.add_argument("--micro", action="store_true", help="the criterion benches, without a kernel, as ratios")
     parser.add_argument("--scale", action="store_true", help="how the cost grows with writers, files, bytes and cores")
+    parser.add_argument("--s3", action="store_true", help="staging from and to S3 beside s5cmd and rclone")
+    parser.add_argument("--s3-sizes", metavar="NxMIB,...", help="objects for --s3 [1x4096,1000x1; 1x256,100x1 with --quick]")
     parser.add_argument("--only", metavar="PATTERN", default="", help="workloads or rows that match (regular expression)")
     parser.add_argument(
         "--targets",
