@@ -59,6 +59,7 @@ before=$(left_behind)
 
 step "build" cargo build --release
 export RUNSEAL=$PWD/target/release/runseal
+step "build of the tests" cargo test --no-run --all-targets
 step "tests, AWS-LC engine" cargo test --no-fail-fast --all-targets
 step "documentation tests" cargo test --doc
 # The same tests over the other engine: the portable build, which must not compile C.
