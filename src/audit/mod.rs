@@ -2,7 +2,7 @@
 //!
 //! Each line carries its number, the hash of the line before it and its own: SHA-256 over the bytes of the line as
 //! written, in which the 64 digits of that hash are zeros. So a line that was changed, left out, put in or moved is
-//! found by [`verify`]; that lines are missing *at the end* shows only to who kept a later [`Link`] ([`Trail::head`]).
+//! found by [`verify()`]; that lines are missing *at the end* shows only to who kept a later [`Link`] ([`Trail::head`]).
 //!
 //! A file may take the lines of several runs: each append happens under `flock(2)` and continues from the last line. One
 //! event is one `write(2)`. `fdatasync(2)` follows the events of the run key, [`Trail::sync`], and the end of the trail.

@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser};
 use crate::exit;
 use crate::run::{knows_mount_option, warn};
 
-/// What argv[0] begins with when mount(8) calls.
+/// What `argv[0]` begins with when mount(8) calls.
 const PREFIX: &str = "mount.";
 const FS_TYPE: &str = "fuse.runseal";
 /// What the mount table shows, and what `mount -a` compares with fstab.
@@ -60,7 +60,7 @@ struct HelperArgs {
     fs_type: String,
 }
 
-/// Whether `program`, argv[0], is the name mount(8) calls.
+/// Whether `program`, `argv[0]`, is the name mount(8) calls.
 pub fn is_meant(program: Option<&OsStr>) -> bool {
     let name = program.and_then(|program| Path::new(program).file_name()).and_then(OsStr::to_str);
     name.is_some_and(|name| name.starts_with(PREFIX))

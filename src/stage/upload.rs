@@ -1,6 +1,6 @@
 //! Results out of the scratch into S3: the parts of all large objects, then the commit, the manifest last.
 //!
-//! Nothing is visible before the commit. What was sent is remembered: after an error, [`Uploads::run`] goes on with
+//! Nothing is visible before the commit. What was sent is remembered: after an error, [`Sender::publish`] goes on with
 //! the rest, even with other credentials.
 //!
 //! SHA-256 of a large object needs its bytes in order, and one processor does about 2 GB/s of it. So parts are read
