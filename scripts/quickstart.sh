@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Builds runseal and runs the example: a small analysis of the phage lambda genome in a sealed scratch.
-# usage: scripts/quickstart.sh [OUTPUT]      (default: results/lambda, replaced if it exists)
+# usage: scripts/quickstart.sh [OUTPUT]      (default: results/lambda, replaced if it exists; RUNSEAL names another binary)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 output=${1:-results/lambda}
 
+runseal=${RUNSEAL:-target/release/runseal}
+
 set -x
-cargo build --release
+[ -n "${RUNSEAL:-}" ] || cargo build --release
 mkdir -p "$(dirname "$output")"
-target/release/runseal run --input examples/lambda --output "$output" --overwrite -- \
+"$runseal" run --input examples/lambda --output "$output" --overwrite -- \
     sh -c 'sh "$RUNSEAL_INPUT/lambda/pipeline.sh"'
 { set +x; } 2>/dev/null
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::bench::{
-    Container, Image, binary, docker, finish, fresh, no_docker, no_mounts, repository, require, run, text, wait_until,
+    Container, Image, copy_program, docker, finish, fresh, no_docker, no_mounts, repository, require, run, text,
+    wait_until,
 };
 
 /// What the entry point needs.
@@ -298,7 +299,7 @@ fn lay_out_stage(stage: &Path) {
         fs::create_dir_all(stage.join(dir)).expect("created");
     }
     fs::write(stage.join("etc/ssl/certs/ca-certificates.crt"), "").expect("written");
-    finish(Command::new("cp").arg(binary()).arg(stage.join("usr/local/bin/runseal"))).expect(0, &[]);
+    copy_program(&stage.join("usr/local/bin/runseal"));
 }
 
 #[test]
