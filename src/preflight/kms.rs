@@ -56,6 +56,11 @@ impl DryRun {
     }
 }
 
+/// Whether `key` is the ARN of a key: not a key id, nor an alias or its ARN.
+pub(super) fn is_key_arn(key: &str) -> bool {
+    key.contains(":key/")
+}
+
 /// Everything KMS said.
 #[derive(Default)]
 pub(super) struct Answers {
@@ -71,6 +76,24 @@ impl Answers {
         new.dedup();
         let answers: Vec<_> = stream::iter(&new).map(|key| probe.describe(key)).buffered(CONCURRENCY).collect().await;
         self.facts.extend(new.into_iter().zip(answers));
+    }
+
+    /// ARNs of keys that may be given by id or alias: the answers of S3 have nothing else, and what an alias stands for
+    /// may change during a run. Where KMS does not tell, a key stays as given: the calls that use it take that too, and
+    /// say more about what is wrong.
+    pub(super) async fn resolve<const N: usize>(
+        &mut self,
+        probe: Probe<'_>,
+        keys: [Option<&str>; N],
+    ) -> [Option<String>; N] {
+        self.describe(probe, keys.into_iter().flatten().filter(|key| !is_key_arn(key)).map(str::to_owned)).await;
+        let arns = keys.map(|key| Some(self.facts(key?).map_or(key?, |facts| &facts.arn).to_owned()));
+        // What is known by another name needs not be asked for by its ARN.
+        let described = std::mem::take(&mut self.facts).into_iter();
+        self.facts = described
+            .map(|(key, described)| (described.as_ref().map_or(key, |answer| answer.value.arn.clone()), described))
+            .collect();
+        arns
     }
 
     /// P5 and P6. Keys that AWS manages answer to nobody but S3: asking them directly would tell nothing.

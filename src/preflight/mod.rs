@@ -27,6 +27,7 @@ use crate::audit::Trail;
 use crate::s3::{Cloud, Encryption, UploadSettings};
 use crate::spec::{InputSpec, Location, RunId, S3Uri};
 use crate::units::ByteSize;
+use probe::Probe;
 use remote::Remote;
 use tree::Tree;
 
@@ -34,7 +35,7 @@ use tree::Tree;
 ///
 /// ```compile_fail,E0451
 /// use runseal::preflight::Cleared;
-/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, evidence: todo!(), _proof: () };
+/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, run_key: None, evidence: todo!(), _proof: () };
 /// ```
 ///
 /// ```compile_fail,E0599
@@ -54,6 +55,7 @@ pub struct Cleared {
     pub(crate) output: Option<Output>,
     /// Whether existing results may be replaced.
     pub(crate) overwrite: bool,
+    run_key: Option<String>,
     evidence: Evidence,
     _proof: (),
 }
@@ -83,9 +85,10 @@ pub struct Request<'a> {
     pub inputs: &'a [InputSpec],
     /// Where results go.
     pub output: Option<&'a Location>,
-    /// How results are uploaded, and whether existing ones may be replaced, in a directory too.
+    /// How results are uploaded, and whether existing ones may be replaced, in a directory too. The key may be given by
+    /// its id or an alias.
     pub uploads: &'a UploadSettings,
-    /// ARN of the KMS key that takes part in the run key.
+    /// The KMS key that takes part in the run key: ARN, id or alias.
     pub run_key: Option<&'a str>,
     /// Whether KMS is asked for explanations even if nothing failed.
     pub explain: bool,
@@ -109,6 +112,11 @@ impl Cleared {
         }
     }
 
+    /// ARN of the KMS key that takes part in the run key.
+    pub fn run_key(&self) -> Option<&str> {
+        self.run_key.as_deref()
+    }
+
     /// What was tried at AWS, and by whom.
     pub fn evidence(&self) -> &Evidence {
         &self.evidence
@@ -127,7 +135,11 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     let mut needed = inputs::read(&tree, &mut tagged);
     let mut remote = match cloud {
         Some(cloud) if request.needs_cloud() => remote::ask(request, cloud),
-        _ => Remote { others: remote::without_cloud(request), ..Remote::default() },
+        Some(cloud) => {
+            identify(cloud, request.trail);
+            Remote::default()
+        }
+        None => Remote { others: remote::without_cloud(request), ..Remote::default() },
     };
     tagged.append(&mut remote.inputs);
     needed += remote::graft(&mut tree, request, remote.found, &mut tagged);
@@ -147,12 +159,19 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
         }
         None => None,
     };
-    let evidence = remote.evidence;
+    let Remote { run_key, evidence, .. } = remote;
     if findings.is_empty() {
-        Ok(Cleared { tree, output, overwrite, evidence, _proof: () })
+        Ok(Cleared { tree, output, overwrite, run_key, evidence, _proof: () })
     } else {
         Err(Report { findings, evidence })
     }
+}
+
+/// Asks STS who calls, for the `userIdentity` of all events of `trail` from now on, and answers with the ARN if it
+/// tells. Must be called from a thread that is not one of a runtime.
+pub fn identify(cloud: &Cloud, trail: &Trail) -> Option<String> {
+    let answer = cloud.block_on(Probe::new(cloud, trail).whoami());
+    answer.ok().map(|answer| answer.value.arn)
 }
 
 impl Request<'_> {

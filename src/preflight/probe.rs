@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde_json::json;
 
-use crate::audit::{Event, Trail};
+use crate::audit::{Caller, Event, Trail};
 use crate::policy::Place;
 use crate::s3::{
     Answer, CallError, Cloud, Encryption, EncryptionContext, Grant, Identity, KeyFacts, Object, Page, Part,
@@ -34,10 +34,14 @@ impl<'a> Probe<'a> {
         Self { cloud, trail }
     }
 
-    /// P10: who calls.
+    /// P10: who calls. Every event of the trail names the caller from then on.
     pub(super) async fn whoami(&self) -> Outcome<Identity> {
         let outcome = self.cloud.identity.whoami().await;
         self.record(Event::call("sts:GetCallerIdentity"), &outcome);
+        if let Ok(Answer { value: Identity { arn, account, user_id }, .. }) = outcome.clone() {
+            let region = self.cloud.region.clone();
+            self.trail.identify(Caller { arn, account, principal_id: user_id, region });
+        }
         outcome
     }
 
@@ -159,7 +163,8 @@ impl<'a> Probe<'a> {
 }
 
 fn about_key(operation: &'static str, key: &str) -> Event {
-    Event::call(operation).on(key).with("keyId", key)
+    let event = Event::call(operation).with("keyId", key);
+    if key.starts_with("arn:") { event.on(key) } else { event }
 }
 
 fn dry(operation: &'static str, key: &str) -> Event {

@@ -167,9 +167,8 @@ impl Trial<'_> {
 
     async fn ask(&mut self, probe: Probe<'_>, demands: &Demands) {
         let none = EncryptionContext::new();
-        let (identity, described) = futures_util::future::join(probe.whoami(), probe.describe(self.key)).await;
-        self.evidence.identity = identity.ok().map(|answer| answer.value);
-        let facts = self.note_description(described, demands);
+        self.evidence.identity = probe.whoami().await.ok().map(|answer| answer.value);
+        let facts = self.note_description(probe.describe(self.key).await, demands);
         if facts.as_ref().is_some_and(|facts| facts.manager == "AWS") {
             let text = "managed by AWS: answers to its service only, so that asking directly would tell nothing";
             self.note("kms:GenerateDataKey (dry run)", Outcome::Unknown, text.to_owned(), "");

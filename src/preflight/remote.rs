@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use futures_util::future::{join, join3};
+use futures_util::future::join3;
 
 use super::explain::{Hints, explain};
 use super::inputs::Tagged;
-use super::kms::{Answers, DryRun, Use};
+use super::kms::{Answers, DryRun, Use, is_key_arn};
 use super::objects::{self, Found, Survey};
 use super::probe::Probe;
 use super::report::{AwsDetails, Check, Code, Evidence, Finding, Outcome};
@@ -29,6 +29,8 @@ pub(super) struct Remote {
     pub(super) found: Vec<Found>,
     /// Output in S3: where, with what settings, encrypted how. `None` if it cannot be used.
     pub(super) output: Option<(S3Uri, UploadSettings, Encryption)>,
+    /// ARN of the key that takes part in the run key.
+    pub(super) run_key: Option<String>,
     /// Of inputs.
     pub(super) inputs: Vec<Tagged>,
     /// Of everything else.
@@ -63,13 +65,14 @@ struct Inquiry<'a> {
     region: &'a str,
 }
 
-/// The three that do not depend on one another.
+/// Who asks, then the three that do not depend on one another.
 struct First {
     identity: Result<Answer<Identity>, CallError>,
     survey: Survey,
     trial: Trial,
     settings: UploadSettings,
-    run_key: Option<Result<Answer<()>, CallError>>,
+    run_key: Option<String>,
+    tried_run_key: Option<Result<Answer<()>, CallError>>,
 }
 
 impl<'a> Inquiry<'a> {
@@ -84,7 +87,7 @@ impl<'a> Inquiry<'a> {
             identity,
             answers: &answers,
             regions: &regions,
-            run_key: self.request.run_key,
+            run_key: first.run_key.as_deref(),
             now: now(),
         };
         self.conclude(&first, &hints).with(first, &answers)
@@ -98,14 +101,19 @@ impl<'a> Inquiry<'a> {
                 Location::Path(_) => None,
             })
             .collect();
-        let ((identity, run_key), survey, (trial, settings)) = join3(
-            join(self.probe.whoami(), self.try_run_key()),
+        // Before anything else: the trail names the caller of all that follows.
+        let identity = self.probe.whoami().await;
+        let mut settings = self.request.uploads.clone();
+        let [run_key, kms_key] = answers.resolve(self.probe, [self.request.run_key, settings.kms_key.as_deref()]).await;
+        settings.kms_key = kms_key;
+        let (tried_run_key, survey, trial) = join3(
+            self.try_run_key(run_key.as_deref()),
             objects::survey(self.probe, &inputs),
-            self.try_output(answers),
+            self.try_output(&mut settings),
         )
         .await;
         let survey = self.with_reasons(survey).await;
-        First { identity, survey, trial, settings, run_key }
+        First { identity, survey, trial, settings, run_key, tried_run_key }
     }
 
     /// `HEAD` has no body: of each kind of refusal, one is asked for again in a way that gives the reason.
@@ -126,23 +134,16 @@ impl<'a> Inquiry<'a> {
         survey
     }
 
-    async fn try_run_key(&self) -> Option<Result<Answer<()>, CallError>> {
-        let key = self.request.run_key?;
+    async fn try_run_key(&self, key: Option<&str>) -> Option<Result<Answer<()>, CallError>> {
+        let key = key?;
         let context = EncryptionContext::from([(RUN_ID.to_owned(), self.request.run.to_string())]);
         Some(self.probe.try_generate(key, &context).await)
     }
 
-    /// An alias or id is turned into the key's ARN first: the answers of S3 have nothing else, and what an alias stands
-    /// for may change during a run.
-    async fn try_output(&self, answers: &mut Answers) -> (Trial, UploadSettings) {
-        let mut settings = self.request.uploads.clone();
-        let Some(Location::S3(uri)) = self.request.output else { return (Trial::default(), settings) };
-        if let Some(key) = settings.kms_key.clone().filter(|key| !key.contains(":key/")) {
-            answers.describe(self.probe, [key.clone()]).await;
-            settings.kms_key = answers.facts(&key).map_or(Some(key), |facts| Some(facts.arn.clone()));
-        }
+    async fn try_output(&self, settings: &mut UploadSettings) -> Trial {
+        let Some(Location::S3(uri)) = self.request.output else { return Trial::default() };
         let prefix = uri.clone().into_prefix();
-        let mut trial = upload::attempt(self.probe, &prefix, &settings).await.unwrap_or_else(|error| {
+        let mut trial = upload::attempt(self.probe, &prefix, settings).await.unwrap_or_else(|error| {
             let (code, request_id) = (String::new(), String::new());
             let (operation, message) = ("getrandom", error.to_string());
             let error =
@@ -154,11 +155,11 @@ impl<'a> Inquiry<'a> {
         // Where the key was left to S3 after all, S3 has told which one it is.
         if let (Some(asked), Some(got)) = (&mut settings.kms_key, &trial.encryption)
             && let Some(key) = &got.key
-            && !asked.contains(":key/")
+            && !is_key_arn(asked)
         {
             asked.clone_from(key);
         }
-        (trial, settings)
+        trial
     }
 
     /// An upload that cannot be begun does not tell its key: the default of the bucket may.
@@ -181,7 +182,7 @@ impl<'a> Inquiry<'a> {
         let of_groups = first.survey.groups.iter().filter_map(|group| group.encryption.key.clone());
         let of_troubles = first.troubles().filter_map(|trouble| trouble.encryption.key.clone());
         let of_output = first.trial.encryption.iter().filter_map(|encryption| encryption.key.clone());
-        let of_run = self.request.run_key.map(str::to_owned);
+        let of_run = first.run_key.clone();
         let keys: Vec<String> = of_groups.chain(of_troubles).chain(of_output).chain(of_run).collect();
         answers.describe(self.probe, keys).await;
         answers.try_out(self.probe, self.dry_runs(first)).await;
@@ -233,7 +234,7 @@ impl<'a> Inquiry<'a> {
         let identity = first.identity.as_ref().err().map(|error| Trouble::new(Attempt::Identity, error.clone()));
         // STS that cannot be reached is no reason not to run, as long as S3 can be.
         let identity = identity.filter(|trouble| trouble.is_general() && trouble.error.cause != Cause::Unreachable);
-        let run_key = first.run_key.as_ref().and_then(|tried| tried.as_ref().err());
+        let run_key = first.tried_run_key.as_ref().and_then(|tried| tried.as_ref().err());
         let run_key = run_key.map(|error| Trouble::new(Attempt::RunKey, error.clone()));
         let all = identity.into_iter().chain(first.troubles().cloned()).chain(run_key).collect();
         for trouble in merged(all) {
@@ -268,10 +269,7 @@ impl<'a> Inquiry<'a> {
             if remote.inputs.iter().map(|(_, finding)| finding).chain(&remote.others).any(is_about) {
                 continue;
             }
-            let of_run = self
-                .request
-                .run_key
-                .is_some_and(|key| hints.answers.facts(key).is_some_and(|run| run.arn == facts.arn));
+            let of_run = hints.run_key == Some(&facts.arn);
             let details = AwsDetails {
                 cause: if defect.state { Cause::KeyState } else { Cause::KeyKind },
                 operation: "kms:DescribeKey",
@@ -323,7 +321,7 @@ impl First {
         checks.extend(self.survey.checks);
         checks.extend(self.trial.checks);
         checks.extend(answers.checks(now()));
-        checks.extend(self.run_key.map(|tried| match tried {
+        checks.extend(self.tried_run_key.map(|tried| match tried {
             Ok(answer) => check(RUN_KEY, "run key", Outcome::Passed, "can be made".to_owned(), &answer.request_id),
             Err(error) => check(RUN_KEY, "run key", Outcome::Failed, error.to_string(), &error.request_id),
         }));
@@ -340,6 +338,7 @@ fn check(probe: &'static str, subject: &str, outcome: Outcome, detail: String, r
 
 impl Remote {
     fn with(mut self, first: First, answers: &Answers) -> Self {
+        self.run_key.clone_from(&first.run_key);
         (self.found, self.evidence) = first.checks(answers);
         self
     }

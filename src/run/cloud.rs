@@ -9,13 +9,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
-use crate::audit::{Caller, Event, Trail};
+use crate::audit::{Event, Trail};
 use crate::crypt::KeyShare;
 use crate::s3::{
-    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, EncryptionContext, Identity, Object,
-    ObjectStore, Page, Part, Pieces, SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome,
+    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, EncryptionContext, Object, ObjectStore,
+    Page, Part, Pieces, SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome,
 };
-use crate::spec::{KmsKey, RunId, RunSpec, Sse};
+use crate::spec::{RunId, RunSpec, Sse};
 
 /// Environment variables from which the AWS SDK takes credentials, directly or by way of a file or a server (AWS SDKs and
 /// Tools Reference Guide, "Environment variables"). The command of a run does not get them.
@@ -114,33 +114,14 @@ fn config(spec: &RunSpec, credentials: Option<Credentials>) -> CloudConfig {
 }
 
 /// What every upload of the run has in common.
-pub fn uploads(spec: &RunSpec, cloud: Option<&Cloud>, trail: &Trail) -> UploadSettings {
+pub fn uploads(spec: &RunSpec) -> UploadSettings {
     let sse = spec.aws.sse.map(|sse| match sse {
         Sse::Aes256 => SseAlgorithm::Aes256,
         Sse::Kms => SseAlgorithm::Kms,
         Sse::KmsDsse => SseAlgorithm::KmsDsse,
     });
-    let kms_key = spec.aws.sse_kms_key.as_ref().map(|key| key_arn(key, cloud, trail));
+    let kms_key = spec.aws.sse_kms_key.as_ref().map(ToString::to_string);
     UploadSettings { sse, kms_key, overwrite: spec.overwrite }
-}
-
-/// The ARN of a key that may be given by its id or an alias. Where KMS does not tell it stays as given: the calls that
-/// use it take that too, and say more about what is wrong.
-pub fn key_arn(key: &KmsKey, cloud: Option<&Cloud>, trail: &Trail) -> String {
-    let Some(cloud) = cloud.filter(|_| !key.is_key_arn()) else { return key.to_string() };
-    let answer = cloud.block_on(cloud.keys.describe(key.as_str()));
-    trail.record(&Event::call("kms:DescribeKey").with("keyId", key.as_str()).ended(outcome(&answer)));
-    answer.map_or_else(|_| key.to_string(), |answer| answer.value.arn)
-}
-
-/// Asks who this is, for the trail, and answers with the ARN if STS tells. What is wrong preflight reports. Blocks.
-pub fn identify(cloud: &Cloud, trail: &Trail) -> Option<String> {
-    let answer = cloud.block_on(cloud.identity.whoami());
-    trail.record(&Event::call("sts:GetCallerIdentity").ended(outcome(&answer)));
-    let Identity { arn, account, user_id } = answer.ok()?.value;
-    let region = cloud.region.clone();
-    trail.identify(Caller { arn: arn.clone(), account, principal_id: user_id, region });
-    Some(arn)
 }
 
 /// Has KMS draw a data key for `run` under `key`. CloudTrail shows the run as encryption context. Blocks; the ciphertext

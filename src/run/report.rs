@@ -156,11 +156,12 @@ pub struct AwsFacts {
 
 impl AwsFacts {
     /// What the proof says, which a connection in `region` made.
-    pub fn of(cleared: &Cleared, region: &str, run_key: Option<String>) -> Self {
+    pub fn of(cleared: &Cleared, region: &str) -> Self {
         let evidence = cleared.evidence();
         let encryption = cleared.result_encryption();
         let probed = evidence.checks.iter().filter_map(|check| check.key.clone());
-        let keys = probed.chain(encryption.and_then(|found| found.key.clone())).chain(run_key);
+        let keys = probed.chain(encryption.and_then(|found| found.key.clone()));
+        let keys = keys.chain(cleared.run_key().map(str::to_owned));
         Self {
             identity: evidence.identity.as_ref().map(|identity| identity.arn.clone()),
             region: region.to_owned(),

@@ -16,6 +16,7 @@ use super::command::{self, INPUT, OUTPUT, TMP, WORK};
 use super::control::{Reply, Request};
 use super::desk::{Desk, Order, asks_to_end};
 use super::error::{PublishError, RunError, system};
+use super::preflight::Ready;
 use super::progress::Meter;
 use super::report::{AuditFacts, AwsFacts, Event, Outcome, Phase, RunKeyFacts};
 use super::seal::{KeySource, Room, Seal};
@@ -47,15 +48,6 @@ pub struct Run {
     cloud: Option<Arc<Cloud>>,
 }
 
-/// What preflight has found.
-struct Ready {
-    cleared: preflight::Cleared,
-    room: Room,
-    cloud: Option<Arc<Cloud>>,
-    /// ARN of the KMS key that takes part in the run key.
-    run_key: Option<String>,
-}
-
 impl Run {
     /// A run that has not begun.
     pub fn new(spec: RunSpec, trail: Arc<Trail>, mountpoint: PathBuf, drop_capabilities: bool, desk: Desk) -> Self {
@@ -75,7 +67,8 @@ impl Run {
     async fn phases(&mut self) -> Result<(Outcome, u8), RunError> {
         // Before there are credentials in this process.
         let memory_locked = lock_memory(self.spec.store.memory_lock)?;
-        let Ready { cleared, room, cloud, run_key } = self.preflight().await?;
+        let Ready { cleared, room, cloud } = self.preflight().await?;
+        let run_key = cleared.run_key().map(str::to_owned);
         self.cloud = cloud;
         let share = self.key_share(run_key.clone()).await?;
         let seal = self.seal(room, KeySource { memory_locked, share }).await?;
@@ -95,35 +88,12 @@ impl Run {
     async fn preflight(&mut self) -> Result<Ready, RunError> {
         self.desk.phase(Phase::Preflight);
         let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
-        let journal = self.desk.journal.clone();
-        let check = beside(move || {
-            let room = Room::find(&spec.store)?;
-            let cloud = match spec.uses_aws() {
-                true => Some(connector.connect(&spec, None).map_err(|source| RunError::Aws { source })?),
-                false => None,
-            };
-            if let Some(cloud) = &cloud {
-                cloud::identify(cloud, &trail);
-            }
-            let uploads = cloud::uploads(&spec, cloud.as_deref(), &trail);
-            let run_key = spec.aws.run_key.as_ref().map(|key| cloud::key_arn(key, cloud.as_deref(), &trail));
-            let request = preflight::Request {
-                run: &spec.id,
-                inputs: &spec.inputs,
-                output: spec.output.as_ref(),
-                uploads: &uploads,
-                run_key: run_key.as_deref(),
-                explain: false,
-                space: room.size,
-                trail: &trail,
-            };
-            let cleared = preflight::check(&request, cloud.as_deref())?;
-            if let Some(cloud) = &cloud {
-                journal.record(Event::Cleared(AwsFacts::of(&cleared, &cloud.region, run_key.clone())));
-            }
-            Ok(Ready { cleared, room, cloud, run_key })
-        });
-        self.desk.guard("checking inputs and output", 0, check).await?
+        let check = beside(move || Ready::make(&spec, connector, false, &trail));
+        let ready = self.desk.guard("checking inputs and output", 0, check).await??;
+        if let Some(cloud) = &ready.cloud {
+            self.desk.journal.record(Event::Cleared(AwsFacts::of(&ready.cleared, &cloud.region)));
+        }
+        Ok(ready)
     }
 
     /// The share that KMS has in the run key, if it is to have one.
@@ -345,7 +315,7 @@ impl Run {
         let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
         let connect = beside(move || {
             let cloud = connector.connect(&spec, credentials)?;
-            let identity = cloud::identify(&cloud, &trail);
+            let identity = preflight::identify(&cloud, &trail);
             Ok((cloud, identity))
         });
         Ok(match self.desk.guard("connecting to AWS again", 1, connect).await? {

@@ -77,6 +77,7 @@ fn a_whole_run_leaves_a_trail_with_every_request_of_aws() {
 
     assert_eq!(events.last().expect("events")["eventName"], "WipeRunKey");
     for (name, times) in [
+        ("GetCallerIdentity", 1),
         ("CreateRunKey", 1),
         ("WipeRunKey", 1),
         ("StageObject", 2),

@@ -392,7 +392,10 @@ fn an_alias_becomes_the_arn_of_its_key() {
     let mut bench = Bench::new().change(|world| world.key(OUTPUT_KEY).aliases.push("alias/results".into()));
     bench.uploads.sse = Some(SseAlgorithm::Kms);
     bench.uploads.kms_key = Some("alias/results".into());
+    bench.run_key = Some("alias/results");
     let cleared = bench.check().unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(cleared.run_key(), Some(OUTPUT_KEY));
+    assert_eq!(bench.double.count("DescribeKey"), 2, "each key once, by whatever names it is known");
     assert!(cleared.evidence().checks.iter().all(|check| check.outcome == Outcome::Passed));
     let begun = bench.double.calls_of("CreateMultipartUpload");
     assert_eq!(begun[0].header("x-amz-server-side-encryption-aws-kms-key-id"), Some(OUTPUT_KEY));
