@@ -219,7 +219,7 @@ fn samples(found: &[Found]) -> Vec<Sample> {
     let mut of_group = BTreeMap::new();
     for (at, Found { object, base }) in found.iter().enumerate() {
         let RemoteObject { uri, seen, .. } = object;
-        if seen.etag.is_empty() && uri.key.ends_with('/') {
+        if seen.etag.is_none() && uri.key.ends_with('/') {
             continue;
         }
         let prefix = directory(base);
@@ -239,8 +239,9 @@ fn samples(found: &[Found]) -> Vec<Sample> {
 
 /// What was listed must be what is seen a moment later.
 fn same(listed: Option<Listed>, seen: Object) -> Result<Object, CallError> {
+    let other = |listed: &Listed| listed.size != seen.size || listed.etag.is_some() && listed.etag != seen.etag;
     match listed {
-        Some(listed) if !is_marker(&listed) && (listed.etag != seen.etag || listed.size != seen.size) => {
+        Some(listed) if !is_marker(&listed) && other(&listed) => {
             Err(noticed("s3:HeadObject", Cause::Precondition, "the object changed between listing and looking at it"))
         }
         _ => Ok(seen),

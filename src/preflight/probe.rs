@@ -62,7 +62,7 @@ impl<'a> Probe<'a> {
     /// P3: reads the first byte, if there is one, of the object as it was seen.
     pub(super) async fn read(&self, uri: &S3Uri, seen: Option<&Object>) -> Outcome<()> {
         let range = seen.is_none_or(|seen| seen.size > 0).then_some(0..1);
-        let outcome = self.first_byte(uri, seen.map(|seen| seen.etag.as_str()), range).await;
+        let outcome = self.first_byte(uri, seen.and_then(|seen| seen.etag.as_deref()), range).await;
         self.record(self.about_object("s3:GetObject", &uri.bucket, &uri.key), &outcome);
         outcome
     }

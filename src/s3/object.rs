@@ -81,7 +81,7 @@ pub struct Object {
     /// Bytes.
     pub size: u64,
     /// `ETag`, with its quotes.
-    pub etag: String,
+    pub etag: Option<String>,
     /// `VersionId`, where versions are kept.
     pub version: Option<String>,
     /// `Last-Modified`: seconds since 1970.
@@ -103,8 +103,8 @@ pub struct Listed {
     pub key: String,
     /// Bytes.
     pub size: u64,
-    /// `ETag`, with its quotes.
-    pub etag: String,
+    /// `ETag`, with its quotes; not every server lists it.
+    pub etag: Option<String>,
 }
 
 /// One page of a listing.
@@ -140,11 +140,17 @@ pub struct UploadSettings {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
     /// `ETag`, with its quotes.
-    pub etag: String,
+    pub etag: Option<String>,
     /// `VersionId`, where versions are kept.
     pub version: Option<String>,
     /// Encryption at rest.
     pub encryption: Encryption,
+}
+
+impl From<Object> for Stored {
+    fn from(Object { etag, version, encryption, .. }: Object) -> Self {
+        Self { etag, version, encryption }
+    }
 }
 
 /// A part of an upload, as `CompleteMultipartUpload` wants it back.

@@ -169,8 +169,7 @@ impl Sender {
         let there = answer.value;
         let sum = there.checksums.iter().find(|sum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme)?;
         let same = there.size == size && sum.value == crc.to_be_bytes();
-        let value = Stored { etag: there.etag, version: there.version, encryption: there.encryption };
-        same.then_some(Answer { value, request_id: answer.request_id })
+        same.then_some(Answer { value: there.into(), request_id: answer.request_id })
     }
 
     /// What this run has made visible itself, it may replace.

@@ -112,7 +112,8 @@ impl Download {
         let request_id = self.copy(&object, part).await?;
         if object.parts_left.fetch_sub(1, Ordering::AcqRel) == 1 {
             block_in_place(|| self.settle(&object))?;
-            let event = Event::stage_object(arn(&object.uri), object.seen.size).with("etag", &*object.seen.etag);
+            let event = Event::stage_object(arn(&object.uri), object.seen.size)
+                .with("etag", object.seen.etag.as_deref().unwrap_or_default());
             self.trail.record(&event.ended(Ok(&request_id)));
             self.progress.file_done();
         }
@@ -158,9 +159,8 @@ impl Download {
         let Sink { object, .. } = *sink;
         let rest = sink.position()..sink.range.end;
         let whole = rest == (0..object.seen.size);
-        let etag = Some(object.seen.etag.as_str()).filter(|etag| !etag.is_empty());
         let range = (!whole).then(|| rest.clone());
-        let answer = self.objects.get(&object.uri.bucket, &object.uri.key, etag, range).await;
+        let answer = self.objects.get(&object.uri.bucket, &object.uri.key, object.seen.etag.as_deref(), range).await;
         record_call(&self.trail, "s3:GetObject", &object.uri, &answer);
         let Answer { value: (seen, mut pieces), request_id } = answer.map_err(Stop::Call)?;
         if object.parts() == 1 && sink.crc.is_none() && sink.position() == 0 {
@@ -207,8 +207,7 @@ impl Download {
 
     /// Asks for the checksums of an object that is read in parts: answers to ranged reads do not have them.
     async fn checksums(&self, object: &Incoming) -> Result<Expected, StageError> {
-        let etag = Some(object.seen.etag.as_str()).filter(|etag| !etag.is_empty());
-        let answer = self.objects.checksums(&object.uri.bucket, &object.uri.key, etag).await;
+        let answer = self.objects.checksums(&object.uri.bucket, &object.uri.key, object.seen.etag.as_deref()).await;
         record_call(&self.trail, "s3:HeadObject", &object.uri, &answer);
         answer.map(|answer| Expected::of(&answer.value)).map_err(|e| object.unread(e))
     }

@@ -83,7 +83,8 @@ struct FileLine {
 #[derive(Serialize)]
 struct ObjectLine {
     key: String,
-    etag: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version_id: Option<String>,
     /// In base 64, as S3 shows it.

@@ -563,6 +563,17 @@ fn an_object_that_changes_meanwhile_is_named() {
 }
 
 #[test]
+fn a_server_that_lists_no_etags_shows_changes_by_the_size_alone() {
+    let bench = Bench::new().change(|world| world.bucket("inputs").lists_etags = false);
+    bench.check().unwrap_or_else(|report| panic!("{report}"));
+    bench.double.fault(
+        Fault::on("HeadObject", Effect::change(|world| world.object("inputs", "reads/a.fq").body = "ACG".into()))
+            .times(1),
+    );
+    assert_eq!(bench.finding().code, Code::ModifiedInputResource);
+}
+
+#[test]
 fn without_credentials_one_finding_says_so() {
     let bench = Bench::new().change(|world| world.expire("runner"));
     let finding = {

@@ -558,7 +558,7 @@ fn list(home: &Home, input: ListObjectsV2Input) -> ListObjectsV2Output {
         last = entry.clone();
         match cut {
             Some(cut) => drop(prefixes.insert(cut)),
-            None => contents.push(entry_of(key, object)),
+            None => contents.push(entry_of(key, object, home.lists_etags)),
         }
     }
     ListObjectsV2Output {
@@ -576,11 +576,11 @@ fn list(home: &Home, input: ListObjectsV2Input) -> ListObjectsV2Output {
     }
 }
 
-fn entry_of(key: &str, object: &Stored) -> Object {
+fn entry_of(key: &str, object: &Stored, with_etag: bool) -> Object {
     Object {
         key: Some(key.to_owned()),
         size: Some(object.body.len() as i64),
-        e_tag: Some(ETag::Strong(object.etag.clone())),
+        e_tag: with_etag.then(|| ETag::Strong(object.etag.clone())),
         last_modified: Some(object.modified.into()),
         storage_class: Some(ObjectStorageClass::from(
             object.storage_class.clone().unwrap_or_else(|| "STANDARD".to_owned()),

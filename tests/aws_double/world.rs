@@ -64,6 +64,8 @@ pub struct Bucket {
     pub demands_key: Option<String>,
     /// Whether answers carry version ids. Only the newest version is kept.
     pub versioned: bool,
+    /// Whether listings name the `ETag` of each key, as those of S3 do.
+    pub lists_etags: bool,
     /// Objects by key.
     #[serde(skip)]
     pub objects: BTreeMap<String, Object>,
@@ -410,6 +412,7 @@ impl Default for Bucket {
             demands_sse: None,
             demands_key: None,
             versioned: false,
+            lists_etags: true,
             objects: BTreeMap::new(),
         }
     }

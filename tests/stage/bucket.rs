@@ -190,7 +190,7 @@ impl State {
         let checksums = vec![Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value }];
         let held = Held { data, etag: etag.clone(), checksums, encryption: encryption.clone(), modified: 0 };
         self.objects.insert(key.into(), held);
-        Ok(Stored { etag, version: Some(format!("v{}", self.next)), encryption })
+        Ok(Stored { etag: Some(etag), version: Some(format!("v{}", self.next)), encryption })
     }
 }
 
@@ -200,8 +200,11 @@ impl ObjectStore for Bucket {
         self.called("ListObjectsV2", prefix)?;
         let state = self.0.lock();
         let found = state.objects.iter().filter(|(key, _)| key.starts_with(prefix));
-        let listed =
-            found.map(|(key, held)| Listed { key: key.clone(), size: held.data.len() as u64, etag: held.etag.clone() });
+        let listed = found.map(|(key, held)| Listed {
+            key: key.clone(),
+            size: held.data.len() as u64,
+            etag: Some(held.etag.clone()),
+        });
         answer(Page { objects: listed.collect(), next: None }, None)
     }
 
@@ -330,7 +333,7 @@ impl ObjectStore for Bucket {
 fn described(held: &Held) -> Object {
     Object {
         size: held.data.len() as u64,
-        etag: held.etag.clone(),
+        etag: Some(held.etag.clone()),
         modified: held.modified,
         encryption: held.encryption.clone(),
         checksums: held.checksums.clone(),

@@ -30,7 +30,7 @@ pub(super) fn sse(algorithm: &SseAlgorithm) -> Option<ServerSideEncryption> {
 
 /// What an answer says of an object just stored.
 pub(super) fn stored(etag: Option<&str>, version: Option<&str>, encryption: Encryption) -> Stored {
-    Stored { etag: etag.unwrap_or_default().to_owned(), version: version.map(str::to_owned), encryption }
+    Stored { etag: etag.map(str::to_owned), version: version.map(str::to_owned), encryption }
 }
 
 pub(super) fn encryption(
@@ -52,7 +52,7 @@ pub(super) fn headed(output: &HeadObjectOutput) -> Object {
     let class = output.storage_class();
     Object {
         size: size(output.content_length()),
-        etag: text(output.e_tag()),
+        etag: output.e_tag().map(str::to_owned),
         version: output.version_id().map(str::to_owned),
         modified: output.last_modified().map_or(0, |time| time.secs()),
         storage_class: class_name(class),
@@ -91,7 +91,7 @@ pub(super) fn got(output: &GetObjectOutput, size: u64, ranged: bool) -> Object {
     };
     Object {
         size,
-        etag: text(output.e_tag()),
+        etag: output.e_tag().map(str::to_owned),
         version: output.version_id().map(str::to_owned),
         modified: output.last_modified().map_or(0, |time| time.secs()),
         storage_class: class_name(class),
@@ -104,10 +104,6 @@ pub(super) fn got(output: &GetObjectOutput, size: u64, ranged: bool) -> Object {
 /// Lengths and sizes are never negative; the SDK's type allows it.
 pub(super) fn size(length: Option<i64>) -> u64 {
     length.and_then(|length| u64::try_from(length).ok()).unwrap_or(0)
-}
-
-fn text(value: Option<&str>) -> String {
-    value.unwrap_or_default().to_owned()
 }
 
 fn class_name(class: Option<&StorageClass>) -> Option<String> {

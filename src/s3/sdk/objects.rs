@@ -77,8 +77,7 @@ impl Objects {
         if found.size != size || !found.checksums.contains(&ours) {
             return Err(refused);
         }
-        let value = Stored { encryption: found.encryption, etag: found.etag, version: found.version };
-        Ok(Answer { value, request_id })
+        Ok(Answer { value: found.into(), request_id })
     }
 
     /// Sends by the client of the bucket's Region, and again if the answer names another one.
@@ -144,7 +143,7 @@ impl ObjectStore for Objects {
         for object in output.contents() {
             let key = object.key().unwrap_or_default();
             let key = if encoding.is_some() { decode(key)? } else { key.to_owned() };
-            let etag = object.e_tag().unwrap_or_default().to_owned();
+            let etag = object.e_tag().map(str::to_owned);
             page.objects.push(Listed { key, size: convert::size(object.size()), etag });
         }
         page.next = output.next_continuation_token().map(str::to_owned);
