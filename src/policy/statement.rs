@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::arn::{Arn, partition_of};
+use crate::s3::RUN_ID_CONTEXT;
 
 /// `Condition`: operator, key, values.
 pub type Condition = BTreeMap<&'static str, BTreeMap<String, Vec<String>>>;
@@ -211,7 +212,7 @@ pub fn describe_key(sid: &str, keys: Vec<String>) -> Statement {
 /// encryption context.
 pub fn run_key(sid: &str, key: &str) -> Statement {
     let mut statement = allow(sid, &["kms:GenerateDataKey"], vec![key.into()]);
-    statement.condition = condition("Null", "kms:EncryptionContext:runseal:run-id", vec!["false".into()]);
+    statement.condition = condition("Null", &format!("kms:EncryptionContext:{RUN_ID_CONTEXT}"), vec!["false".into()]);
     statement
 }
 

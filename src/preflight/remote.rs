@@ -14,14 +14,11 @@ use super::report::{AwsDetails, Check, Code, Evidence, Finding, Outcome};
 use super::trouble::{Attempt, Trouble, merged};
 use super::upload::{self, Trial};
 use super::{Request, keys};
-use crate::s3::{Answer, CallError, Cause, Cloud, Encryption, EncryptionContext, Identity, UploadSettings};
+use crate::s3::{Answer, CallError, Cause, Cloud, Encryption, Identity, UploadSettings, run_context};
 use crate::spec::{InputSpec, Location, S3Uri};
 use crate::units::SECTOR_U64;
 
 use super::tree::{Taken, Tree};
-
-/// Key of the encryption context under which the data key of a run is made.
-pub(super) const RUN_ID: &str = "runseal:run-id";
 
 /// What came of it.
 #[derive(Default)]
@@ -136,8 +133,7 @@ impl<'a> Inquiry<'a> {
 
     async fn try_run_key(&self, key: Option<&str>) -> Option<Result<Answer<()>, CallError>> {
         let key = key?;
-        let context = EncryptionContext::from([(RUN_ID.to_owned(), self.request.run.to_string())]);
-        Some(self.probe.try_generate(key, &context).await)
+        Some(self.probe.try_generate(key, &run_context(self.request.run)).await)
     }
 
     async fn try_output(&self, settings: &mut UploadSettings) -> Trial {

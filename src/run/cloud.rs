@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use crate::audit::{Event, Trail};
 use crate::crypt::KeyShare;
 use crate::s3::{
-    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, EncryptionContext, Object, ObjectStore,
-    Page, Part, Pieces, SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome,
+    Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, Object, ObjectStore, Page, Part, Pieces,
+    SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome, run_context,
 };
 use crate::spec::{RunId, RunSpec, Sse};
 
@@ -127,7 +127,7 @@ pub fn uploads(spec: &RunSpec) -> UploadSettings {
 /// Has KMS draw a data key for `run` under `key`. CloudTrail shows the run as encryption context. Blocks; the ciphertext
 /// is not kept.
 pub fn draw_key_share(cloud: &Cloud, key: &str, run: &RunId, trail: &Trail) -> Result<Answer<KeyShare>, CallError> {
-    let context = EncryptionContext::from([("runseal:run-id".to_owned(), run.to_string())]);
+    let context = run_context(run);
     let answer = cloud.block_on(cloud.keys.generate(key, &context));
     let event = Event::call("kms:GenerateDataKey").on(key).with("encryptionContext", serde_json::json!(context));
     trail.record(&event.ended(outcome(&answer)));

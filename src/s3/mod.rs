@@ -25,6 +25,8 @@ pub use object::{
     UploadTarget,
 };
 
+use crate::spec::RunId;
+
 /// Contents of an object as they arrive; each piece may be of any length.
 pub type Pieces = BoxStream<'static, Result<Bytes, CallError>>;
 
@@ -107,6 +109,14 @@ pub trait ObjectStore: Send + Sync {
 
 /// An encryption context (AWS KMS Developer Guide, "Encryption context"). Not secret: CloudTrail shows it.
 pub type EncryptionContext = BTreeMap<String, String>;
+
+/// Key of the encryption context under which the data key of a run is drawn.
+pub const RUN_ID_CONTEXT: &str = "runseal:run-id";
+
+/// The encryption context under which the data key of `run` is drawn, for real and as a trial.
+pub fn run_context(run: &RunId) -> EncryptionContext {
+    EncryptionContext::from([(RUN_ID_CONTEXT.to_owned(), run.to_string())])
+}
 
 /// What `DescribeKey` tells (KMS API Reference, `KeyMetadata`). Enumerations stay text: AWS adds values.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
