@@ -49,6 +49,7 @@ pub use self::namespace::NamespaceError;
 pub use self::preflight::{check_key, preflight};
 use self::report::{Destination, Event, Outcome};
 pub use self::report::{Phase, Report};
+pub use self::sealed::beside;
 use self::sealed::{Place, Seat};
 pub use self::served::{Family, MountOrder, NotMounted, SUBCOMMAND as SERVED_MOUNT, mount_here};
 use self::state::State;

@@ -19,7 +19,7 @@ use super::mountpoint::Roots;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
 use crate::run::error::RunError;
-use crate::run::{Family, MountOrder, Phase};
+use crate::run::{Family, MountOrder, Phase, beside};
 use crate::spec::RunId;
 use crate::sys::process;
 
@@ -536,12 +536,4 @@ fn made_up_id() -> Result<RunId, Problem> {
     getrandom::fill(&mut bytes).map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")))?;
     let text = format!("{:016x}", u64::from_be_bytes(bytes));
     Ok(text.parse().expect("hexadecimal digits are allowed in run ids"))
-}
-
-/// Runs blocking work beside the runtime.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
