@@ -25,7 +25,7 @@ use super::{flush, message};
 use crate::audit::{self, Trail};
 use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
-use crate::preflight;
+use crate::preflight::{self, Check};
 use crate::s3::{CallError, Cloud, Credentials};
 use crate::spec::{RootSpec, RunSpec};
 use crate::stage::{Stager, Totals};
@@ -90,6 +90,9 @@ impl Run {
         let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
         let check = beside(move || Ready::make(&spec, connector, false, &trail));
         let ready = self.desk.guard("checking inputs and output", 0, check).await??;
+        for Check { probe, subject, detail, .. } in ready.cleared.evidence().warnings() {
+            message::warn(format_args!("preflight warns: {probe}: {subject}: {detail}"));
+        }
         if let Some(cloud) = &ready.cloud {
             self.desk.journal.record(Event::Cleared(AwsFacts::of(&ready.cleared, &cloud.region)));
         }

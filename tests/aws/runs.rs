@@ -501,6 +501,21 @@ fn results_are_encrypted_as_asked() {
 }
 
 #[test]
+fn what_preflight_warns_of_is_said_and_the_run_goes_on() {
+    require_host!();
+    let site = Site::new();
+    site.double.change(|world| {
+        let denial = Denial::of("s3:AbortMultipartUpload").worded(Wording::Explicit(Layer::Endpoint));
+        world.persona("runner").deny(denial);
+    });
+    let said = site.run(&["--quiet", "--output", "s3://outputs/out/"], "echo x >\"$RUNSEAL_OUTPUT/x\"");
+    let [(_, key, upload)] = &site.double.uploads()[..] else { panic!("the probe is left: {said:?}") };
+    let warning = ["preflight warns: s3:AbortMultipartUpload: s3://outputs/", key, upload];
+    said.expect(0, &[&warning[..], &["AbortIncompleteMultipartUpload"]].concat());
+    assert_eq!(site.double.read("outputs", "out/x").expect("published"), "x\n");
+}
+
+#[test]
 fn a_role_is_taken_for_the_whole_run() {
     require_host!();
     let site = Site::new();
