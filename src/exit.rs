@@ -136,15 +136,7 @@ mod tests {
     }
 
     fn failed(cause: Cause) -> CallError {
-        CallError {
-            operation: "kms:GenerateDataKey",
-            cause,
-            code: String::new(),
-            message: "m".into(),
-            status: 0,
-            request_id: String::new(),
-            denial: None,
-        }
+        CallError::unanswered("kms:GenerateDataKey", cause, "m")
     }
 
     fn missing() -> io::Error {

@@ -242,7 +242,8 @@ fn same(listed: Option<Listed>, seen: Object) -> Result<Object, CallError> {
     let other = |listed: &Listed| listed.size != seen.size || listed.etag.is_some() && listed.etag != seen.etag;
     match listed {
         Some(listed) if !is_marker(&listed) && other(&listed) => {
-            Err(noticed("s3:HeadObject", Cause::Precondition, "the object changed between listing and looking at it"))
+            let text = "the object changed between listing and looking at it";
+            Err(CallError::unanswered("s3:HeadObject", Cause::Precondition, text))
         }
         _ => Ok(seen),
     }
@@ -254,15 +255,9 @@ fn vanished(error: CallError, was_listed: bool) -> CallError {
 
 fn archived(seen: &Object) -> CallError {
     let class = seen.storage_class.as_deref().unwrap_or("archive");
-    noticed("s3:HeadObject", Cause::Archived, &format!("storage class {class}, not restored"))
+    CallError::unanswered("s3:HeadObject", Cause::Archived, format!("storage class {class}, not restored"))
 }
 
 fn nothing_there() -> CallError {
-    noticed("s3:ListObjectsV2", Cause::NotFound, "no key begins so")
-}
-
-/// Something that AWS did not call an error.
-fn noticed(operation: &'static str, cause: Cause, message: &str) -> CallError {
-    let (code, request_id) = (String::new(), String::new());
-    CallError { operation, cause, code, message: message.to_owned(), status: 0, request_id, denial: None }
+    CallError::unanswered("s3:ListObjectsV2", Cause::NotFound, "no key begins so")
 }

@@ -140,10 +140,7 @@ impl<'a> Inquiry<'a> {
         let Some(Location::S3(uri)) = self.request.output else { return Trial::default() };
         let prefix = uri.clone().into_prefix();
         let mut trial = upload::attempt(self.probe, &prefix, settings).await.unwrap_or_else(|error| {
-            let (code, request_id) = (String::new(), String::new());
-            let (operation, message) = ("getrandom", error.to_string());
-            let error =
-                CallError { operation, cause: Cause::Rejected, code, message, status: 0, request_id, denial: None };
+            let error = CallError::unanswered("getrandom", Cause::Rejected, error.to_string());
             let trouble = Trouble { uri: Some(prefix.clone()), ..Trouble::new(Attempt::Begin, error) };
             Trial { troubles: vec![trouble], ..Trial::default() }
         });

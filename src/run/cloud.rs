@@ -172,15 +172,7 @@ async fn off(mut cut: watch::Receiver<bool>) {
 }
 
 fn interrupted(operation: &'static str) -> CallError {
-    CallError {
-        operation,
-        cause: Cause::Rejected,
-        code: String::new(),
-        message: "not sent: the run is ending".to_owned(),
-        status: 0,
-        request_id: String::new(),
-        denial: None,
-    }
+    CallError::unanswered(operation, Cause::Rejected, "not sent: the run is ending")
 }
 
 #[async_trait]

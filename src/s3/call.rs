@@ -96,6 +96,14 @@ pub struct CallError {
     pub denial: Option<Denial>,
 }
 
+impl CallError {
+    /// A call that no service answered, or something that was noticed here without a call.
+    pub fn unanswered(operation: &'static str, cause: Cause, message: impl Into<String>) -> Self {
+        let (code, request_id) = (String::new(), String::new());
+        Self { operation, cause, code, message: message.into(), status: 0, request_id, denial: None }
+    }
+}
+
 /// How a call ended, as an audit trail keeps it: the request id of the answer, or code, message and request id.
 pub fn outcome<T>(result: &Result<Answer<T>, CallError>) -> Result<&str, (&str, &str, &str)> {
     match result {

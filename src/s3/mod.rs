@@ -239,15 +239,8 @@ impl Cloud {
     /// Always [`Cause::Configuration`].
     #[cfg(not(feature = "aws"))]
     pub fn connect(_config: &CloudConfig) -> Result<Self, CallError> {
-        Err(CallError {
-            operation: "configuration",
-            cause: Cause::Configuration,
-            code: String::new(),
-            message: "this build of runseal has no S3: build it with the feature `aws`".to_owned(),
-            status: 0,
-            request_id: String::new(),
-            denial: None,
-        })
+        let text = "this build of runseal has no S3: build it with the feature `aws`";
+        Err(CallError::unanswered("configuration", Cause::Configuration, text))
     }
 
     fn on(

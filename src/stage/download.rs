@@ -347,15 +347,7 @@ fn passes(cause: Cause) -> bool {
 }
 
 fn broken(message: &str) -> CallError {
-    CallError {
-        operation: "s3:GetObject",
-        cause: Cause::Corrupt,
-        code: String::new(),
-        message: message.into(),
-        status: 0,
-        request_id: String::new(),
-        denial: None,
-    }
+    CallError::unanswered("s3:GetObject", Cause::Corrupt, message)
 }
 
 fn parts_of(size: u64) -> u64 {

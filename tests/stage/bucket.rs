@@ -353,8 +353,7 @@ fn lost(operation: &'static str) -> CallError {
 }
 
 fn error(operation: &'static str, cause: Cause, code: &str) -> CallError {
-    let (code, message, request_id) = (code.into(), "on order".into(), "R2".into());
-    CallError { operation, cause, code, message, status: 0, request_id, denial: None }
+    CallError { code: code.into(), request_id: "R2".into(), ..CallError::unanswered(operation, cause, "on order") }
 }
 
 fn crc64(data: &[u8]) -> u64 {

@@ -33,16 +33,16 @@ where
             let text = chain(error);
             answered(operation, "", &text, failed.raw())
         }
-        SdkError::TimeoutError(_) => unanswered(operation, Cause::Unreachable, chain(error)),
+        SdkError::TimeoutError(_) => CallError::unanswered(operation, Cause::Unreachable, chain(error)),
         SdkError::DispatchFailure(failed) if failed.is_user() => {
-            unanswered(operation, Cause::Configuration, innermost(error))
+            CallError::unanswered(operation, Cause::Configuration, innermost(error))
         }
         _ => credentials(operation, error).unwrap_or_else(|| {
             let cause = match error {
                 SdkError::ConstructionFailure(_) => Cause::Configuration,
                 _ => Cause::Unreachable,
             };
-            unanswered(operation, cause, chain(error))
+            CallError::unanswered(operation, cause, chain(error))
         }),
     }
 }
@@ -51,17 +51,12 @@ where
 pub(super) fn body(operation: &'static str, error: &StreamError) -> CallError {
     let text = chain(error);
     let cause = if text.contains("checksum mismatch") { Cause::Corrupt } else { Cause::Unreachable };
-    unanswered(operation, cause, text)
-}
-
-/// Something that was noticed here, without a call.
-pub(super) fn unanswered(operation: &'static str, cause: Cause, message: String) -> CallError {
-    CallError { operation, cause, code: String::new(), message, status: 0, request_id: String::new(), denial: None }
+    CallError::unanswered(operation, cause, text)
 }
 
 /// A configuration that makes no sense.
 pub(super) fn configuration(reason: &dyn Display) -> CallError {
-    unanswered("configuration", Cause::Configuration, reason.to_string())
+    CallError::unanswered("configuration", Cause::Configuration, reason.to_string())
 }
 
 /// The Region that an answer names, when it is not the one that was asked.
@@ -100,7 +95,7 @@ fn credentials(operation: &'static str, error: &(dyn Error + 'static)) -> Option
         CredentialsError::CredentialsNotLoaded(_) => format!("{SOURCES} ({})", chain(failed)),
         _ => chain(failed),
     };
-    Some(unanswered(operation, Cause::Credentials, message))
+    Some(CallError::unanswered(operation, Cause::Credentials, message))
 }
 
 /// Codes of S3, KMS and STS. KMS answers through S3 with the prefix `KMS.`.

@@ -101,7 +101,7 @@ impl KeyService for Keys {
         let plaintext = Zeroizing::new(output.plaintext.take().map(|blob| blob.into_inner()).unwrap_or_default());
         if plaintext.len() != 32 {
             let text = format!("the data key has {} bytes instead of 32", plaintext.len());
-            return Err(classify::unanswered(OPERATION, Cause::Rejected, text));
+            return Err(CallError::unanswered(OPERATION, Cause::Rejected, text));
         }
         Ok(answer(DataKey(plaintext), &output))
     }

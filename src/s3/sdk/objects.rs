@@ -353,7 +353,7 @@ fn extent(output: &GetObjectOutput, range: Option<&Range<u64>>) -> Result<(u64, 
                 range.start,
                 range.end.saturating_sub(1)
             );
-            Err(classify::unanswered(GET, Cause::Corrupt, text))
+            Err(CallError::unanswered(GET, Cause::Corrupt, text))
         }
     }
 }
@@ -376,7 +376,7 @@ fn pieces(body: ByteStream, length: u64) -> Pieces {
 }
 
 fn wrong_length(how: &str) -> CallError {
-    classify::unanswered(GET, Cause::Corrupt, format!("the body has {how} bytes than asked for"))
+    CallError::unanswered(GET, Cause::Corrupt, format!("the body has {how} bytes than asked for"))
 }
 
 /// `encoding-type=url`: percent-encoded UTF-8, with `+` for a space.
@@ -399,5 +399,5 @@ fn hex(high: Option<u8>, low: Option<u8>) -> Option<u8> {
 }
 
 fn unreadable(key: &str) -> CallError {
-    classify::unanswered(LIST, Cause::Rejected, format!("the key {key} in the listing is not UTF-8"))
+    CallError::unanswered(LIST, Cause::Rejected, format!("the key {key} in the listing is not UTF-8"))
 }
