@@ -39,7 +39,7 @@ pub struct RunArgs {
     store: store::StoreArgs,
     #[command(flatten)]
     aws: AwsArgs,
-    /// Requests to S3 under way at once [default: 16]
+    /// Requests to S3 under way at once [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = AWS_HEADING)]
     concurrency: Option<u16>,
     /// Let the command have the AWS credentials that runseal itself uses

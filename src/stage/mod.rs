@@ -38,9 +38,9 @@ use upload::{Destination, Sender, Uploads};
 pub use error::StageError;
 pub use manifest::MANIFEST;
 
-/// Requests to S3 under way at once, unless told otherwise: about 15 fill 10 Gbit/s (S3 User Guide, "Performance
-/// guidelines").
-pub const DEFAULT_CONCURRENCY: usize = 16;
+/// Requests to S3 under way at once, unless told otherwise. About 15 fill 10 Gbit/s with large parts (S3 User Guide,
+/// "Performance guidelines"); small objects are bound by the latency of each request and want more.
+pub const DEFAULT_CONCURRENCY: usize = 64;
 
 /// What happened while staging; implementations draw progress bars or print lines. Called from several threads.
 pub trait Progress: Send + Sync {

@@ -432,6 +432,25 @@ fn an_audit_trail_that_cannot_be_continued_stops_the_run_before_the_command() {
     assert!([73, 74].contains(&said.code) && said.out.is_empty(), "{said:?}");
 }
 
+// promise: S-67
+#[test]
+fn fetching_takes_little_memory_whatever_the_size() {
+    require_host!();
+    let site = Site::new();
+    site.double.put("inputs", "many/large", vec![7; 512 << 20]);
+    for index in 0..256 {
+        site.double.put("inputs", &format!("many/{index}"), vec![7; 1 << 20]);
+    }
+    // The parent of the command is the process that has fetched.
+    let script = "grep VmHWM /proc/$PPID/status; du -sm \"$RUNSEAL_INPUT\"";
+    let said = site.run(&["--input", "s3://inputs/many/", "--quiet"], script).expect(0, &[]);
+    let numbers: Vec<u64> = said.out.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [kibibytes, mebibytes] = numbers[..] else { panic!("{said:?}") };
+    assert!(mebibytes >= 768, "{said:?}");
+    assert!(kibibytes < 384 << 10, "{kibibytes} KiB");
+    println!("{kibibytes} KiB at most while 768 MiB were fetched");
+}
+
 // promise: T-35, S-62
 #[test]
 fn a_signal_while_objects_are_fetched_ends_the_run_at_once() {
