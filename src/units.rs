@@ -1,6 +1,6 @@
-//! Units shared by every layer: the sector, and byte sizes people write.
+//! Units shared by every layer: the sector, byte sizes people write, and how bytes are shown.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -68,9 +68,24 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// Bytes as hexadecimal digits, two for each, lower case.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_two_digits_each() {
+        assert_eq!(hex(&[]), "");
+        assert_eq!(hex(&[0, 0x0f, 0xa0, 0xff]), "000fa0ff");
+    }
 
     #[test]
     fn sizes_parse_as_people_write_them() {

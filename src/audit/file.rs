@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::event::{Event, RECOVER_TRAIL, RUNSEAL};
 use super::line::{self, Letterhead, Link};
 use super::{AuditError, Render};
+use crate::units::hex;
 
 /// Longest wait for another run that appends, which takes it microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -136,7 +137,7 @@ impl TrailFile {
     fn mark_torn(&mut self, torn: &[u8]) -> io::Result<()> {
         let event = Event { name: RECOVER_TRAIL, source: RUNSEAL, ..Event::default() }
             .with("tornBytes", torn.len() as u64)
-            .with("tornSha256", line::hex(&Sha256::digest(torn)));
+            .with("tornSha256", hex(&Sha256::digest(torn)));
         let letterhead = self.letterhead.clone();
         self.write(&mut |link| line::render(&event, &letterhead, None, 0, link), b"\n")
     }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::Caller;
 use super::event::{Event, RUNSEAL, S3};
+use crate::units::hex;
 
 /// Digits of a hash that is not known yet, or of the line before the first one.
 pub const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -218,15 +219,6 @@ fn event_id() -> std::io::Result<String> {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let digits = hex(&bytes);
     Ok([&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-"))
-}
-
-/// Hexadecimal digits, lower case.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A line that was read back, its hash checked.

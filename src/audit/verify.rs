@@ -6,6 +6,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::line::{self, Checked, Link};
+use crate::units::hex;
 
 /// Longest line that is read.
 const LONGEST_LINE: u64 = 4 << 20;
@@ -94,7 +95,7 @@ impl Reading<'_> {
     fn event(&mut self, event: Checked) -> Result<(), Fault> {
         match (self.suspect.take(), &event.torn) {
             (Some((_, bytes)), Some((length, hash)))
-                if *length == bytes.len() as u64 && *hash == line::hex(&Sha256::digest(&bytes)) =>
+                if *length == bytes.len() as u64 && *hash == hex(&Sha256::digest(&bytes)) =>
             {
                 self.summary.torn += 1;
             }

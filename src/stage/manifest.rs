@@ -1,6 +1,5 @@
 //! `runseal-manifest.json`: what was published, checkable without runseal.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -13,6 +12,7 @@ use super::plan::{Entry, Plan};
 use crate::fs::Kind;
 use crate::s3::{Encryption, Stored};
 use crate::spec::RunId;
+use crate::units::hex;
 
 /// Name of the manifest in the output.
 pub const MANIFEST: &str = "runseal-manifest.json";
@@ -155,7 +155,7 @@ impl<'a> Manifest<'a> {
     fn add(&mut self, name: Name, entry: &Entry, learnt: &Learnt) {
         let mode = format!("{:04o}", entry.attr.mode);
         let mut file = |name, mode, sum, object| {
-            self.files.push(FileLine { name, size: entry.attr.size, sha256: base16(sum), mode, object });
+            self.files.push(FileLine { name, size: entry.attr.size, sha256: hex(sum), mode, object });
         };
         match learnt {
             Learnt::Sum(sum) => file(name, mode, sum, None),
@@ -191,16 +191,8 @@ fn skipped(plan: &Plan, entry: &Entry) -> SkippedLine {
 }
 
 fn name(path: &Path) -> Name {
-    let path_bytes = path.to_str().is_none().then(|| base16(path.as_os_str().as_bytes()));
+    let path_bytes = path.to_str().is_none().then(|| hex(path.as_os_str().as_bytes()));
     Name { path: path.to_string_lossy().into_owned(), path_bytes }
-}
-
-fn base16(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A checksum of 8 bytes in base 64 (RFC 4648): ten digits of six bits, one of four, one filling.
