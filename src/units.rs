@@ -1,7 +1,8 @@
-//! Units shared by every layer: the sector, byte sizes people write, and how bytes are shown.
+//! Units shared by every layer: the sector, byte sizes people write, bytes and times as they are shown.
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,17 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// A time in UTC by RFC 3339, to the second, as in `2026-11-21T23:30:49Z`. A clock before 1970 is wrong anyway, and has no
+/// format.
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time.max(UNIX_EPOCH)).to_string()
+}
+
+/// The same to the millisecond, as in `2026-11-21T23:30:49.123Z`.
+pub fn rfc3339_millis(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time.max(UNIX_EPOCH)).to_string()
+}
+
 /// Bytes as hexadecimal digits, two for each, lower case.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
@@ -79,7 +91,28 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn times_are_those_of_the_gregorian_calendar() {
+        // Values from date(1): `date -u -d @N --iso-8601=seconds`.
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_399, "2000-02-28T23:59:59"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (1_709_251_199, "2024-02-29T23:59:59"),
+            (1_709_251_200, "2024-03-01T00:00:00"),
+            (1_795_304_449, "2026-11-21T23:40:49"),
+            (1_798_761_599, "2026-12-31T23:59:59"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ] {
+            let time = UNIX_EPOCH + Duration::new(secs, 7_000_000);
+            assert_eq!((rfc3339(time), rfc3339_millis(time)), (format!("{text}Z"), format!("{text}.007Z")));
+        }
+        assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00Z");
+    }
 
     #[test]
     fn bytes_are_two_digits_each() {

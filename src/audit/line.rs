@@ -1,6 +1,6 @@
 //! One event as one line of JSON, and the link that chains it to the line before.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::Caller;
 use super::event::{Event, RUNSEAL, S3};
-use crate::units::hex;
+use crate::units::{hex, rfc3339};
 
 /// Digits of a hash that is not known yet, or of the line before the first one.
 pub const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -107,7 +107,7 @@ pub fn render(
     let record = Record {
         event_version: "1.08",
         user_identity: caller.map_or_else(|| json!({"type": "Unknown"}), user_identity),
-        event_time: humantime::format_rfc3339_seconds(SystemTime::now().max(UNIX_EPOCH)).to_string(),
+        event_time: rfc3339(SystemTime::now()),
         event_source: event.source,
         event_name: event.name,
         aws_region: region(event, caller),

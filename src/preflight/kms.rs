@@ -1,6 +1,7 @@
 //! What KMS says of keys: their state, and dry runs that explain what S3 refused.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::{StreamExt, stream};
 
@@ -8,6 +9,7 @@ use super::probe::{CONCURRENCY, Probe};
 use super::report::{Check, Outcome};
 use crate::s3::{Answer, CallError, EncryptionContext, KeyFacts};
 use crate::spec::S3Uri;
+use crate::units::rfc3339;
 
 /// Imported material that expires sooner than this is worth a warning, in seconds.
 const SOON: i64 = 7 * 24 * 3600;
@@ -229,9 +231,8 @@ pub(super) fn defect(facts: &KeyFacts, now: i64) -> Option<Defect> {
 }
 
 /// Seconds since 1970, for people.
-pub(super) fn date(seconds: i64) -> String {
-    let after = std::time::Duration::from_secs(seconds.max(0).unsigned_abs());
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + after).to_string()
+fn date(seconds: i64) -> String {
+    rfc3339(UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs()))
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@
 //! If the supervisor dies, the kernel kills the sealed process (`PR_SET_PDEATHSIG`). A plain mount (`mount.rs`) has
 //! the same two processes without the namespaces.
 
-mod clock;
 mod cloud;
 mod command;
 mod control;

@@ -9,16 +9,16 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::clock;
 use crate::preflight::Cleared;
 use crate::spec::{AuditDestination, InputSpec, RunId, RunSpec};
 use crate::sys::path::shown;
+use crate::units::rfc3339_millis;
 
 /// Whether the family belongs to `runseal run` or to `runseal mount`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -287,7 +287,7 @@ impl Report {
             kind,
             runseal: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: kernel.unwrap_or_default(),
-            started: clock::now(),
+            started: now(),
             ended: None,
             outcome: None,
             error: None,
@@ -355,13 +355,13 @@ impl Report {
     /// Closes the report.
     pub fn end(&mut self, exit_status: u8) {
         self.close_phase();
-        self.ended = Some(clock::now());
+        self.ended = Some(now());
         self.exit_status = Some(exit_status);
     }
 
     fn begin(&mut self, phase: Phase) {
         self.close_phase();
-        self.phases.push(PhaseTime { phase, started: clock::now(), seconds: None });
+        self.phases.push(PhaseTime { phase, started: now(), seconds: None });
         self.phase_began = Some(Instant::now());
     }
 
@@ -456,6 +456,11 @@ impl Destination {
 fn is_stream(found: &std::fs::Metadata) -> bool {
     let kind = found.file_type();
     kind.is_fifo() || kind.is_char_device()
+}
+
+/// The time, as reports write it.
+fn now() -> String {
+    rfc3339_millis(SystemTime::now())
 }
 
 #[cfg(test)]

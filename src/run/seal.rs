@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::unistd::{getegid, geteuid};
 
-use super::clock;
 use super::error::RunError;
 use super::message;
 use super::report::{Event, Journal, SealFacts};
@@ -16,7 +15,7 @@ use crate::fs::{Caller, ROOT, Scratch, ScratchOptions};
 use crate::fuse::{Mount, MountOptions};
 use crate::spec::{RootSpec, StoreSpec};
 use crate::store::Store;
-use crate::units::{ByteSize, SECTOR_U64};
+use crate::units::{ByteSize, SECTOR_U64, rfc3339_millis};
 
 /// How long open files may keep a detached mount alive before the connection is cut.
 const LINGER: Duration = Duration::from_secs(5);
@@ -130,7 +129,8 @@ impl Seal {
 
 fn wipe(store: &Store, journal: &Journal) {
     store.wipe();
-    journal.record(Event::Wiped { at: clock::now(), bytes_encrypted: store.stats().bytes_encrypted });
+    journal
+        .record(Event::Wiped { at: rfc3339_millis(SystemTime::now()), bytes_encrypted: store.stats().bytes_encrypted });
 }
 
 /// Metadata live in memory (at most 512 bytes a file), so the number of files is bounded by what a quarter of the
