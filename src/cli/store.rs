@@ -31,7 +31,7 @@ impl StoreArgs {
     pub fn into_spec(self) -> Result<(RunId, StoreSpec), Failure> {
         let id = match self.run_id {
             Some(id) => id,
-            None => made_up_id()?,
+            None => RunId::random()?,
         };
         let backing = if self.backing.is_empty() { backing_of_environment() } else { self.backing };
         // The sealed process works in `/`, so nothing may depend on where the user stands.
@@ -54,14 +54,6 @@ pub fn backing_of_environment() -> Vec<PathBuf> {
     std::env::split_paths(&set).filter(|path| !path.as_os_str().is_empty()).collect()
 }
 
-/// Eight random characters: collisions are refused, so this is about convenience only.
-fn made_up_id() -> Result<RunId, Failure> {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
-    let text = format!("{:08x}", u32::from_be_bytes(bytes));
-    Ok(text.parse().expect("hexadecimal digits are allowed in run ids"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,11 +63,5 @@ mod tests {
         assert!(size("0").is_err());
         assert!(size("0G").is_err());
         assert_eq!(size("1K"), Ok(ByteSize(1024)));
-    }
-
-    #[test]
-    fn made_up_ids_are_valid_and_differ() {
-        let (a, b) = (made_up_id().expect("random"), made_up_id().expect("random"));
-        assert_ne!(a, b);
     }
 }

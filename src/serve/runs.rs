@@ -228,7 +228,7 @@ impl Runs {
         let owner = caller.owner(request.owner)?;
         let id = match request.id {
             Some(id) => id,
-            None => made_up_id()?,
+            None => RunId::random().map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")))?,
         };
         if let Some(foreign) = request.backing.iter().find(|wanted| !config.backing().any(|path| path == *wanted)) {
             let allowed: Vec<_> = config.backing().map(|path| path.display().to_string()).collect();
@@ -529,11 +529,4 @@ fn forget_old(table: &mut BTreeMap<RunId, Entry>) {
     for (_, id) in ended.iter().rev().skip(REMEMBERED_MOST) {
         table.remove(id);
     }
-}
-
-fn made_up_id() -> Result<RunId, Problem> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")))?;
-    let text = format!("{:016x}", u64::from_be_bytes(bytes));
-    Ok(text.parse().expect("hexadecimal digits are allowed in run ids"))
 }

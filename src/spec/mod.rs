@@ -24,6 +24,15 @@ pub struct RunId(String);
 pub struct RunIdError(String);
 
 impl RunId {
+    /// A new name: 16 hexadecimal digits at random. CloudTrail shows it as encryption context, so it is to differ from
+    /// those of earlier runs too.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn random() -> std::io::Result<Self> {
+        Ok(Self(format!("{:016x}", getrandom::u64()?)))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -173,6 +182,8 @@ mod tests {
         for text in ["a", "run-1", "A.b_c", &"x".repeat(64)] {
             assert!(text.parse::<RunId>().is_ok(), "{text}");
         }
+        let (one, other) = (RunId::random().expect("random"), RunId::random().expect("random"));
+        assert!(one != other && one.as_str().parse() == Ok(one.clone()), "{one} {other}");
         for text in ["", ".", "..", "a/b", "a b", "@lock", "\u{e4}", &"x".repeat(65)] {
             assert!(text.parse::<RunId>().is_err(), "{text}");
         }
