@@ -48,6 +48,22 @@ pub(super) fn encryption(
     Encryption { algorithm, key: key.map(str::to_owned), bucket_key: bucket_key.unwrap_or(false) }
 }
 
+/// The checksums in an answer: a macro, because the SDK has a type without a trait for each operation.
+macro_rules! checksums {
+    ($output:expr) => {
+        checksums(
+            $output.checksum_type(),
+            [
+                (ChecksumAlgorithm::Crc64Nvme, $output.checksum_crc64_nvme()),
+                (ChecksumAlgorithm::Crc32, $output.checksum_crc32()),
+                (ChecksumAlgorithm::Crc32c, $output.checksum_crc32_c()),
+                (ChecksumAlgorithm::Sha256, $output.checksum_sha256()),
+                (ChecksumAlgorithm::Sha1, $output.checksum_sha1()),
+            ],
+        )
+    };
+}
+
 pub(super) fn headed(output: &HeadObjectOutput) -> Object {
     let class = output.storage_class();
     Object {
@@ -58,16 +74,7 @@ pub(super) fn headed(output: &HeadObjectOutput) -> Object {
         storage_class: class_name(class),
         archived: (in_archive(class) || output.archive_status().is_some()) && !is_restored(output.restore()),
         encryption: encryption(output.server_side_encryption(), output.ssekms_key_id(), output.bucket_key_enabled()),
-        checksums: checksums(
-            output.checksum_type(),
-            [
-                (ChecksumAlgorithm::Crc64Nvme, output.checksum_crc64_nvme()),
-                (ChecksumAlgorithm::Crc32, output.checksum_crc32()),
-                (ChecksumAlgorithm::Crc32c, output.checksum_crc32_c()),
-                (ChecksumAlgorithm::Sha256, output.checksum_sha256()),
-                (ChecksumAlgorithm::Sha1, output.checksum_sha1()),
-            ],
-        ),
+        checksums: checksums!(output),
     }
 }
 
@@ -75,20 +82,7 @@ pub(super) fn headed(output: &HeadObjectOutput) -> Object {
 /// answer, if there are any, are those of a part.
 pub(super) fn got(output: &GetObjectOutput, size: u64, ranged: bool) -> Object {
     let class = output.storage_class();
-    let checksums = if ranged {
-        Vec::new()
-    } else {
-        checksums(
-            output.checksum_type(),
-            [
-                (ChecksumAlgorithm::Crc64Nvme, output.checksum_crc64_nvme()),
-                (ChecksumAlgorithm::Crc32, output.checksum_crc32()),
-                (ChecksumAlgorithm::Crc32c, output.checksum_crc32_c()),
-                (ChecksumAlgorithm::Sha256, output.checksum_sha256()),
-                (ChecksumAlgorithm::Sha1, output.checksum_sha1()),
-            ],
-        )
-    };
+    let checksums = if ranged { Vec::new() } else { checksums!(output) };
     Object {
         size,
         etag: output.e_tag().map(str::to_owned),
