@@ -4,14 +4,15 @@ use std::time::Instant;
 
 use runseal::audit::Trail;
 use runseal::preflight::{Cleared, Code, Finding, Outcome, Report, Request, check};
-use runseal::s3::{Cause, Cloud, CloudConfig, Credentials, Endpoints, PolicyKind, SseAlgorithm, UploadSettings};
+use runseal::s3::{Cause, Cloud, Credentials, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::spec::{AuditDestination, InputSpec, Location};
 use zeroize::Zeroizing;
 
 use crate::aws_double::{
     Denial, Double, Effect, Encryption, FOREIGN_ACCOUNT, Fault, Grant, INPUT_KEY, KeyState, Layer, MANAGED_KEY,
-    OUTPUT_KEY, REGION, Service, Via, Wording, World,
+    OUTPUT_KEY, Service, Via, Wording, World,
 };
+use crate::fixture;
 
 const PLENTY: u64 = 1 << 40;
 const RUNNER: &str = "arn:aws:sts::111122223333:assumed-role/runner/session";
@@ -56,7 +57,7 @@ impl Bench {
     }
 
     fn check(&self) -> Result<Cleared, Report> {
-        self.check_on(&cloud(&self.double))
+        self.check_on(&fixture::cloud(&self.double, "runner"))
     }
 
     fn check_on(&self, cloud: &Cloud) -> Result<Cleared, Report> {
@@ -89,29 +90,6 @@ impl Bench {
         assert!(!finding.problem.is_empty() && !finding.remedy.is_empty(), "{finding:?}");
         finding.clone()
     }
-}
-
-fn cloud(double: &Double) -> Cloud {
-    Cloud::connect(&config(double)).unwrap()
-}
-
-/// As the persona `runner`, without retries that wait.
-fn config(double: &Double) -> CloudConfig {
-    let (id, credential) = double.credentials("runner");
-    let mut config = CloudConfig::new("run-1".parse().unwrap());
-    config.endpoints = Endpoints {
-        s3: Some(double.s3_endpoint()),
-        kms: Some(double.kms_endpoint()),
-        sts: Some(double.sts_endpoint()),
-    };
-    config.region = Some(REGION.into());
-    config.credentials = Some(Credentials {
-        access_key_id: Zeroizing::new(id),
-        secret_access_key: Zeroizing::new(credential.secret),
-        session_token: credential.token.map(Zeroizing::new),
-    });
-    config.attempts = 1;
-    config
 }
 
 fn has(text: &str, parts: &[&str]) {
@@ -514,7 +492,7 @@ fn an_upload_that_cannot_be_aborted_is_named() {
         space: PLENTY,
         trail: &Trail::off(),
     };
-    let cleared = check(&request, Some(&cloud(&double))).unwrap_or_else(|report| panic!("{report}"));
+    let cleared = check(&request, Some(&fixture::cloud(&double, "runner"))).unwrap_or_else(|report| panic!("{report}"));
     let [(_, key, upload)] = &double.uploads()[..] else { panic!("one upload is left") };
     let warnings: Vec<_> = cleared.evidence().warnings().collect();
     has(&warnings[0].detail, &[key, upload, "AbortIncompleteMultipartUpload"]);
@@ -590,7 +568,7 @@ fn without_credentials_one_finding_says_so() {
 }
 
 fn check_as(bench: &Bench, id: String, secret: String) -> Result<Cleared, Report> {
-    let mut config = config(&bench.double);
+    let mut config = fixture::config(&bench.double, "runner");
     config.credentials = Some(Credentials {
         access_key_id: Zeroizing::new(id),
         secret_access_key: Zeroizing::new(secret),
@@ -603,13 +581,13 @@ fn check_as(bench: &Bench, id: String, secret: String) -> Result<Cleared, Report
 fn a_service_that_cannot_be_reached_is_one_finding() {
     let mut bench = Bench::new();
     bench.inputs = vec!["s3://inputs/reads/a.fq", "s3://inputs/reads/b.fq", "s3://inputs/x/"];
-    let mut config = config(&bench.double);
+    let mut config = fixture::config(&bench.double, "runner");
     config.endpoints.s3 = Some("http://127.0.0.1:9".into());
     let report = bench.check_on(&Cloud::connect(&config).unwrap()).unwrap_err();
     let [finding] = report.findings.as_slice() else { panic!("{report}") };
     assert_eq!(finding.cause(), Some(Cause::Unreachable));
     // Without STS alone the run can go on: nothing but the name of the caller is missing.
-    let mut config = self::config(&bench.double);
+    let mut config = fixture::config(&bench.double, "runner");
     config.endpoints.sts = Some("http://127.0.0.1:9".into());
     bench.inputs = vec!["s3://inputs/reads/"];
     let cleared = bench.check_on(&Cloud::connect(&config).unwrap()).unwrap_or_else(|report| panic!("{report}"));
@@ -660,7 +638,7 @@ fn every_probe_is_in_the_trail() {
     let path = dir.path().join("audit.jsonl");
     let bench = Bench::new();
     let trail = Trail::open(&AuditDestination::File(path.clone()), "run-1").unwrap();
-    bench.check_with(&cloud(&bench.double), &trail).unwrap_or_else(|report| panic!("{report}"));
+    bench.check_with(&fixture::cloud(&bench.double, "runner"), &trail).unwrap_or_else(|report| panic!("{report}"));
     drop(trail);
     let text = std::fs::read_to_string(&path).unwrap();
     let told: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -680,7 +658,7 @@ mod profiles {
     use super::*;
 
     fn checked(bench: &Bench, key: &str, profile: Profile) -> Result<runseal::preflight::Evidence, Report> {
-        check_key(key, profile, &cloud(&bench.double), &Trail::off())
+        check_key(key, profile, &fixture::cloud(&bench.double, "runner"), &Trail::off())
     }
 
     fn only(report: Report) -> Finding {

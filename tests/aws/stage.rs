@@ -8,13 +8,13 @@ use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
 use runseal::fs::{Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Request, check};
-use runseal::s3::{Cause, Cloud, CloudConfig, Credentials, Endpoints, UploadSettings};
+use runseal::s3::{Cause, Cloud, UploadSettings};
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;
-use zeroize::Zeroizing;
 
 use crate::aws_double::{Double, Effect, Fault, KeyState, OUTPUT_KEY, World};
+use crate::fixture;
 
 const PART: usize = 16 << 20;
 const MANIFEST: &str = "runseal-manifest.json";
@@ -64,20 +64,7 @@ impl Site {
 
     /// A connection with the newest credentials.
     fn cloud(&self) -> Cloud {
-        let (id, credential) = self.double.credentials("runner");
-        let mut config = CloudConfig::new("run-1".parse().unwrap());
-        config.endpoints = Endpoints {
-            s3: Some(self.double.s3_endpoint()),
-            kms: Some(self.double.kms_endpoint()),
-            sts: Some(self.double.sts_endpoint()),
-        };
-        config.region = Some(crate::aws_double::REGION.into());
-        config.credentials = Some(Credentials {
-            access_key_id: Zeroizing::new(id),
-            secret_access_key: Zeroizing::new(credential.secret),
-            session_token: credential.token.map(Zeroizing::new),
-        });
-        Cloud::connect(&config).unwrap()
+        fixture::cloud(&self.double, "runner")
     }
 
     fn stager(&self, inputs: &[&str], output: Option<&str>, cloud: &Cloud) -> Stager {
