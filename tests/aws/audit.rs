@@ -2,37 +2,25 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::aws_double::{Denial, Double, Effect, Fault, INPUT_KEY, Layer, OUTPUT_KEY, REGION, Service, Wording, World};
-use crate::bench::{Said, finish, require_host, runseal, say, text};
+use crate::aws_double::{Denial, Effect, Fault, INPUT_KEY, Layer, OUTPUT_KEY, REGION, Service, Wording};
+use crate::bench::{Said, finish, require_host, say, text};
+use crate::fixture::Site;
 
 /// More than two parts of a fetch, and of an upload.
 const LARGE: usize = 40 << 20;
 
-struct Site {
-    double: Double,
-    dir: tempfile::TempDir,
+/// A site with a small input and a large one.
+fn site() -> Site {
+    Site::holding([("reads/a.fq", b"ACGT".to_vec()), ("reads/large", vec![7; LARGE])])
 }
 
 impl Site {
-    fn new() -> Self {
-        let site = Self { double: Double::start(World::default()), dir: tempfile::tempdir().expect("tempdir") };
-        site.double.put("inputs", "reads/a.fq", "ACGT");
-        site.double.put("inputs", "reads/large", vec![7; LARGE]);
-        site
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
     /// A run that copies its inputs to its output, audited in `trail`.
-    fn run(&self, flags: &[&str]) -> Said {
-        let mut command = runseal();
-        command.current_dir(self.dir.path()).envs(self.double.environment("runner"));
+    fn copy(&self, flags: &[&str]) -> Said {
+        let mut command = self.runseal();
         command.args(["run", "--input", "s3://inputs/reads/", "--output", "s3://outputs/out/", "--audit", "trail"]);
         command.args(flags).args(["--", "sh", "-euc", "cp \"$RUNSEAL_INPUT\"/reads/* \"$RUNSEAL_OUTPUT\""]);
         finish(command)
@@ -65,8 +53,8 @@ fn count(events: &[Value], name: &str) -> usize {
 fn a_whole_run_leaves_a_trail_with_every_request_of_aws() {
     // promise: T-40
     require_host!();
-    let site = Site::new();
-    site.run(&["--run-key-kms", INPUT_KEY, "--report", "report.json"]).expect(0, &[]);
+    let site = site();
+    site.copy(&["--run-key-kms", INPUT_KEY, "--report", "report.json"]).expect(0, &[]);
     let events = site.events();
 
     let (given, noted) = (site.given(), noted(&events));
@@ -109,9 +97,9 @@ fn a_whole_run_leaves_a_trail_with_every_request_of_aws() {
 fn no_secret_is_in_a_trail() {
     // promise: T-42
     require_host!();
-    let site = Site::new();
+    let site = site();
     let (id, credential) = site.double.credentials("runner");
-    site.run(&["--run-key-kms", INPUT_KEY]).expect(0, &[]);
+    site.copy(&["--run-key-kms", INPUT_KEY]).expect(0, &[]);
     let trail = fs::read_to_string(site.path("trail")).expect("written").to_ascii_lowercase();
     let mut secrets = vec![credential.secret, id];
     secrets.extend(credential.token);
@@ -129,12 +117,12 @@ fn no_secret_is_in_a_trail() {
 #[test]
 fn denials_are_in_the_trail_with_their_request_ids() {
     require_host!();
-    let site = Site::new();
+    let site = site();
     site.double.change(|world| {
         let denial = Denial::of("kms:Decrypt").on(OUTPUT_KEY).worded(Wording::NotAllowed(Layer::Identity));
         world.persona("runner").deny(denial);
     });
-    site.run(&[]).expect(77, &["kms:Decrypt"]);
+    site.copy(&[]).expect(77, &["kms:Decrypt"]);
     let events = site.events();
     let denied = events.iter().find(|event| event["eventName"] == "UploadPart").expect("the probe");
     assert_eq!(denied["errorCode"], "AccessDenied");
@@ -146,11 +134,10 @@ fn denials_are_in_the_trail_with_their_request_ids() {
 #[test]
 fn failures_while_publishing_are_in_the_trail() {
     require_host!();
-    let site = Site::new();
+    let site = site();
     // The probe of preflight passes.
     site.double.fault(Fault::on("UploadPart", Effect::error(403, "AccessDenied", "Access Denied")).after(1));
-    let mut command = runseal();
-    command.current_dir(site.dir.path()).envs(site.double.environment("runner"));
+    let mut command = site.runseal();
     command.args(["run", "--input", "s3://inputs/reads/", "--output", "s3://outputs/out/", "--audit", "trail"]);
     let id = crate::bench::fresh_id();
     command.args(["--run-id", &id, "--", "sh", "-euc", "cp \"$RUNSEAL_INPUT\"/reads/large \"$RUNSEAL_OUTPUT\""]);

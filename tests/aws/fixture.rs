@@ -1,9 +1,13 @@
-//! What the tests against the double share: connections to it as one of its personas.
+//! What the tests against the double share: connections to it as one of its personas, and runs of the binary.
+
+use std::path::PathBuf;
+use std::process::Command;
 
 use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints};
 use zeroize::Zeroizing;
 
-use crate::aws_double::{Double, REGION};
+use crate::aws_double::{Double, REGION, World};
+use crate::bench::runseal;
 
 /// Speaks to the double as `persona`, with one attempt for each call.
 pub fn cloud(double: &Double, persona: &str) -> Cloud {
@@ -27,4 +31,30 @@ pub fn config(double: &Double, persona: &str) -> CloudConfig {
     });
     config.attempts = 1;
     config
+}
+
+/// A double, and a directory for everything else. What runs there is in `runs` and `audit`.
+pub struct Site {
+    pub double: Double,
+    pub dir: tempfile::TempDir,
+}
+
+impl Site {
+    /// One whose bucket `inputs` holds these objects.
+    pub fn holding<const N: usize>(objects: [(&str, Vec<u8>); N]) -> Self {
+        let site = Self { double: Double::start(World::default()), dir: tempfile::tempdir().expect("tempdir") };
+        objects.into_iter().for_each(|(key, body)| site.double.put("inputs", key, body));
+        site
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The binary, as persona `runner`.
+    pub fn runseal(&self) -> Command {
+        let mut command = runseal();
+        command.current_dir(self.dir.path()).envs(self.double.environment("runner"));
+        command
+    }
 }

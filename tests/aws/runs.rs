@@ -1,43 +1,23 @@
 //! Whole runs through the binary: staged from S3, published to it, held, resumed, given up, interrupted.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::aws_double::{
-    ACCOUNT, Denial, Double, Effect, Fault, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Role, Service, Wording, World,
+    ACCOUNT, Denial, Effect, Fault, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Role, Service, Wording,
 };
 use crate::bench::{Live, Said, finish, fresh_id, lives, require_host, runseal, say, send, status, text, wait_until};
+use crate::fixture::Site;
 
 const MANIFEST: &str = "out/runseal-manifest.json";
 
-/// A double, and a directory for everything else.
-struct Site {
-    double: Double,
-    dir: tempfile::TempDir,
-}
-
 impl Site {
     fn new() -> Self {
-        let site = Self { double: Double::start(World::default()), dir: tempfile::tempdir().expect("tempdir") };
-        site.double.put("inputs", "reads/a.fq", "ACGT");
-        site.double.put("inputs", "reads/deep/b.fq", "TTTT");
-        site
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// The binary, as persona `runner`.
-    fn runseal(&self) -> Command {
-        let mut command = runseal();
-        command.current_dir(self.dir.path()).envs(self.double.environment("runner"));
-        command
+        Self::holding([("reads/a.fq", b"ACGT".to_vec()), ("reads/deep/b.fq", b"TTTT".to_vec())])
     }
 
     /// `runseal run FLAGS -- sh -euc SCRIPT`, to its end.
@@ -74,6 +54,12 @@ impl Site {
         assert_eq!(self.double.read("outputs", "out/small").expect("published"), "small\n");
         assert_eq!(self.double.read("outputs", "out/large").expect("published").len(), 20 << 20);
         assert!(self.double.read("outputs", MANIFEST).is_some());
+        assert_eq!(self.double.uploads(), []);
+    }
+
+    #[track_caller]
+    fn assert_nothing_left(&self) {
+        assert_eq!(self.double.keys("outputs"), [""; 0]);
         assert_eq!(self.double.uploads(), []);
     }
 
@@ -152,8 +138,7 @@ fn a_command_that_fails_publishes_nothing() {
     let site = Site::new();
     let said = site.run(&["--output", "s3://outputs/out/"], "echo x >\"$RUNSEAL_OUTPUT/x\"; exit 7");
     said.expect(7, &["nothing was published"]);
-    assert_eq!(site.double.keys("outputs"), [""; 0]);
-    assert_eq!(site.double.uploads(), []);
+    site.assert_nothing_left();
 }
 
 // promise: T-30
@@ -467,8 +452,7 @@ fn a_signal_while_objects_are_fetched_ends_the_run_at_once() {
     send(child.id() as i32, Signal::SIGINT);
     let said = Said::of(child.wait_with_output().expect("wait"));
     said.expect(130, &["SIGINT", "staging the inputs", "nothing was published"]);
-    assert_eq!(site.double.keys("outputs"), [""; 0]);
-    assert_eq!(site.double.uploads(), []);
+    site.assert_nothing_left();
 }
 
 // promise: T-35

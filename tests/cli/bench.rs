@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why runs cannot be tested here, if so.
 pub fn obstacle() -> Option<&'static str> {
@@ -48,6 +48,7 @@ pub fn fresh_id() -> String {
 }
 
 /// Waits until `done`; panics with `what` when it takes too long.
+#[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -129,7 +130,7 @@ pub fn mounted(path: &Path) -> bool {
 }
 
 /// Whether the process exists and is not a zombie.
-pub fn lives(process: i32) -> bool {
+pub fn lives(process: impl std::fmt::Display) -> bool {
     fs::read_to_string(format!("/proc/{process}/stat"))
         .is_ok_and(|stat| !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X')))
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::node::{ALICE, BOB, Node, lives, mounts_below, require_host};
+use crate::bench::{lives, require_host};
+use crate::node::{ALICE, BOB, Node, mounts_below};
 
 #[test]
 fn a_run_comes_serves_and_goes() {

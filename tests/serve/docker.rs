@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 
-use crate::node::{Node, mounts_below, obstacle, wait_until};
+use crate::bench::{obstacle, wait_until};
+use crate::node::{Node, mounts_below};
 
 const BUSYBOX: &str = "/bin/busybox";
 /// A container without a single right, as a user nobody knows.

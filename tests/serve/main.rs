@@ -1,6 +1,9 @@
 //! `runseal serve`, through its sockets.
 
 mod api;
+#[path = "../cli/bench.rs"]
+#[allow(dead_code, reason = "the tests of the command line use the rest")]
+mod bench;
 mod docker;
 mod misuse;
 mod node;

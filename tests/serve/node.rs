@@ -17,44 +17,12 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-/// Longest that anything here may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::bench::{PATIENCE, wait_until};
+
 /// A user that is not root; nobody has to know it.
 pub const ALICE: u32 = 61_001;
 /// Another one.
 pub const BOB: u32 = 61_002;
-
-/// Why nodes cannot be tested here, if so.
-pub fn obstacle() -> Option<&'static str> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("needs root");
-    }
-    if fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
-        return Some("/dev/fuse cannot be opened");
-    }
-    None
-}
-
-/// Leaves the test with a visible reason where it cannot run.
-macro_rules! require_host {
-    () => {
-        if let Some(reason) = crate::node::obstacle() {
-            println!("SKIP: {}: {reason}", module_path!());
-            return;
-        }
-    };
-}
-pub(crate) use require_host;
-
-/// Waits until `done`; panics with `what` when it takes too long.
-#[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A service with directories of its own. Dropping it ends its runs and the service.
 pub struct Node {
@@ -248,12 +216,6 @@ pub fn mounts_below(path: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     points.filter(|point| point.starts_with(path)).collect()
-}
-
-/// Whether the process exists and is not a zombie.
-pub fn lives(process: i64) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X')))
 }
 
 /// What came back.

@@ -4,7 +4,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::node::{Client, Node, block_on, mounts_below, require_host, runs_named};
+use crate::bench::require_host;
+use crate::node::{Client, Node, block_on, mounts_below, runs_named};
 
 const RUNS: usize = 200;
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::node::{Answer, Client, Node, block_on, lives, mounts_below, require_host, wait_until};
+use crate::bench::{lives, require_host, wait_until};
+use crate::node::{Answer, Client, Node, block_on, mounts_below};
 
 /// Configuration of a plugin in the directory of `node`.
 pub fn configuration(node: &Node) -> String {
