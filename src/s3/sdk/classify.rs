@@ -202,3 +202,183 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 fn innermost(error: &(dyn Error + 'static)) -> String {
     sources(error).last().map(ToString::to_string).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_kms::operation::generate_data_key::GenerateDataKeyError;
+    use aws_sdk_kms::types::error as kms;
+    use aws_sdk_s3::operation::get_object::GetObjectError;
+    use aws_sdk_s3::types::error as s3;
+    use aws_sdk_sts::types::error as sts;
+    use aws_smithy_mocks::{MockResponseInterceptor, create_mock_http_client, mock};
+    use aws_smithy_runtime_api::http::StatusCode;
+    use aws_smithy_types::body::SdkBody;
+    use aws_smithy_types::error::ErrorMetadata;
+
+    use super::*;
+
+    /// How a call of `$operation` comes out as `$name`, when a client of `$service` is answered by `$rule`.
+    macro_rules! called {
+        ($service:ident, $name:literal, $rule:expr, $operation:ident $(, $field:ident)*) => {{
+            let config = $service::Config::builder()
+                .behavior_version($service::config::BehaviorVersion::latest())
+                .region($service::config::Region::new("eu-central-1"))
+                .credentials_provider($service::config::Credentials::new("id", "secret", None, None, "tests"))
+                .retry_config($service::config::retry::RetryConfig::disabled())
+                .http_client(create_mock_http_client())
+                .interceptor(MockResponseInterceptor::new().with_rule(&$rule));
+            let client = $service::Client::from_conf(config.build());
+            let runtime = crate::s3::runtime().expect("threads");
+            let answer = runtime.block_on(client.$operation()$(.$field("x"))*.send());
+            call($name, &answer.map(drop).expect_err("the rule refuses"))
+        }};
+    }
+
+    fn meta(code: &str) -> ErrorMetadata {
+        ErrorMetadata::builder().code(code).message("text").build()
+    }
+
+    fn of_s3(error: impl Fn() -> GetObjectError + Send + Sync + 'static) -> CallError {
+        let rule = mock!(aws_sdk_s3::Client::get_object).then_error(error);
+        called!(aws_sdk_s3, "s3:GetObject", rule, get_object, bucket, key)
+    }
+
+    fn of_kms(error: impl Fn() -> GenerateDataKeyError + Send + Sync + 'static) -> CallError {
+        let rule = mock!(aws_sdk_kms::Client::generate_data_key).then_error(error);
+        called!(aws_sdk_kms, "kms:GenerateDataKey", rule, generate_data_key, key_id)
+    }
+
+    fn of_sts(error: impl Fn() -> AssumeRoleError + Send + Sync + 'static) -> CallError {
+        let rule = mock!(aws_sdk_sts::Client::assume_role).then_error(error);
+        called!(aws_sdk_sts, "sts:AssumeRole", rule, assume_role, role_arn, role_session_name)
+    }
+
+    fn expect(error: &CallError, code: &str, cause: Cause) {
+        assert_eq!((error.code.as_str(), error.cause, error.message.as_str()), (code, cause, "text"), "{error:?}");
+    }
+
+    #[test]
+    fn errors_that_the_sdk_models_have_their_cause() {
+        macro_rules! modelled {
+            ($of:ident, $enum:ident::$variant:ident, $type:path, $code:literal, $cause:expr) => {
+                let error = $of(|| {
+                    let error = <$type>::builder().meta(meta($code)).build();
+                    $enum::$variant(error)
+                });
+                expect(&error, $code, $cause);
+            };
+        }
+        use GenerateDataKeyError as Drawing;
+        modelled!(of_s3, GetObjectError::NoSuchKey, s3::NoSuchKey, "NoSuchKey", Cause::NotFound);
+        modelled!(
+            of_s3,
+            GetObjectError::InvalidObjectState,
+            s3::InvalidObjectState,
+            "InvalidObjectState",
+            Cause::Archived
+        );
+        modelled!(of_kms, Drawing::NotFoundException, kms::NotFoundException, "NotFoundException", Cause::NotFound);
+        modelled!(of_kms, Drawing::DisabledException, kms::DisabledException, "DisabledException", Cause::KeyState);
+        modelled!(
+            of_kms,
+            Drawing::KmsInvalidStateException,
+            kms::KmsInvalidStateException,
+            "KMSInvalidStateException",
+            Cause::KeyState
+        );
+        modelled!(
+            of_kms,
+            Drawing::KeyUnavailableException,
+            kms::KeyUnavailableException,
+            "KeyUnavailableException",
+            Cause::KeyState
+        );
+        modelled!(
+            of_kms,
+            Drawing::InvalidKeyUsageException,
+            kms::InvalidKeyUsageException,
+            "InvalidKeyUsageException",
+            Cause::KeyKind
+        );
+        modelled!(
+            of_kms,
+            Drawing::DependencyTimeoutException,
+            kms::DependencyTimeoutException,
+            "DependencyTimeoutException",
+            Cause::Unreachable
+        );
+        modelled!(
+            of_kms,
+            Drawing::KmsInternalException,
+            kms::KmsInternalException,
+            "KMSInternalException",
+            Cause::Unreachable
+        );
+        modelled!(
+            of_sts,
+            AssumeRoleError::ExpiredTokenException,
+            sts::ExpiredTokenException,
+            "ExpiredTokenException",
+            Cause::Credentials
+        );
+    }
+
+    #[test]
+    fn codes_that_the_sdk_does_not_model_have_their_cause() {
+        for (code, cause) in [
+            ("AccessDenied", Cause::Denied),
+            ("AllAccessDisabled", Cause::Denied),
+            ("NoSuchBucket", Cause::NotFound),
+            ("KMS.NotFoundException", Cause::NotFound),
+            ("PreconditionFailed", Cause::Precondition),
+            ("ConditionalRequestConflict", Cause::Precondition),
+            ("KMS.DisabledException", Cause::KeyState),
+            ("KMS.KMSInvalidStateException", Cause::KeyState),
+            ("KMS.InvalidKeyUsageException", Cause::KeyKind),
+            ("ExpiredToken", Cause::Credentials),
+            ("InvalidAccessKeyId", Cause::Credentials),
+            ("SignatureDoesNotMatch", Cause::Credentials),
+            ("RequestTimeTooSkewed", Cause::Credentials),
+            ("BadDigest", Cause::Corrupt),
+            ("XAmzContentChecksumMismatch", Cause::Corrupt),
+            ("PermanentRedirect", Cause::Configuration),
+            ("AuthorizationHeaderMalformed", Cause::Configuration),
+            ("SlowDown", Cause::Unreachable),
+            ("InternalError", Cause::Unreachable),
+            ("KMS.ThrottlingException", Cause::Unreachable),
+        ] {
+            expect(&of_s3(move || GetObjectError::generic(meta(code))), code, cause);
+        }
+    }
+
+    #[test]
+    fn without_a_code_the_status_decides() {
+        for (status, cause) in [
+            (401, Cause::Credentials),
+            (403, Cause::Denied),
+            (404, Cause::NotFound),
+            (412, Cause::Precondition),
+            (307, Cause::Configuration),
+            (429, Cause::Unreachable),
+            (503, Cause::Unreachable),
+            (400, Cause::Rejected),
+        ] {
+            let rule = mock!(aws_sdk_s3::Client::get_object).then_http_response(move || {
+                let mut response = HttpResponse::new(StatusCode::try_from(status).expect("a status"), SdkBody::empty());
+                response.headers_mut().insert("x-amz-request-id", "REQ");
+                response
+            });
+            let error = called!(aws_sdk_s3, "s3:GetObject", rule, get_object, bucket, key);
+            assert_eq!((error.status, error.cause, error.request_id.as_str()), (status, cause, "REQ"), "{error:?}");
+            assert!(error.message.contains(&status.to_string()), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_made_is_a_matter_of_configuration() {
+        let rule = mock!(aws_sdk_s3::Client::get_object).then_error(|| GetObjectError::generic(meta("Unasked")));
+        let error = called!(aws_sdk_s3, "s3:GetObject", rule, get_object, bucket);
+        assert_eq!((error.cause, error.status, error.code.as_str()), (Cause::Configuration, 0, ""), "{error:?}");
+        assert!(error.message.contains("key"), "{error:?}");
+    }
+}
