@@ -13,7 +13,7 @@ use runseal::spec::AuditDestination;
 use serde_json::Value;
 
 const KEY: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
-const OBJECT: &str = "arn:aws:s3:::in/reads/a.fq";
+const OBJECT: &str = "s3://in/reads/a.fq";
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("tempdir")
@@ -169,7 +169,10 @@ mod shape {
         sample(&path);
         assert_eq!(lines(&path)[4]["userIdentity"], serde_json::json!({"type": "Unknown"}));
         assert_eq!(lines(&path)[4]["eventType"], "RunsealEvent");
-        assert_eq!(lines(&path)[5]["resources"], serde_json::json!([{"type": "AWS::S3::Object", "ARN": OBJECT}]));
+        assert_eq!(
+            lines(&path)[5]["resources"],
+            serde_json::json!([{"type": "AWS::S3::Object", "ARN": "arn:aws:s3:::in/reads/a.fq"}])
+        );
         assert_eq!(lines(&path)[5]["eventCategory"], "Data");
     }
 

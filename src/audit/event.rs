@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::spec::S3Uri;
+
 /// `eventSource` of what runseal itself did.
 pub const RUNSEAL: &str = "runseal";
 /// `eventSource` of S3.
@@ -44,7 +46,7 @@ pub struct Event {
     pub name: &'static str,
     /// `eventSource`: `kms.amazonaws.com`, `s3.amazonaws.com`, `sts.amazonaws.com`, or `runseal`.
     pub source: &'static str,
-    /// ARN of the key or object concerned, or a path of this machine.
+    /// ARN of the key concerned, URI of the bucket or object (`s3://BUCKET/KEY`), or a path of this machine.
     pub resource: Option<String>,
     /// `requestParameters`: never credentials, key bytes or presigned URLs.
     pub parameters: Value,
@@ -82,21 +84,21 @@ impl Event {
         Self::own(WIPE_RUN_KEY)
     }
 
-    /// The object `arn` is in the scratch, complete and checked.
-    pub fn stage_object(arn: impl Into<String>, bytes: u64) -> Self {
-        Self::own(STAGE_OBJECT).on(arn).with("bytes", bytes)
+    /// The object at `uri` is in the scratch, complete and checked.
+    pub fn stage_object(uri: &S3Uri, bytes: u64) -> Self {
+        Self::own(STAGE_OBJECT).on(uri.to_string()).with("bytes", bytes)
     }
 
-    /// A result of `bytes` is at `arn`.
-    pub fn publish_object(arn: impl Into<String>, bytes: u64) -> Self {
-        Self::own(PUBLISH_OBJECT).on(arn).with("bytes", bytes)
+    /// A result of `bytes` is at `uri`.
+    pub fn publish_object(uri: &S3Uri, bytes: u64) -> Self {
+        Self::own(PUBLISH_OBJECT).on(uri.to_string()).with("bytes", bytes)
     }
 
     fn own(name: &'static str) -> Self {
         Self { name, source: RUNSEAL, ..Self::default() }
     }
 
-    /// The event, about `resource`: an ARN, or a path of this machine.
+    /// The event, about [`Event::resource`].
     #[must_use]
     pub fn on(mut self, resource: impl Into<String>) -> Self {
         self.resource = Some(resource.into());

@@ -1,5 +1,6 @@
 //! One event as one line of JSON, and the link that chains it to the line before.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::Caller;
 use super::event::{Event, RUNSEAL, S3};
+use crate::spec::s3_arn;
 use crate::units::{hex, rfc3339};
 
 /// Digits of a hash that is not known yet, or of the line before the first one.
@@ -158,7 +160,7 @@ fn shortened(message: &str) -> &str {
 }
 
 fn described(resource: &str, caller: Option<&Caller>) -> Value {
-    let resource = &in_partition(resource, caller);
+    let resource = &with_arn(resource, caller);
     let Some(arn) = resource.strip_prefix("arn:") else {
         return json!({"type": "File", "path": resource});
     };
@@ -176,13 +178,11 @@ fn described(resource: &str, caller: Option<&Caller>) -> Value {
     }
 }
 
-/// Names of buckets do not tell their partition, so the ARNs of S3 get that of the caller: nobody reaches another one.
-fn in_partition(resource: &str, caller: Option<&Caller>) -> String {
+/// URIs of S3 become ARNs, in the partition of the caller: nobody reaches another one.
+fn with_arn<'a>(resource: &'a str, caller: Option<&Caller>) -> Cow<'a, str> {
+    let Some(name) = resource.strip_prefix("s3://") else { return resource.into() };
     let partition = caller.and_then(|caller| caller.arn.strip_prefix("arn:")?.split(':').next());
-    match (resource.strip_prefix("arn:aws:s3:::"), partition) {
-        (Some(name), Some(partition)) => format!("arn:{partition}:s3:::{name}"),
-        _ => resource.to_owned(),
-    }
+    s3_arn(partition.unwrap_or("aws"), name).into()
 }
 
 /// `userIdentity` (CloudTrail User Guide, "CloudTrail userIdentity element"), as far as an ARN tells.

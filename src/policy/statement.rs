@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::arn::{Arn, partition_of};
 use crate::s3::RUN_ID_CONTEXT;
+use crate::spec::s3_arn;
 
 /// `Condition`: operator, key, values.
 pub type Condition = BTreeMap<&'static str, BTreeMap<String, Vec<String>>>;
@@ -83,7 +84,7 @@ impl Place {
 
     /// ARN of the bucket.
     pub fn bucket_arn(&self) -> String {
-        format!("arn:{}:s3:::{}", self.partition, self.bucket)
+        s3_arn(&self.partition, &self.bucket)
     }
 
     /// ARNs of the objects, as patterns.

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use super::probe::{CONCURRENCY, Probe};
 use super::report::{Check, Outcome};
 use crate::s3::{Answer, CallError, EncryptionContext, KeyFacts};
-use crate::spec::S3Uri;
+use crate::spec::{S3Uri, s3_arn};
 use crate::units::rfc3339;
 
 /// Imported material that expires sooner than this is worth a warning, in seconds.
@@ -44,7 +44,7 @@ impl DryRun {
     /// As S3 asks for an object at `uri`: with a bucket key the context is the bucket's ARN, else the object's.
     pub(super) fn new(purpose: Use, key: &str, uri: &S3Uri, bucket_key: bool) -> Self {
         let partition = key.split(':').nth(1).filter(|_| key.starts_with("arn:")).unwrap_or("aws");
-        let bucket = format!("arn:{partition}:s3:::{}", uri.bucket);
+        let bucket = s3_arn(partition, &uri.bucket);
         let arn = if bucket_key { bucket } else { format!("{bucket}/{}", uri.key) };
         Self { purpose, key: key.to_owned(), arn }
     }

@@ -8,7 +8,6 @@ use futures_util::TryStreamExt;
 use serde_json::json;
 
 use crate::audit::{Caller, Event, Trail};
-use crate::policy::Place;
 use crate::s3::{
     Answer, CallError, Cloud, Encryption, EncryptionContext, Grant, Identity, KeyFacts, Object, Page, Part,
     UploadSettings, UploadTarget, outcome,
@@ -47,7 +46,7 @@ impl<'a> Probe<'a> {
 
     pub(super) async fn list(&self, uri: &S3Uri, after: Option<&str>, most: u16) -> Outcome<Page> {
         let outcome = self.cloud.objects.list(&uri.bucket, &uri.key, after, most).await;
-        self.record(self.about_bucket("s3:ListObjectsV2", &uri.bucket).with("prefix", uri.key.as_str()), &outcome);
+        self.record(about_bucket("s3:ListObjectsV2", &uri.bucket).with("prefix", uri.key.as_str()), &outcome);
         outcome
     }
 
@@ -55,7 +54,7 @@ impl<'a> Probe<'a> {
     pub(super) async fn head(&self, uri: &S3Uri) -> Outcome<Object> {
         let (objects, at) = (self.cloud.objects.clone(), uri.clone());
         let outcome = self.cloud.spread(async move { objects.head(&at.bucket, &at.key).await }).await;
-        self.record(self.about_object("s3:HeadObject", &uri.bucket, &uri.key), &outcome);
+        self.record(about_object("s3:HeadObject", &uri.bucket, &uri.key), &outcome);
         outcome
     }
 
@@ -63,7 +62,7 @@ impl<'a> Probe<'a> {
     pub(super) async fn read(&self, uri: &S3Uri, seen: Option<&Object>) -> Outcome<()> {
         let range = seen.is_none_or(|seen| seen.size > 0).then_some(0..1);
         let outcome = self.first_byte(uri, seen.and_then(|seen| seen.etag.as_deref()), range).await;
-        self.record(self.about_object("s3:GetObject", &uri.bucket, &uri.key), &outcome);
+        self.record(about_object("s3:GetObject", &uri.bucket, &uri.key), &outcome);
         outcome
     }
 
@@ -81,7 +80,7 @@ impl<'a> Probe<'a> {
         settings: &UploadSettings,
     ) -> Outcome<(String, Encryption)> {
         let outcome = self.cloud.objects.begin_upload(target, settings).await;
-        self.record(self.about_object("s3:CreateMultipartUpload", &target.bucket, &target.key), &outcome);
+        self.record(about_object("s3:CreateMultipartUpload", &target.bucket, &target.key), &outcome);
         outcome
     }
 
@@ -89,26 +88,26 @@ impl<'a> Probe<'a> {
     pub(super) async fn part(&self, target: &UploadTarget, upload: &str) -> Outcome<Part> {
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, BYTE);
         let outcome = self.cloud.objects.upload_part(target, upload, 1, Bytes::from_static(BYTE), crc).await;
-        self.record(self.about_object("s3:UploadPart", &target.bucket, &target.key), &outcome);
+        self.record(about_object("s3:UploadPart", &target.bucket, &target.key), &outcome);
         outcome
     }
 
     pub(super) async fn abort(&self, target: &UploadTarget, upload: &str) -> Outcome<()> {
         let outcome = self.cloud.objects.abort_upload(target, upload).await;
-        self.record(self.about_object("s3:AbortMultipartUpload", &target.bucket, &target.key), &outcome);
+        self.record(about_object("s3:AbortMultipartUpload", &target.bucket, &target.key), &outcome);
         outcome
     }
 
     /// P9, the part of it that explains: what the bucket encrypts with.
     pub(super) async fn default_encryption(&self, bucket: &str) -> Outcome<Encryption> {
         let outcome = self.cloud.objects.bucket_encryption(bucket).await;
-        self.record(self.about_bucket("s3:GetBucketEncryption", bucket), &outcome);
+        self.record(about_bucket("s3:GetBucketEncryption", bucket), &outcome);
         outcome
     }
 
     pub(super) async fn region(&self, bucket: &str) -> Outcome<String> {
         let outcome = self.cloud.objects.bucket_region(bucket).await;
-        self.record(self.about_bucket("s3:HeadBucket", bucket), &outcome);
+        self.record(about_bucket("s3:HeadBucket", bucket), &outcome);
         outcome
     }
 
@@ -149,17 +148,14 @@ impl<'a> Probe<'a> {
     fn record<T>(&self, event: Event, result: &Outcome<T>) {
         self.trail.record(&event.ended(outcome(result)));
     }
+}
 
-    fn about_bucket(&self, operation: &'static str, bucket: &str) -> Event {
-        let arn = Place::new(&self.cloud.region, bucket, "").bucket_arn();
-        Event::call(operation).on(arn).with("bucketName", bucket)
-    }
+fn about_bucket(operation: &'static str, bucket: &str) -> Event {
+    Event::call(operation).on(format!("s3://{bucket}")).with("bucketName", bucket)
+}
 
-    fn about_object(&self, operation: &'static str, bucket: &str, key: &str) -> Event {
-        let event = self.about_bucket(operation, bucket).with("key", key);
-        let arn = event.resource.as_ref().map(|bucket| format!("{bucket}/{key}"));
-        Event { resource: arn, ..event }
-    }
+fn about_object(operation: &'static str, bucket: &str, key: &str) -> Event {
+    about_bucket(operation, bucket).on(format!("s3://{bucket}/{key}")).with("key", key)
 }
 
 fn about_key(operation: &'static str, key: &str) -> Event {

@@ -114,6 +114,12 @@ impl std::fmt::Display for S3Uri {
     }
 }
 
+/// ARN of `resource`: a bucket, or a bucket, a slash and a key. Names of buckets do not tell their `partition` (`aws`,
+/// `aws-cn`, `aws-us-gov`).
+pub fn s3_arn(partition: &str, resource: &str) -> String {
+    format!("arn:{partition}:s3:::{resource}")
+}
+
 /// S3 User Guide, "General purpose bucket naming rules". Aliases of access points look like buckets and may be used as
 /// such.
 fn check_bucket(bucket: &str) -> Result<(), S3UriError> {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, KmsKey, Region, RoleArn, Sse};
-pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError};
+pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
 use crate::units::ByteSize;
 
 /// Name of a run: `[A-Za-z0-9._-]{1,64}`, not `.` or `..`.

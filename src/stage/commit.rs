@@ -15,7 +15,7 @@ use super::error::{inside, remote};
 use super::manifest::{self, Learnt, MANIFEST, Published};
 use super::tasks::{self, OnError};
 use super::upload::{NO_UPLOAD, Outgoing, Sender, Uploads};
-use super::{StageError, arn, record_call};
+use super::{StageError, record_call};
 use crate::audit::Event;
 use crate::fs::{Kind, Scratch};
 use crate::s3::{
@@ -55,7 +55,7 @@ impl Sender {
             return Err(error);
         }
         object.state.lock().done = Some(stored);
-        let event = Event::publish_object(arn(&object.uri()), object.size).ended(Ok(&request_id));
+        let event = Event::publish_object(&object.uri(), object.size).ended(Ok(&request_id));
         self.trail.record(&event);
         if object.attr.kind == Kind::File {
             self.progress.file_done();
@@ -200,7 +200,7 @@ impl Sender {
             answer => answer.map_err(remote("writing", &uri))?,
         };
         self.agree(uri.clone(), &answer.value.encryption)?;
-        self.trail.record(&Event::publish_object(arn(&uri), size).ended(Ok(&answer.request_id)));
+        self.trail.record(&Event::publish_object(&uri, size).ended(Ok(&answer.request_id)));
         Ok(())
     }
 }

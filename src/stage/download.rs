@@ -23,7 +23,7 @@ use super::checksum::{Expected, combined};
 use super::error::{inside, remote};
 use super::fetch::PART;
 use super::tasks::{self, OnError};
-use super::{Hold, Progress, StageError, arn, record_call};
+use super::{Hold, Progress, StageError, record_call};
 use crate::audit::{Event, Trail};
 use crate::fs::{Caller, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::tree::{RemoteObject, Tree};
@@ -112,7 +112,7 @@ impl Download {
         let request_id = self.copy(&object, part).await?;
         if object.parts_left.fetch_sub(1, Ordering::AcqRel) == 1 {
             block_in_place(|| self.settle(&object))?;
-            let event = Event::stage_object(arn(&object.uri), object.seen.size)
+            let event = Event::stage_object(&object.uri, object.seen.size)
                 .with("etag", object.seen.etag.as_deref().unwrap_or_default());
             self.trail.record(&event.ended(Ok(&request_id)));
             self.progress.file_done();
@@ -145,7 +145,7 @@ impl Download {
                     failures += 1;
                 }
                 Err(Stop::Call(error)) => {
-                    let event = Event::stage_object(arn(&object.uri), object.seen.size);
+                    let event = Event::stage_object(&object.uri, object.seen.size);
                     self.trail.record(&event.ended(Err((&error.code, &error.message, &error.request_id))));
                     return Err(object.unread(error));
                 }

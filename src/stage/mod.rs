@@ -234,13 +234,8 @@ impl Drop for Hold {
     }
 }
 
-/// What the trail calls an object.
-fn arn(uri: &S3Uri) -> String {
-    format!("arn:aws:s3:::{}/{}", uri.bucket, uri.key)
-}
-
 /// Records a call about an object.
 fn record_call<T>(trail: &Trail, operation: &'static str, uri: &S3Uri, answer: &Result<Answer<T>, CallError>) {
-    let event = Event::call(operation).on(arn(uri)).with("bucketName", &*uri.bucket).with("key", &*uri.key);
+    let event = Event::call(operation).on(uri.to_string()).with("bucketName", &*uri.bucket).with("key", &*uri.key);
     trail.record(&event.ended(outcome(answer)));
 }
