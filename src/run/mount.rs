@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::{Pid, geteuid, getppid};
 
 use super::control::{self, Reply, Request};
 use super::desk::{Desk, Order, asks_to_end};
@@ -23,7 +23,7 @@ use crate::spec::MountSpec;
 use crate::sys::process::{self, Inherited, Side};
 
 /// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
-/// family as it ends; only the caller's own is the one the user waits for.
+/// family as it ends; only the caller's own is the one the user waits for. Until the mount is ready the others die with it.
 pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
     spec.mountpoint = std::path::absolute(&spec.mountpoint).map_err(system("finding the working directory"))?;
     if spec.foreground {
@@ -31,6 +31,7 @@ pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
         return supervise(spec, voice, move |event| service.on_event(event));
     }
     let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
+    let caller = Pid::this();
     match process::fork().map_err(system("fork"))? {
         Side::Parent(daemon) => {
             drop(writer);
@@ -38,13 +39,14 @@ pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
         }
         Side::Child => {
             drop(reader);
+            process::die_with(caller).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
             nix::unistd::setsid().map_err(system("setsid"))?;
             let mut writer = Some(File::from(writer));
             supervise(spec, voice, move |event| {
                 if matches!(event, Event::Phase { phase: Phase::Serving })
                     && let Some(mut writer) = writer.take()
                 {
-                    let _ = detach_stdio();
+                    let _ = process::outlive_parent().and_then(|()| detach_stdio());
                     let _ = writer.write_all(&[0]);
                 }
             })
@@ -79,9 +81,17 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
             drop((signals, link));
             let background = !spec.foreground;
             let seat = Seat { link: sealed_link, report, socket, inherited, voice };
-            let ready = move || if background { detach_stdio() } else { Ok(()) };
-            let result = sealed::live(seat, || Ok(()), |desk| serve(spec, desk, ready));
-            let orphaned = nix::unistd::getppid().as_raw() as u32 != record.supervisor;
+            let supervisor = Pid::from_raw(record.supervisor as i32);
+            let tie = || match background {
+                true => process::die_with(supervisor).map_err(system("prctl(PR_SET_PDEATHSIG)")),
+                false => Ok(()),
+            };
+            let ready = || match background {
+                true => process::outlive_parent().and_then(|()| detach_stdio()),
+                false => Ok(()),
+            };
+            let result = sealed::live(seat, tie, |desk| serve(spec, desk, ready));
+            let orphaned = getppid() != supervisor;
             if !orphaned {
                 state.disown();
             }

@@ -1,14 +1,15 @@
 //! Mounts on behalf of a service: each in a family of its own that outlives the service, and is found again by it.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::unistd::Pid;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -25,10 +26,13 @@ use crate::units::ByteSize;
 
 /// Name of the hidden subcommand that calls [`mount_here`].
 pub const SUBCOMMAND: &str = "serve-mount";
-/// Exit code of what should work and does not (`EX_OSERR`).
+/// Exit codes of what is not there and of what should work and does not (`EX_UNAVAILABLE`, `EX_OSERR`).
+const UNAVAILABLE: u8 = 69;
 const SYSTEM: u8 = 71;
+/// How long killed processes may take to be gone. One that waits for a disk may stay until the disk answers.
+const DEATH_TIME: Duration = Duration::from_secs(2);
 /// Longest text of a family that could not mount.
-const MESSAGE_MAX: u64 = 64 << 10;
+const MESSAGE_MAX: usize = 64 << 10;
 /// This very binary, even when the file has been replaced by a newer one.
 const OWN_BINARY: &str = "/proc/self/exe";
 
@@ -77,10 +81,20 @@ pub struct NotMounted {
     pub code: u8,
     /// What it said.
     pub message: String,
+    /// Processes that were killed and are not gone yet, because the kernel waits for a disk on their behalf.
+    pub left: Option<Box<Family>>,
 }
 
-/// Mounts as `order`, JSON of a [`MountOrder`], says. For the process that [`Family::start`] starts.
+impl NotMounted {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), left: None }
+    }
+}
+
+/// Mounts as `order`, JSON of a [`MountOrder`], says. For the process that [`Family::start`] starts; dies with its
+/// parent until the mount is ready.
 pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
+    process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
     let mut text = String::new();
     order.read_to_string(&mut text).map_err(system("reading the order of the service"))?;
     let order: MountOrder =
@@ -97,24 +111,30 @@ pub struct Family {
 }
 
 impl Family {
-    /// Starts a family and waits until its mount is ready; also returns what it warned of. Blocks. Callable from a
-    /// process with threads: the family begins in a new program.
-    pub fn start(order: &MountOrder) -> Result<(Self, Vec<String>), NotMounted> {
-        let (code, said) = Self::launch(order).map_err(|source| NotMounted {
-            code: SYSTEM,
-            message: format!("starting the family of a mount: {source}"),
-        })?;
-        if code != 0 {
+    /// Starts a family and waits until its mount is ready; also returns what it warned of. One that is not ready after
+    /// `patience` is killed. Blocks. Callable from a process with threads: the family begins in a new program.
+    pub fn start(order: &MountOrder, patience: Duration) -> Result<(Self, Vec<String>), NotMounted> {
+        let failed = |source| NotMounted::new(SYSTEM, format!("starting the family of a mount: {source}"));
+        let mut child = Self::launch(order).map_err(failed)?;
+        let stderr = child.stderr.take().expect("piped");
+        // The family lets go of its standard descriptors when it is ready.
+        let Some(said) = read_until(stderr, Instant::now() + patience).map_err(failed)? else {
+            return Err(Self::give_up(order, patience, child));
+        };
+        let status = child.wait().map_err(failed)?;
+        let said: Vec<_> = String::from_utf8_lossy(&said).lines().filter_map(message).collect();
+        if !status.success() {
+            let code = status.code().map_or(SYSTEM, |code| code as u8);
             let message = if said.is_empty() { "the family of the mount died".to_owned() } else { said.join("\n") };
-            return Err(NotMounted { code, message });
+            return Err(NotMounted::new(code, message));
         }
         match Self::find(&order.id) {
             Ok(family) => Ok((family, said)),
-            Err(_) => Err(NotMounted { code: SYSTEM, message: "the mount ended as soon as it was ready".to_owned() }),
+            Err(_) => Err(NotMounted::new(SYSTEM, "the mount ended as soon as it was ready")),
         }
     }
 
-    fn launch(order: &MountOrder) -> io::Result<(u8, Vec<String>)> {
+    fn launch(order: &MountOrder) -> io::Result<Child> {
         let mut child = Command::new(OWN_BINARY)
             .arg0("runseal")
             .arg(SUBCOMMAND)
@@ -123,14 +143,32 @@ impl Family {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
-        let written = child.stdin.take().expect("piped").write_all(&serde_json::to_vec(order)?);
-        let mut said = Vec::new();
-        // The family lets go of its standard descriptors when it is ready.
-        child.stderr.take().expect("piped").take(MESSAGE_MAX).read_to_end(&mut said)?;
-        let status = child.wait()?;
-        written?;
-        let lines = String::from_utf8_lossy(&said).lines().filter_map(message).collect();
-        Ok((status.code().map_or(SYSTEM, |code| code as u8), lines))
+        // A child that does not read has something to say, or has died.
+        let _ = child.stdin.take().expect("piped").write_all(&serde_json::to_vec(order)?);
+        Ok(child)
+    }
+
+    /// Kills a family that is not ready; the others die with its first process. Cleans up if they are soon gone.
+    fn give_up(order: &MountOrder, patience: Duration, mut child: Child) -> NotMounted {
+        let family = Self::find(&order.id).ok();
+        // None of them can be recognised once the first is gone.
+        let members = family.as_ref().and_then(|family| family.watch().ok()).unwrap_or_default();
+        let _ = child.kill();
+        let _ = child.wait();
+        let deadline = Instant::now() + DEATH_TIME;
+        let gone = members.iter().all(|member| is_readable(member, deadline).unwrap_or(false));
+        let mut directories: Vec<_> = order.backing.iter().map(|path| path.display().to_string()).collect();
+        directories.push(order.mountpoint.display().to_string());
+        let mut message =
+            format!("not mounted within {patience:?}, given up; see whether these answer: {}", directories.join(", "));
+        if gone {
+            if let Err(error) = state::clean(&order.id) {
+                message += &format!("; {error}");
+            }
+            return NotMounted::new(UNAVAILABLE, message);
+        }
+        message += "; its processes are killed, and end when the kernel lets them";
+        NotMounted { left: family.map(Box::new), ..NotMounted::new(UNAVAILABLE, message) }
     }
 
     /// The family of the live run with this id.
@@ -196,6 +234,30 @@ impl Family {
             None => exchange.await,
         };
         answer.map_err(|source| RunError::Unreachable { run: self.record.run_id.to_string(), source })
+    }
+}
+
+/// Reads to the end; `None` if that does not come before `deadline`.
+fn read_until(mut from: impl Read + AsFd, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+    let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
+    while is_readable(&from, deadline)? {
+        match from.read(&mut chunk)? {
+            0 => return Ok(Some(said)),
+            n => said.extend_from_slice(&chunk[..n.min(MESSAGE_MAX.saturating_sub(said.len()))]),
+        }
+    }
+    Ok(None)
+}
+
+/// Waits until there is something to read, or the end; `false` if that does not come before `deadline`.
+fn is_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let time = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], time) {
+            Err(Errno::EINTR) => {}
+            answer => return Ok(answer? > 0),
+        }
     }
 }
 

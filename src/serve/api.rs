@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 
-use super::health;
+use super::health::{self, Disks};
 use super::metrics::{Metrics, Page};
 use super::model::{Health, Owner, RunList, RunOutcome, RunRequest, RunState, RunView, SizeText};
 use super::peer::Caller;
@@ -28,6 +28,8 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     /// Start of the service.
     pub began: Instant,
+    /// The disks of the backing.
+    pub disks: Disks,
 }
 
 type Shared = State<Arc<Node>>;

@@ -96,6 +96,8 @@ pub struct Mounts {
     pub roots: Vec<Spanned<AbsolutePath>>,
     /// Directories that may take ciphertext; the first is the default.
     pub backing: Vec<Spanned<AbsolutePath>>,
+    /// Seconds that a run may take to be mounted.
+    pub patience: Seconds,
 }
 
 /// `[defaults]`
@@ -163,7 +165,8 @@ impl Default for Api {
 impl Default for Mounts {
     fn default() -> Self {
         let path = |path: &str| Spanned::new(0..0, AbsolutePath(path.into()));
-        Self { roots: vec![path("/mnt/runseal")], backing: vec![path("/var/tmp")] }
+        let patience = Seconds(Duration::from_secs(30));
+        Self { roots: vec![path("/mnt/runseal")], backing: vec![path("/var/tmp")], patience }
     }
 }
 
@@ -220,7 +223,7 @@ impl Config {
         if let Some(group) = &self.api.group {
             group.get_ref().id().map_err(wrong(group.span(), "api.group"))?;
         }
-        let Mounts { roots, backing } = &self.mounts;
+        let Mounts { roots, backing, patience: _ } = &self.mounts;
         let none = |key| wrong(0..0, key)("name at least one directory".to_owned());
         if roots.is_empty() {
             return Err(none("mounts.roots"));

@@ -1,11 +1,13 @@
 //! Whether the node can take runs, and the watchdog that asks it through its own socket.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -60,15 +62,30 @@ async fn free_space(node: &Arc<Node>) -> Vec<(PathBuf, Option<u64>)> {
     let directories: Vec<PathBuf> = node.runs.settings().config.backing().map(Path::to_owned).collect();
     let mut answers = Vec::new();
     for path in directories {
-        let asked = path.clone();
-        let ask = tokio::task::spawn_blocking(move || {
-            let stat = nix::sys::statvfs::statvfs(&asked).ok()?;
-            Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
-        });
-        let free = tokio::time::timeout(DISK_TIME, ask).await.ok().and_then(Result::ok).flatten();
+        let free = tokio::time::timeout(DISK_TIME, node.disks.free(&path)).await.ok().flatten();
         answers.push((path, free));
     }
     answers
+}
+
+/// Who is asking which disk. One that hangs costs one thread, however often it is asked: runs need the others.
+#[derive(Default)]
+pub struct Disks(Mutex<BTreeMap<PathBuf, Arc<Turn>>>);
+
+type Turn = tokio::sync::Mutex<()>;
+
+impl Disks {
+    async fn free(&self, path: &Path) -> Option<u64> {
+        let turn = self.0.lock().entry(path.to_owned()).or_default().clone();
+        let turn = turn.lock_owned().await;
+        let path = path.to_owned();
+        let asked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let stat = nix::sys::statvfs::statvfs(&path).ok()?;
+            Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+        });
+        asked.await.ok().flatten()
+    }
 }
 
 /// Tells the service manager again and again that the service is well, as long as its socket answers.

@@ -40,6 +40,7 @@ use tokio::sync::watch;
 use self::api::Node;
 pub use self::config::{Config, ConfigError, DEFAULT_PATH};
 use self::docker::Plugin;
+use self::health::Disks;
 use self::http::Allowance;
 use self::metrics::Metrics;
 use self::mountpoint::Roots;
@@ -118,7 +119,8 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
     let adopted = adopted
         .map_err(|error| ServeError::Adopt(error.to_string()))?
         .map_err(|problem| ServeError::Adopt(problem.to_string()))?;
-    let node = Arc::new(Node { runs: runs.clone(), metrics: metrics.clone(), began: Instant::now() });
+    let (began, disks) = (Instant::now(), Disks::default());
+    let node = Arc::new(Node { runs: runs.clone(), metrics: metrics.clone(), began, disks });
 
     let (stop, stopped) = watch::channel(false);
     let api = http::serve(listener, api::router(node), allowance, metrics.clone(), stopped.clone());

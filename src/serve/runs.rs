@@ -287,7 +287,11 @@ impl Runs {
         Ok(())
     }
 
-    async fn start(&self, view: &RunView, settings: &Arc<Settings>) -> Result<(Family, Vec<String>), Problem> {
+    async fn start(
+        self: &Arc<Self>,
+        view: &RunView,
+        settings: &Arc<Settings>,
+    ) -> Result<(Family, Vec<String>), Problem> {
         let _slot = self.slots.acquire().await.expect("never closed");
         let order = MountOrder {
             id: view.id.clone(),
@@ -301,35 +305,51 @@ impl Runs {
             note: serde_json::to_value(Note::of(view, &self.service)).expect("text and numbers only"),
         };
         let (settings, volume) = (settings.clone(), view.volume.is_some());
-        beside(move || {
-            let roots = settings.roots_of(volume);
-            roots.make(&order.mountpoint)?;
-            Family::start(&order).map_err(|error| {
+        let made = beside(move || {
+            let (roots, patience) = (settings.roots_of(volume), settings.config.mounts.patience.0);
+            roots.make(&order.mountpoint).map_err(|problem| (problem, None))?;
+            Family::start(&order, patience).map_err(|mut error| {
                 roots.remove(&order.mountpoint);
-                error.into()
+                let left = error.left.take();
+                (error.into(), left)
             })
         })
-        .await
+        .await;
+        made.map_err(|(problem, left)| {
+            // The caller need not wait for a disk that does not answer, nor anybody else for this slot.
+            if let Some(family) = left {
+                let runs = self.clone();
+                tokio::spawn(async move { runs.clear_after(*family, volume).await });
+            }
+            problem
+        })
     }
 
-    /// Waits for the end of a family, and clears up after it.
+    /// Waits for the end of a family, and notes it.
     fn watch(self: &Arc<Self>, id: RunId, family: Family, volume: bool) {
         let runs = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = processes_end(&family).await {
-                tracing::error!("run {id} cannot be watched: {error}");
-                return;
+            if runs.clear_after(family, volume).await {
+                runs.note_end(&id);
             }
-            let (settings, mountpoint) = (runs.settings(), family.record.mountpoint.clone());
-            beside(move || {
-                if let Err(error) = family.clean_up() {
-                    tracing::warn!("{error}");
-                }
-                settings.roots_of(volume).remove(&mountpoint);
-            })
-            .await;
-            runs.note_end(&id);
         });
+    }
+
+    /// Waits for the end of a family, and clears up after it; `false` if it cannot be watched.
+    async fn clear_after(&self, family: Family, volume: bool) -> bool {
+        if let Err(error) = processes_end(&family).await {
+            tracing::error!("run {} cannot be watched: {error}", family.record.run_id);
+            return false;
+        }
+        let settings = self.settings();
+        beside(move || {
+            if let Err(error) = family.clean_up() {
+                tracing::warn!("{error}");
+            }
+            settings.roots_of(volume).remove(&family.record.mountpoint);
+        })
+        .await;
+        true
     }
 
     fn note_end(&self, id: &RunId) {

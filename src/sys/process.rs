@@ -6,10 +6,11 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::{ForkResult, Pid, getppid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -32,6 +33,19 @@ pub fn fork() -> io::Result<Side> {
         ForkResult::Parent { child } => Ok(Side::Parent(child)),
         ForkResult::Child => Ok(Side::Child),
     }
+}
+
+/// Has the kernel kill this process when `parent`, which has forked it, ends (the very thread, if it has several); at
+/// once, if it has ended already.
+pub fn die_with(parent: Pid) -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // Who had ended before that sends no signal.
+    if getppid() == parent { Ok(()) } else { Ok(raise(Signal::SIGKILL)?) }
+}
+
+/// Takes back [`die_with`]. To be called by the same thread.
+pub fn outlive_parent() -> io::Result<()> {
+    Ok(prctl::set_pdeathsig(None)?)
 }
 
 /// A descriptor of `process` that becomes readable when it ends (pidfd_open(2), Linux 5.3). `ESRCH`: it has ended.
@@ -119,7 +133,7 @@ pub fn prepare(command: &mut Command, inherited: Inherited, drop_capabilities: b
         umask(inherited.umask);
         limit_core(1)?;
         if drop_capabilities {
-            nix::sys::prctl::set_no_new_privs()?;
+            prctl::set_no_new_privs()?;
             clear_capabilities()?;
         }
         Ok(())

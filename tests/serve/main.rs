@@ -5,6 +5,7 @@ mod api;
 #[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod bench;
 mod docker;
+mod hang;
 mod misuse;
 mod node;
 mod restart;
