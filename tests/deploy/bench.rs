@@ -39,19 +39,7 @@ pub fn no_docker() -> Option<&'static str> {
     if !version.is_ok_and(|version| version.status.success()) {
         return Some("no Docker engine answers");
     }
-    if has_dead_plugins() {
-        return Some("the Docker engine waits for volume plugins that are gone, minutes for each volume; restart it");
-    }
     (!Path::new(BUSYBOX).exists()).then_some("no static busybox (Debian: busybox-static)")
-}
-
-/// An engine never forgets a volume plugin it has met (those of tests/serve, an earlier time), and asks each of them about
-/// every volume without a name.
-fn has_dead_plugins() -> bool {
-    let known = Command::new("docker").args(["info", "--format", "{{join .Plugins.Volume \"\\n\"}}"]).output();
-    let known = known.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let lives = |name: &str| Path::new("/run/docker/plugins").join(format!("{name}.sock")).exists();
-    known.lines().any(|name| name.starts_with("serve-") && !lives(name))
 }
 
 /// The tree of the repository.

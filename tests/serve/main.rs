@@ -4,8 +4,9 @@ mod api;
 #[path = "../cli/bench.rs"]
 #[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod bench;
+mod disks;
 mod docker;
-mod hang;
+mod engine;
 mod misuse;
 mod node;
 mod restart;

@@ -11,16 +11,16 @@ use crate::bench::{lives, require_host, wait_until};
 use crate::node::{Answer, Client, Node, block_on, mounts_below};
 
 /// Configuration of a plugin in the directory of `node`.
-pub fn configuration(node: &Node) -> String {
+fn configuration(node: &Node) -> String {
     let (socket, root) = (plugin_socket(node), volume_root(node));
     format!("[docker]\nenabled = true\nsocket = {socket:?}\nroot = {root:?}")
 }
 
-pub fn plugin_socket(node: &Node) -> PathBuf {
+fn plugin_socket(node: &Node) -> PathBuf {
     node.path().join("plugin.sock")
 }
 
-pub fn volume_root(node: &Node) -> PathBuf {
+fn volume_root(node: &Node) -> PathBuf {
     node.path().join("volumes")
 }
 

@@ -1,4 +1,4 @@
-//! A disk that does not answer: runs on it are given up, everybody else is served.
+//! Disks that are full, or do not answer: their runs are told, everybody else is served.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -177,4 +177,40 @@ fn asking_for_the_health_of_a_disk_that_hangs_takes_nothing_from_others() {
     node.must("POST", "/v1/runs", &on(&good, &fine));
     drop(silent);
     wait_until("the disk answers", || node.must("GET", "/v1/health", "")["status"] == "ok");
+}
+
+/// Writes `size` bytes and has them stored.
+fn fill(path: PathBuf, size: usize) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(&vec![1; size])?;
+    file.sync_all()
+}
+
+#[test]
+fn a_full_disk_is_no_space_for_its_runs_and_for_nobody_else() {
+    require_host!();
+    let (node, good, small) = start();
+    mount(Some("small"), &small, Some("tmpfs"), MsFlags::empty(), Some("size=16m")).expect("mounted");
+    let [first, second, other] = [&small, &small, &good].map(|disk| {
+        let id = node.fresh_id();
+        node.must("POST", "/v1/runs", &on(disk, &id));
+        node.root().join(id)
+    });
+    fill(second.join("kept"), 1 << 20).expect("there is room");
+    for run in [&first, &second] {
+        let error = fill(run.join("big"), 32 << 20).expect_err("there is no room");
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+    }
+    fill(other.join("big"), 32 << 20).expect("another disk");
+    assert_eq!(fs::read(second.join("kept")).expect("readable"), vec![1; 1 << 20]);
+    let health = node.must("GET", "/v1/health", "");
+    assert!(health["problems"].to_string().contains(&*small.to_string_lossy()), "{health}");
+    fs::remove_file(first.join("big")).expect("removed");
+    fs::remove_file(second.join("big")).expect("removed");
+    wait_until("there is room again", || fill(second.join("again"), 4 << 20).is_ok());
+    for run in [&first, &second, &other] {
+        let id = run.file_name().expect("an id").to_string_lossy();
+        node.must("DELETE", &format!("/v1/runs/{id}"), "");
+    }
+    umount2(&small, MntFlags::empty()).expect("nobody holds anything there");
 }
