@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures runseal beside gocryptfs, securefs or encfs, a plain directory on the same disk, and tmpfs, in one invocation and
 # in turns. Results: target/bench/{results.json,table.md,*.svg}. Must be root: it mounts, and drops the kernel's caches.
-# usage: scripts/bench.sh [--quick] [--micro | --scale | --s3 | --serve] [--only PATTERN] [--targets LIST] [--rounds N]   (--help for more)
+# usage: scripts/bench.sh [--quick] [--micro | --scale | --s3 | --serve | --profile] [--only PATTERN] [--targets LIST] [--rounds N]   (--help for more)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,6 +20,9 @@ if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/
 fi
 
 case " $* " in
+*" --profile "*)
+    command -v perf >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends linux-perf >/dev/null
+    ;;
 *" --s3 "*)
     # The peers and the server of these rows: pinned, below target/tools.
     command -v rclone >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rclone >/dev/null

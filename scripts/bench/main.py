@@ -12,6 +12,7 @@ from pathlib import Path
 
 import host
 import micro
+import profile
 import render
 import s3
 import scale
@@ -37,12 +38,9 @@ def main():
     up = []
     try:
         check_room(base)
-        if options.scale:
-            return scale.run(options, base, out)
-        if options.s3:
-            return s3.run(options, base, out)
-        if options.serve:
-            return serve.run(options, base, out)
+        for mode in (scale, s3, serve, profile):
+            if getattr(options, mode.__name__):
+                return mode.run(options, base, out)
         results = {"facts": host.facts(base), "quick": options.quick, "rounds": options.rounds, "versions": {}}
         results["facts"]["caches_dropped"] = host.Caches().may_drop
         raise_all(options.targets, base, up, results)
@@ -71,6 +69,7 @@ def arguments():
     parser.add_argument("--scale", action="store_true", help="how the cost grows with writers, files, bytes and cores")
     parser.add_argument("--s3", action="store_true", help="staging from and to S3 beside s5cmd and rclone")
     parser.add_argument("--serve", action="store_true", help="what runs cost that are made through the node daemon")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, by samples of all processors (perf)")
     parser.add_argument("--s3-sizes", metavar="NxMIB,...", help="objects for --s3 [1x4096,1000x1; 1x256,100x1 with --quick]")
     parser.add_argument("--only", metavar="PATTERN", default="", help="workloads or rows that match (regular expression)")
     parser.add_argument(
