@@ -97,25 +97,16 @@ pub struct AwsArgs {
 impl AwsArgs {
     /// What the flags say, for a run whose results go to `output`.
     pub fn into_spec(self, output: Option<&Location>) -> Result<(AwsSpec, Option<AuditDestination>), Failure> {
-        let to_s3 = output.is_some_and(|output| output.s3().is_some());
-        if (self.sse.is_some() || self.sse_kms_key_id.is_some()) && !to_s3 {
-            return Err(usage("--sse and --sse-kms-key-id are for results in S3: give --output s3://BUCKET/PREFIX/"));
-        }
-        if self.sse == Some(Sse::Aes256) && self.sse_kms_key_id.is_some() {
-            return Err(usage("--sse AES256 takes no KMS key: leave out --sse-kms-key-id, or say --sse aws:kms"));
-        }
         let aws = AwsSpec {
             role: self.role_arn,
             profile: self.aws_profile,
             region: self.region,
             fips: self.fips,
             dual_stack: self.dual_stack,
-            // As the AWS command line does it: a key alone means SSE-KMS.
-            sse: self.sse.or(self.sse_kms_key_id.as_ref().map(|_| Sse::Kms)),
-            sse_kms_key: self.sse_kms_key_id,
             run_key: self.run_key_kms,
             ..AwsSpec::default()
         };
+        let aws = aws.with_encryption(self.sse, self.sse_kms_key_id, output).map_err(usage)?;
         let audit = match self.audit.as_deref().map(AuditDestination::from) {
             Some(AuditDestination::File(path)) => Some(AuditDestination::File(std::path::absolute(path)?)),
             other => other,

@@ -53,6 +53,9 @@ enum Action {
     #[command(name = FLUSH_RESULTS, hide = true)]
     FlushResults {
         dir: PathBuf,
+        /// Follow no link out of this directory, above DIR
+        #[arg(long)]
+        within: Option<PathBuf>,
     },
     /// For `serve`: mounts as the order on standard input says
     #[command(name = SERVED_MOUNT, hide = true)]
@@ -131,7 +134,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Doctor(args) => doctor::act(args),
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),
-        Action::FlushResults { dir } => Ok(flush_here(&dir).map(|()| 0)?),
+        Action::FlushResults { dir, within } => Ok(flush_here(&dir, within.as_deref()).map(|()| 0)?),
         Action::ServedMount => Ok(mount_here(std::io::stdin())?),
     }
 }

@@ -28,6 +28,7 @@ pub struct MountArgs {
 pub fn act(args: MountArgs, voice: Voice) -> Result<u8, Failure> {
     let (id, store) = args.store.into_spec()?;
     let (mountpoint, options, foreground) = (args.mountpoint, args.options, args.foreground);
-    let spec = MountSpec { id, store, mountpoint, options, foreground, root: RootSpec::default(), note: None };
-    Ok(run::mount(spec, voice)?)
+    let spec =
+        MountSpec { id, store, mountpoint, options, foreground, root: RootSpec::default(), note: None, staging: None };
+    Ok(run::mount(spec, None, voice)?)
 }

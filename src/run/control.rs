@@ -75,7 +75,8 @@ impl Request {
         if line.len() > REQUEST_MAX { Err(io::Error::other("the credentials are too long")) } else { Ok(line) }
     }
 
-    fn from_line(line: &[u8]) -> io::Result<Self> {
+    /// Reads what [`Request::to_line`] made, without the end of the line.
+    pub fn from_line(line: &[u8]) -> io::Result<Self> {
         let Line { request, discard, credentials } = serde_json::from_slice(line).map_err(|_| malformed())?;
         let secret = |text: &str| Zeroizing::new(text.to_owned());
         let credentials = credentials.map(|handed| Credentials {

@@ -46,16 +46,20 @@ struct Failures {
 }
 
 /// Flushes every regular file below `dir`. No process may be writing any more. `in_user_namespace`: the right to open
-/// any of them is one of a user namespace, and has to be handed on.
+/// any of them is one of a user namespace, and has to be handed on. `within`: others may exchange what is below this
+/// directory meanwhile, so links must not lead out of it; needs root.
 ///
 /// # Errors
 /// Data written through a mapping, or to a file nobody closed with care, that found no space. The kernel has dropped
 /// them and tells so once: a second call succeeds.
-pub fn flush_results(dir: &Path, in_user_namespace: bool) -> Result<(), Unflushed> {
+pub fn flush_results(dir: &Path, in_user_namespace: bool, within: Option<&Path>) -> Result<(), Unflushed> {
     let failed = |source| Unflushed { path: dir.to_owned(), source, others: 0 };
     let mut child = Command::new("/proc/self/exe");
     // It needs no environment, and credentials may be in it.
     child.arg(SUBCOMMAND).arg(dir).env_clear().stdin(Stdio::null()).stderr(Stdio::inherit());
+    if let Some(within) = within {
+        child.arg("--within").arg(within);
+    }
     if in_user_namespace {
         process::hand_on_file_rights(&mut child);
     }
@@ -73,8 +77,21 @@ pub fn flush_results(dir: &Path, in_user_namespace: bool) -> Result<(), Unflushe
 }
 
 /// Life of the child: flushes, and says on standard output what failed.
-pub fn flush_here(dir: &Path) -> io::Result<()> {
-    let Err(Unflushed { path, source, others }) = flush_tree(dir) else { return Ok(()) };
+pub fn flush_here(dir: &Path, within: Option<&Path>) -> io::Result<()> {
+    let root = Path::new("/");
+    let dir = match within {
+        Some(within) => {
+            nix::unistd::chroot(within)?;
+            std::env::set_current_dir(root)?;
+            root.join(dir.strip_prefix(within).map_err(io::Error::other)?)
+        }
+        None => dir.to_owned(),
+    };
+    let Err(Unflushed { path, source, others }) = flush_tree(&dir) else { return Ok(()) };
+    let path = match within {
+        Some(within) => within.join(path.strip_prefix(root).map_err(io::Error::other)?),
+        None => path,
+    };
     let path = path.as_os_str().as_bytes().to_owned();
     let failures = Failures { path, errno: source.raw_os_error().unwrap_or(libc::EIO), others };
     io::stdout().write_all(&serde_json::to_vec(&failures)?)

@@ -21,6 +21,11 @@ impl Voice {
     }
 }
 
+/// Tells the process that started this one something that is not for people.
+pub fn pass_on(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Tells something that must be heard.
 pub fn warn(text: impl Display) {
     // Nobody listening is no reason to stop.

@@ -18,23 +18,25 @@ use super::sealed::{self, Seat, beside, lock_memory, make_seal};
 use super::service::Service;
 use super::state::{Record, State};
 use super::supervisor::{self, Supervisor};
+use super::workflow::{Run, Service as Attendance};
 use crate::fuse::{self, MountOptions};
-use crate::spec::MountSpec;
+use crate::s3::Credentials;
+use crate::spec::{MountSpec, RunSpec, StagingSpec};
 use crate::sys::process::{self, Inherited, Side};
 
 /// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
 /// family as it ends; only the caller's own is the one the user waits for. Until the mount is ready the others die with it.
-pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
+pub fn mount(mut spec: MountSpec, credentials: Option<Credentials>, voice: Voice) -> Result<u8, RunError> {
     spec.mountpoint = std::path::absolute(&spec.mountpoint).map_err(system("finding the working directory"))?;
     if spec.foreground {
         let service = Service::take(&spec.mountpoint)?;
-        return supervise(spec, voice, move |event| service.on_event(event));
+        return supervise(spec, credentials, voice, move |event| service.on_event(event));
     }
     let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
     let caller = Pid::this();
     match process::fork().map_err(system("fork"))? {
         Side::Parent(daemon) => {
-            drop(writer);
+            drop((writer, credentials));
             wait_ready(File::from(reader), daemon)
         }
         Side::Child => {
@@ -42,7 +44,7 @@ pub fn mount(mut spec: MountSpec, voice: Voice) -> Result<u8, RunError> {
             process::die_with(caller).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
             nix::unistd::setsid().map_err(system("setsid"))?;
             let mut writer = Some(File::from(writer));
-            supervise(spec, voice, move |event| {
+            supervise(spec, credentials, voice, move |event| {
                 if matches!(event, Event::Phase { phase: Phase::Serving })
                     && let Some(mut writer) = writer.take()
                 {
@@ -65,7 +67,12 @@ fn wait_ready(mut reader: File, daemon: Pid) -> Result<u8, RunError> {
     }
 }
 
-fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Result<u8, RunError> {
+fn supervise(
+    spec: MountSpec,
+    credentials: Option<Credentials>,
+    voice: Voice,
+    on_event: impl FnMut(&Event),
+) -> Result<u8, RunError> {
     if detach_stale(&spec.mountpoint)? {
         warn(format_args!("detached what a dead run had left on {}", spec.mountpoint.display()));
     }
@@ -86,11 +93,11 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
                 true => process::die_with(supervisor).map_err(system("prctl(PR_SET_PDEATHSIG)")),
                 false => Ok(()),
             };
-            let ready = || match background {
+            let ready = move || match background {
                 true => process::outlive_parent().and_then(|()| detach_stdio()),
                 false => Ok(()),
             };
-            let result = sealed::live(seat, tie, |desk| serve(spec, desk, ready));
+            let result = sealed::live(seat, tie, |desk| serve(spec, credentials, desk, ready));
             let orphaned = getppid() != supervisor;
             if !orphaned {
                 state.disown();
@@ -98,7 +105,7 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
             result
         }
         Side::Parent(sealed) => {
-            drop((sealed_link, socket));
+            drop((sealed_link, socket, credentials));
             record.sealed = Some(sealed.as_raw() as u32);
             state.record(&record)?;
             let result = Supervisor { sealed, signals, link }.watch(&mut report, on_event);
@@ -114,14 +121,21 @@ fn supervise(spec: MountSpec, voice: Voice, on_event: impl FnMut(&Event)) -> Res
 /// there.
 async fn serve(
     spec: MountSpec,
+    credentials: Option<Credentials>,
     mut desk: Desk,
-    ready: impl FnOnce() -> io::Result<()>,
+    ready: impl FnOnce() -> io::Result<()> + 'static,
 ) -> Result<(Outcome, u8), RunError> {
+    let options =
+        MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
+    if let Some(StagingSpec { inputs, output, overwrite, aws }) = spec.staging {
+        let service = Attendance { options, root: spec.root, credentials, ready: Some(Box::new(ready)) };
+        let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
+        let run = RunSpec { id, store, inputs, output, overwrite, aws, audit: None, report: None, command: Vec::new() };
+        return Run::of_mount(run, mountpoint, service, desk).work().await;
+    }
     desk.phase(Phase::Seal);
     let store = spec.store.clone();
     let room = desk.guard("opening the backing", 0, beside(move || Room::find(&store))).await??;
-    let options =
-        MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
     let keys = KeySource { memory_locked: lock_memory(spec.store.memory_lock)?, share: None };
     let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, keys, &desk).await?;
     desk.watch(&seal);

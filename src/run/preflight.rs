@@ -8,7 +8,7 @@ use super::message;
 use super::seal::Room;
 use crate::audit::Trail;
 use crate::preflight::{self, Cleared, Evidence, Profile};
-use crate::s3::Cloud;
+use crate::s3::{Cloud, Credentials};
 use crate::spec::{KmsKey, RunSpec};
 
 /// What the first phase has found.
@@ -23,9 +23,15 @@ pub struct Ready {
 
 impl Ready {
     /// Finds room, connects, and checks inputs and output. Blocks.
-    pub fn make(spec: &RunSpec, connector: Connector, explain: bool, trail: &Trail) -> Result<Self, RunError> {
+    pub fn make(
+        spec: &RunSpec,
+        connector: Connector,
+        credentials: Option<Credentials>,
+        explain: bool,
+        trail: &Trail,
+    ) -> Result<Self, RunError> {
         let room = Room::find(&spec.store)?;
-        let cloud = if spec.uses_aws() { Some(connect(spec, connector)?) } else { None };
+        let cloud = if spec.uses_aws() { Some(connect(spec, connector, credentials)?) } else { None };
         let request = preflight::Request {
             run: &spec.id,
             inputs: &spec.inputs,
@@ -45,7 +51,7 @@ impl Ready {
 /// is started, and the command of `spec` plays no part.
 pub fn preflight(spec: &RunSpec, explain: bool) -> Result<Evidence, RunError> {
     let trail = trail(spec)?;
-    let ready = Ready::make(spec, Switch::new().connector(), explain, &trail);
+    let ready = Ready::make(spec, Switch::new().connector(), None, explain, &trail);
     tell_gap(&trail);
     Ok(ready?.cleared.evidence().clone())
 }
@@ -53,7 +59,7 @@ pub fn preflight(spec: &RunSpec, explain: bool) -> Result<Evidence, RunError> {
 /// Checks that `key` is what a system of AWS asks of one.
 pub fn check_key(spec: &RunSpec, key: &str, profile: Profile) -> Result<Evidence, RunError> {
     let trail = trail(spec)?;
-    let cloud = connect(spec, Switch::new().connector())?;
+    let cloud = connect(spec, Switch::new().connector(), None)?;
     let checked = preflight::check_key(key, profile, &cloud, &trail);
     tell_gap(&trail);
     Ok(checked?)
@@ -69,6 +75,6 @@ fn trail(spec: &RunSpec) -> Result<Trail, RunError> {
     Ok(spec.audit.as_ref().map(|to| Trail::open(to, spec.id.as_str())).transpose()?.unwrap_or_default())
 }
 
-fn connect(spec: &RunSpec, connector: Connector) -> Result<Arc<Cloud>, RunError> {
-    connector.connect(spec, None).map_err(|source| RunError::Aws { source })
+fn connect(spec: &RunSpec, connector: Connector, credentials: Option<Credentials>) -> Result<Arc<Cloud>, RunError> {
+    connector.connect(spec, credentials).map_err(|source| RunError::Aws { source })
 }

@@ -62,6 +62,8 @@ pub struct Seal {
     /// Its mount.
     pub mount: Arc<Mount>,
     store: Arc<Store>,
+    /// User and group of the root.
+    owner: (u32, u32),
 }
 
 impl Seal {
@@ -85,12 +87,14 @@ impl Seal {
             size: room.size,
         }));
         let store = Store::new(Box::new(room.backing), keyring, room.size);
-        let scratch = Arc::new(Scratch::new(store.clone(), scratch_options(root)));
+        let options_of_scratch = scratch_options(root);
+        let owner = (options_of_scratch.uid, options_of_scratch.gid);
+        let scratch = Arc::new(Scratch::new(store.clone(), options_of_scratch));
         match Mount::new(scratch.clone(), mountpoint, options) {
             Ok(mount) => {
                 mount.facts().degraded.iter().for_each(|what| tracing::info!("mount: {what}"));
                 journal.record(Event::Mounted { facts: serde_json::to_value(mount.facts()).unwrap_or_default() });
-                Ok(Self { scratch, mount: Arc::new(mount), store })
+                Ok(Self { scratch, mount: Arc::new(mount), store, owner })
             }
             Err(error) => {
                 wipe(&store, journal);
@@ -99,9 +103,10 @@ impl Seal {
         }
     }
 
-    /// Makes a directory below the root and returns its inode number.
+    /// Makes a directory below the root, with the same owner, and returns its inode number.
     pub fn make_dir(&self, name: &str, mode: u32) -> Result<u64, RunError> {
-        let caller = Caller { uid: geteuid().as_raw(), gid: getegid().as_raw(), umask: 0 };
+        let (uid, gid) = self.owner;
+        let caller = Caller { uid, gid, umask: 0 };
         let ino = self.scratch.mkdir(ROOT, name.as_bytes(), mode, &caller)?.ino;
         self.scratch.forget(ino, 1);
         Ok(ino)

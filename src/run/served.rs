@@ -13,14 +13,16 @@ use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use zeroize::Zeroizing;
 
 use super::control::{Reply, Request};
 use super::error::{RunError, system};
-use super::message::Voice;
+use super::message::{self, Voice};
 use super::report::{Kind, Report};
 use super::state::{self, Record};
 use super::{END_TIME, STATUS_TIME, accepted, mount};
-use crate::spec::{MountSpec, RootSpec, RunId, StoreSpec};
+use crate::s3::Credentials;
+use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
 use crate::sys::process;
 use crate::units::ByteSize;
 
@@ -32,7 +34,11 @@ const SYSTEM: u8 = 71;
 /// How long killed processes may take to be gone. One that waits for a disk may stay until the disk answers.
 const DEATH_TIME: Duration = Duration::from_secs(2);
 /// Longest text of a family that could not mount.
-const MESSAGE_MAX: usize = 64 << 10;
+const MESSAGE_MAX: usize = 1 << 20;
+/// Longest order, credentials included.
+const ORDER_MAX: usize = 1 << 20;
+/// Begins the line with the findings of preflight, as JSON.
+const FINDINGS: &str = "runseal-findings: ";
 /// This very binary, even when the file has been replaced by a newer one.
 const OWN_BINARY: &str = "/proc/self/exe";
 
@@ -55,6 +61,8 @@ pub struct MountOrder {
     pub owner: (u32, u32),
     /// Permission bits of the root of the scratch.
     pub mode: u32,
+    /// What is copied in before the mount is ready, and out when somebody asks.
+    pub staging: Option<StagingSpec>,
     /// What the service wants to find again in [`Family::record`].
     pub note: serde_json::Value,
 }
@@ -69,6 +77,7 @@ impl MountOrder {
             foreground: false,
             root: RootSpec { owner: Some(self.owner), mode: Some(self.mode), memory: Some(self.memory) },
             note: Some(self.note),
+            staging: self.staging,
         }
     }
 }
@@ -81,25 +90,45 @@ pub struct NotMounted {
     pub code: u8,
     /// What it said.
     pub message: String,
+    /// What preflight has found, each as `runseal preflight --json` shows it.
+    pub findings: Vec<serde_json::Value>,
     /// Processes that were killed and are not gone yet, because the kernel waits for a disk on their behalf.
     pub left: Option<Box<Family>>,
 }
 
 impl NotMounted {
     fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), left: None }
+        Self { code, message: message.into(), findings: Vec::new(), left: None }
     }
 }
 
-/// Mounts as `order`, JSON of a [`MountOrder`], says. For the process that [`Family::start`] starts; dies with its
+/// Mounts as `order` says: a line of JSON of a [`MountOrder`], perhaps one more with credentials. For the process that [`Family::start`] starts; dies with its
 /// parent until the mount is ready.
 pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
     process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
-    let mut text = String::new();
-    order.read_to_string(&mut text).map_err(system("reading the order of the service"))?;
-    let order: MountOrder =
-        serde_json::from_str(&text).map_err(io::Error::from).map_err(system("reading the order of the service"))?;
-    mount(order.into_spec(), Voice::Quiet)
+    let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
+    let result = mount(order.into_spec(), credentials, Voice::Quiet);
+    if let Err(RunError::Preflight(report)) = &result
+        && let Ok(findings) = serde_json::to_string(&report.findings)
+    {
+        message::pass_on(format_args!("{FINDINGS}{findings}"));
+    }
+    result
+}
+
+fn read_order(from: &mut impl Read) -> io::Result<(MountOrder, Option<Credentials>)> {
+    // Room for all of it: a vector that grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(ORDER_MAX + 1));
+    from.take(ORDER_MAX as u64).read_to_end(&mut text)?;
+    let end = text.iter().position(|&byte| byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+    let order = serde_json::from_slice(&text[..end])?;
+    match text[end + 1..].strip_suffix(b"\n") {
+        None => Ok((order, None)),
+        Some(line) => match Request::from_line(line)? {
+            Request::Resume { credentials } => Ok((order, credentials)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        },
+    }
 }
 
 /// The processes of one mount.
@@ -111,22 +140,28 @@ pub struct Family {
 }
 
 impl Family {
-    /// Starts a family and waits until its mount is ready; also returns what it warned of. One that is not ready after
-    /// `patience` is killed. Blocks. Callable from a process with threads: the family begins in a new program.
-    pub fn start(order: &MountOrder, patience: Duration) -> Result<(Self, Vec<String>), NotMounted> {
+    /// Starts a family and waits until its mount is ready and has its inputs; also returns what it warned of. AWS is
+    /// asked with `credentials`, if there are any. One that is not ready after `patience` is killed. Blocks. Callable from a process with threads: the family begins in a new program.
+    pub fn start(
+        order: &MountOrder,
+        credentials: Option<Credentials>,
+        patience: Duration,
+    ) -> Result<(Self, Vec<String>), NotMounted> {
         let failed = |source| NotMounted::new(SYSTEM, format!("starting the family of a mount: {source}"));
-        let mut child = Self::launch(order).map_err(failed)?;
+        let mut child = Self::launch(order, credentials).map_err(failed)?;
         let stderr = child.stderr.take().expect("piped");
         // The family lets go of its standard descriptors when it is ready.
         let Some(said) = read_until(stderr, Instant::now() + patience).map_err(failed)? else {
             return Err(Self::give_up(order, patience, child));
         };
         let status = child.wait().map_err(failed)?;
-        let said: Vec<_> = String::from_utf8_lossy(&said).lines().filter_map(message).collect();
+        let text = String::from_utf8_lossy(&said);
+        let findings = text.lines().find_map(|line| serde_json::from_str(line.strip_prefix(FINDINGS)?).ok());
+        let said: Vec<_> = text.lines().filter_map(message).collect();
         if !status.success() {
             let code = status.code().map_or(SYSTEM, |code| code as u8);
             let message = if said.is_empty() { "the family of the mount died".to_owned() } else { said.join("\n") };
-            return Err(NotMounted::new(code, message));
+            return Err(NotMounted { findings: findings.unwrap_or_default(), ..NotMounted::new(code, message) });
         }
         match Self::find(&order.id) {
             Ok(family) => Ok((family, said)),
@@ -134,7 +169,7 @@ impl Family {
         }
     }
 
-    fn launch(order: &MountOrder) -> io::Result<Child> {
+    fn launch(order: &MountOrder, credentials: Option<Credentials>) -> io::Result<Child> {
         let mut child = Command::new(OWN_BINARY)
             .arg0("runseal")
             .arg(SUBCOMMAND)
@@ -143,8 +178,12 @@ impl Family {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
+        let mut stdin = child.stdin.take().expect("piped");
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        let secret = credentials.map(|handed| Request::Resume { credentials: Some(handed) }.to_line()).transpose()?;
         // A child that does not read has something to say, or has died.
-        let _ = child.stdin.take().expect("piped").write_all(&serde_json::to_vec(order)?);
+        let _ = stdin.write_all(&line).and_then(|()| secret.map_or(Ok(()), |secret| stdin.write_all(&secret)));
         Ok(child)
     }
 
@@ -203,6 +242,11 @@ impl Family {
     /// Asks it to end; answers when it has begun to. `discard` even if results are lost.
     pub async fn end(&self, discard: bool) -> Result<String, RunError> {
         accepted(self.ask(Request::End { discard }, Some(END_TIME)).await?)
+    }
+
+    /// Has it publish, with these credentials if there are any; waits for the end of that.
+    pub async fn publish(&self, credentials: Option<Credentials>) -> Result<String, RunError> {
+        accepted(self.ask(Request::Resume { credentials }, None).await?)
     }
 
     /// What it reports of itself.

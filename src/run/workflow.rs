@@ -46,12 +46,49 @@ pub struct Run {
     switch: Switch,
     /// The connection of now.
     cloud: Option<Arc<Cloud>>,
+    /// Those to connect with first, in place of what would be found.
+    credentials: Option<Credentials>,
+    /// Whether somebody else than this machine has given credentials. Then those of the machine are never used.
+    entrusted: bool,
+    /// For a mount that serves, in place of a command.
+    service: Option<Service>,
+}
+
+/// What makes a run of a mount: no command, everybody who may sees it, and it ends when it is told to.
+pub struct Service {
+    /// Of the mount.
+    pub options: MountOptions,
+    /// Of the scratch.
+    pub root: RootSpec,
+    /// Credentials to use in place of what would be found.
+    pub credentials: Option<Credentials>,
+    /// To be called when all is there.
+    pub ready: Option<Box<dyn FnOnce() -> std::io::Result<()>>>,
 }
 
 impl Run {
     /// A run that has not begun.
     pub fn new(spec: RunSpec, trail: Arc<Trail>, mountpoint: PathBuf, drop_capabilities: bool, desk: Desk) -> Self {
-        Self { spec, mountpoint, drop_capabilities, desk, trail, switch: Switch::new(), cloud: None }
+        Self {
+            spec,
+            mountpoint,
+            drop_capabilities,
+            desk,
+            trail,
+            switch: Switch::new(),
+            cloud: None,
+            credentials: None,
+            entrusted: false,
+            service: None,
+        }
+    }
+
+    /// The same for a mount.
+    pub fn of_mount(spec: RunSpec, mountpoint: PathBuf, mut service: Service, desk: Desk) -> Self {
+        let credentials = service.credentials.take();
+        let entrusted = credentials.is_some();
+        let trail = Arc::new(Trail::default());
+        Self { credentials, entrusted, service: Some(service), ..Self::new(spec, trail, mountpoint, false, desk) }
     }
 
     /// From the first check to the destruction of the key.
@@ -88,7 +125,8 @@ impl Run {
     async fn preflight(&mut self) -> Result<Ready, RunError> {
         self.desk.phase(Phase::Preflight);
         let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
-        let check = beside(move || Ready::make(&spec, connector, false, &trail));
+        let credentials = self.credentials.take();
+        let check = beside(move || Ready::make(&spec, connector, credentials, false, &trail));
         let ready = self.desk.guard("checking inputs and output", 0, check).await??;
         for Check { probe, subject, detail, .. } in ready.cleared.evidence().warnings() {
             message::warn(format_args!("preflight warns: {probe}: {subject}: {detail}"));
@@ -115,8 +153,11 @@ impl Run {
     async fn seal(&mut self, room: Room, keys: KeySource) -> Result<Seal, RunError> {
         self.desk.phase(Phase::Seal);
         // "Other" can only be those of the run: nobody else sees the mount.
-        let options = MountOptions { allow_other: true, ..MountOptions::default() };
-        make_seal(room, &self.spec.store, RootSpec::default(), self.mountpoint.clone(), options, keys, &self.desk).await
+        let (options, root) = match &self.service {
+            Some(service) => (service.options.clone(), service.root),
+            None => (MountOptions { allow_other: true, ..MountOptions::default() }, RootSpec::default()),
+        };
+        make_seal(room, &self.spec.store, root, self.mountpoint.clone(), options, keys, &self.desk).await
     }
 
     fn close_trail(&self) {
@@ -143,10 +184,15 @@ impl Run {
         seal.make_dir(TMP, 0o1777)?;
         let meter = Arc::new(Meter::new(self.desk.voice));
         let stager = Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter, self.trail.clone());
-        let stager = Arc::new(match self.spec.aws.concurrency {
+        let stager = match self.spec.aws.concurrency {
             Some(requests) => stager.with_concurrency(requests.into()),
             None => stager,
-        });
+        };
+        let stager = match self.service.as_ref().and_then(|service| service.root.owner) {
+            Some(owner) => stager.with_owner(owner),
+            None => stager,
+        };
+        let stager = Arc::new(stager);
         self.desk.watch(seal);
 
         if !self.spec.inputs.is_empty() {
@@ -154,6 +200,12 @@ impl Run {
         }
         if let Some(problem) = self.trail.problem() {
             return Err(RunError::Unaudited(problem.to_owned()));
+        }
+        if let Some(ready) = self.service.as_mut().and_then(|service| service.ready.take()) {
+            ready().map_err(system("letting go of the caller"))?;
+            let result = self.attend(stager.clone(), output, seal).await;
+            self.give_up(stager).await;
+            return result;
         }
         let status = self.command().await?;
         command::kill_everything();
@@ -179,6 +231,56 @@ impl Run {
                 Err(error)
             }
         }
+    }
+
+    /// Serves until it is told to end; publishes when asked.
+    async fn attend(&mut self, stager: Arc<Stager>, from: u64, seal: &Seal) -> Result<(Outcome, u8), RunError> {
+        let id = self.spec.id.clone();
+        let mut pending = self.spec.output.is_some();
+        let mut stopped = false;
+        self.desk.phase(Phase::Serving);
+        loop {
+            match self.desk.next().await {
+                Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => break,
+                Order::MountEnded | Order::Orphaned => break,
+                Order::Request(Request::End { discard }, reply) if discard || !pending => {
+                    let _ = reply.send(Reply::done("ending"));
+                    break;
+                }
+                Order::Request(Request::End { .. }, reply) => {
+                    let _ = reply.send(Reply::refused(format!(
+                        "run {id} has results that are not published: publish them, or end it with `discard`"
+                    )));
+                }
+                Order::Request(Request::Resume { credentials }, reply) if pending => {
+                    let published = match self.reconnect(credentials).await? {
+                        Ok(()) if seal.latched() && !std::mem::replace(&mut stopped, true) => {
+                            Err(PublishError::Stopped)
+                        }
+                        Ok(()) => self.publish(stager.clone(), from).await?,
+                        Err(source) => Err(PublishError::Aws { source }),
+                    };
+                    let answer = match published {
+                        Ok(()) => {
+                            pending = false;
+                            self.desk.phase(Phase::Serving);
+                            Reply::done("published")
+                        }
+                        Err(error) => {
+                            self.hold(&error);
+                            Reply::refused(format!("held: {error}"))
+                        }
+                    };
+                    // Whoever asked may have left.
+                    let _ = reply.send(answer);
+                }
+                Order::Request(_, reply) => {
+                    let _ = reply.send(Reply::refused(format!("run {id} has nothing to publish, or has done so")));
+                }
+                Order::Signal { .. } => {}
+            }
+        }
+        Ok((if pending { Outcome::Discarded } else { Outcome::Succeeded }, 0))
     }
 
     async fn fetch(&mut self, stager: Arc<Stager>, into: u64) -> Result<(), RunError> {
@@ -265,10 +367,11 @@ impl Run {
         self.desk.phase(Phase::Publish);
         let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
         let in_user_namespace = self.drop_capabilities;
+        let within = self.service.is_some().then(|| self.mountpoint.clone());
         let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
         let before = self.switch.requests();
         let work = beside(move || {
-            flush::flush_results(&output, in_user_namespace)?;
+            flush::flush_results(&output, in_user_namespace, within.as_deref())?;
             let totals = stager.publish(from, cloud.as_deref())?;
             if totals.skipped > 0 {
                 message::warn(format_args!(
@@ -312,9 +415,10 @@ impl Run {
 
     /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
     async fn reconnect(&mut self, credentials: Option<Credentials>) -> Result<Result<(), CallError>, RunError> {
-        if self.cloud.is_none() {
+        if self.cloud.is_none() || credentials.is_none() && self.entrusted {
             return Ok(Ok(()));
         }
+        self.entrusted |= credentials.is_some();
         let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
         let connect = beside(move || {
             let cloud = connector.connect(&spec, credentials)?;

@@ -8,14 +8,16 @@ use axum::extract::{Extension, MatchedPath, Path, RawQuery, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 
 use super::health::{self, Disks};
 use super::metrics::{Metrics, Page};
-use super::model::{Health, Owner, RunList, RunOutcome, RunRequest, RunState, RunView, SizeText};
+use super::model::{
+    AwsRequest, Health, Owner, PublishRequest, RunList, RunOutcome, RunRequest, RunState, RunView, Secret, SizeText,
+};
 use super::peer::Caller;
 use super::problem::{Document, Kind, Problem};
 use super::runs::Runs;
@@ -40,6 +42,8 @@ pub fn router(node: Arc<Node>) -> Router {
     Router::new()
         .route("/v1/runs", get(list).post(create))
         .route("/v1/runs/{id}", get(show).delete(end))
+        .route("/v1/runs/{id}/publish", post(publish))
+        .route("/v1/runs/{id}/resume", post(resume))
         .route("/v1/health", get(check))
         .route("/v1/openapi.json", get(describe))
         .route("/metrics", get(measure))
@@ -63,8 +67,21 @@ pub fn description() -> serde_json::Value {
                        (SO_PEERCRED); a user sees and ends only their own runs, root all.",
         license(name = "Apache-2.0 OR MIT"),
     ),
-    paths(list, create, show, end, check, describe, measure),
-    components(schemas(RunRequest, RunView, RunList, RunState, RunOutcome, Owner, SizeText, Health, Document))
+    paths(list, create, show, end, publish, resume, check, describe, measure),
+    components(schemas(
+        RunRequest,
+        RunView,
+        RunList,
+        RunState,
+        RunOutcome,
+        AwsRequest,
+        PublishRequest,
+        Secret,
+        Owner,
+        SizeText,
+        Health,
+        Document
+    ))
 )]
 struct Description;
 
@@ -74,7 +91,7 @@ async fn list(State(node): Shared, Extension(caller): Extension<Caller>) -> Json
     Json(RunList { runs: node.runs.list(caller) })
 }
 
-/// Make a run; answers when its scratch is mounted
+/// Make a run; answers when its scratch is mounted and has its inputs
 #[utoipa::path(
     post,
     path = "/v1/runs",
@@ -111,7 +128,7 @@ async fn show(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<RunView>, Problem> {
-    Ok(Json(node.runs.view(&id, caller)?))
+    Ok(Json(node.runs.look(&id, caller).await?))
 }
 
 /// End a run; answers when it is unmounted and its key is gone
@@ -142,6 +159,46 @@ async fn end(
         }
     };
     Ok(Json(node.runs.end(&id, discard, caller).await?))
+}
+
+/// Publish what is in `output`; answers when all is there. If that fails the run is held, and nothing is lost
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{id}/publish",
+    params(("id" = String, Path, description = "Name of the run")),
+    request_body = PublishRequest,
+    responses(
+        (status = 200, body = RunView),
+        (status = "4XX", body = Document, content_type = "application/problem+json"),
+    ),
+)]
+async fn publish(
+    State(node): Shared,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<RunView>, Problem> {
+    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, false, caller).await?))
+}
+
+/// Publish the results of a held run again
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{id}/resume",
+    params(("id" = String, Path, description = "Name of the run")),
+    request_body = PublishRequest,
+    responses(
+        (status = 200, body = RunView),
+        (status = "4XX", body = Document, content_type = "application/problem+json"),
+    ),
+)]
+async fn resume(
+    State(node): Shared,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<RunView>, Problem> {
+    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, true, caller).await?))
 }
 
 /// Whether the node can take runs
@@ -215,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_no_request_is_refused_with_the_place() {
-        let error = parse::<RunRequest>(b"{\"size\": \"x\"}").expect_err("no size");
+        let error = parse::<RunRequest>(b"{\"size\": \"x\"}").err().expect("no size");
         assert!(error.kind == Kind::Usage && error.detail.contains("column"), "{error}");
         assert!(parse::<RunRequest>(b"").is_ok(), "all has defaults");
         for bytes in [&b"["[..], b"null", b"\xff", b"{} {}", b"{\"owner\": {\"uid\": -1, \"gid\": 0}}"] {

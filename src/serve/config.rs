@@ -66,6 +66,16 @@ pub struct Config {
     pub limits: Limits,
     /// The volume plugin for Docker.
     pub docker: Docker,
+    /// Runs with data in S3.
+    pub aws: Aws,
+}
+
+/// `[aws]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aws {
+    /// Whether runs of users who are not root may use the credentials of this node.
+    pub node_credentials: bool,
 }
 
 /// `[api]`

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub connections: Counter,
     /// Runs that ended, by outcome.
     pub ended: Labelled,
+    /// Attempts to publish, by result.
+    pub published: Labelled,
     /// Runs that were not made, by kind of problem.
     pub refused: Labelled,
     /// Requests, by method, path and status.
@@ -99,6 +101,7 @@ impl Page {
         page.histogram("runseal_end_seconds", "Time from the request to the wiped key", &metrics.end);
         page.counter("runseal_runs_adopted_total", "Live runs found at the start", plain(&metrics.adopted));
         page.counter("runseal_runs_ended_total", "Runs that ended", metrics.ended.0.lock().clone());
+        page.counter("runseal_runs_published_total", "Attempts to publish", metrics.published.0.lock().clone());
         page.counter("runseal_runs_refused_total", "Runs that were not made", metrics.refused.0.lock().clone());
         page.counter("runseal_http_requests_total", "Requests answered", metrics.requests.0.lock().clone());
         page.counter("runseal_volume_calls_total", "Calls of Docker", metrics.volume_calls.0.lock().clone());

@@ -6,6 +6,7 @@
 //! | `http` | connections, their limits and times; `peer`: who calls |
 //! | `api`, `model`, `problem` | paths, JSON, errors; `docs/openapi.json` is made from them |
 //! | `runs` | the table of runs: limits, start, end, adoption |
+//! | `staging` | which inputs, outputs and credentials a caller may name |
 //! | `mountpoint` | directories to mount on |
 //! | `docker`, `volumes` | the volume plugin of Docker, and the volumes behind it |
 //! | `health`, `metrics` | how the node is |
@@ -21,6 +22,7 @@ mod mountpoint;
 mod peer;
 mod problem;
 mod runs;
+mod staging;
 mod volumes;
 
 use std::fs;

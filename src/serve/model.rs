@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
-use crate::spec::RunId;
+use crate::run::Credentials;
+use crate::spec::{KmsKey, Region, RoleArn, RunId, Sse};
 use crate::units::ByteSize;
 
 /// A number of bytes: a number, or text such as `10G`.
@@ -97,8 +100,8 @@ pub struct Owner {
 }
 
 /// A run to create
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RunRequest {
     /// Name: 1 to 64 of A-Z a-z 0-9 . _ -; made up if absent
     #[schema(value_type = Option<String>)]
@@ -111,6 +114,7 @@ pub struct RunRequest {
     pub memory: Option<Size>,
     /// Directories for the ciphertext, out of those the node allows; the first of them if absent
     #[schema(value_type = Vec<String>)]
+    #[serde(default)]
     pub backing: Vec<PathBuf>,
     /// Where to mount: a name below one of the node's roots that is free; ROOT/ID if absent
     #[schema(value_type = Option<String>)]
@@ -121,7 +125,98 @@ pub struct RunRequest {
     #[schema(value_type = Option<String>, example = "0750")]
     pub mode: Option<Mode>,
     /// Mount options as of mount(8); suid and dev only for root
+    #[serde(default)]
     pub options: Vec<String>,
+    /// What to copy into `input`, each s3://BUCKET/KEY, s3://BUCKET/PREFIX/ or (only for root) an absolute path, with =REL to
+    /// name it there
+    #[serde(default)]
+    pub inputs: Vec<String>,
+    /// Where to publish `output`: s3://BUCKET/PREFIX/ or (only for root) an absolute path
+    pub output: Option<String>,
+    /// Let results replace what is in the output
+    #[serde(default)]
+    pub overwrite: bool,
+    /// How to speak to AWS
+    #[serde(default)]
+    pub aws: AwsRequest,
+}
+
+/// How to speak to AWS, as the options of `runseal run` say it
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AwsRequest {
+    /// ARN of a role to take; its session is named after the run
+    #[schema(value_type = Option<String>)]
+    pub role_arn: Option<RoleArn>,
+    /// Profile of the service's AWS configuration files; only for root
+    pub profile: Option<String>,
+    /// Region; that of the service if absent
+    #[schema(value_type = Option<String>)]
+    pub region: Option<Region>,
+    /// FIPS 140 endpoints
+    #[serde(default)]
+    pub fips: bool,
+    /// Endpoints that have IPv6 as well as IPv4
+    #[serde(default)]
+    pub dual_stack: bool,
+    /// Encryption of results in S3: AES256, aws:kms or aws:kms:dsse; what the bucket says if absent
+    #[schema(value_type = Option<String>)]
+    pub sse: Option<Sse>,
+    /// KMS key for that: ARN, key id or alias/NAME
+    #[schema(value_type = Option<String>)]
+    pub sse_kms_key_id: Option<KmsKey>,
+    /// KMS key that takes part in the key of the run: ARN, key id or alias/NAME
+    #[schema(value_type = Option<String>)]
+    pub run_key_kms: Option<KmsKey>,
+    /// Requests to S3 under way at once, 1 to 1024
+    pub concurrency: Option<u16>,
+    /// Credentials to use; required of everybody but root unless the node allows its own
+    #[schema(value_type = Option<Secret>)]
+    pub credentials: Option<Handed>,
+}
+
+/// How to publish again
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// Credentials to use from now on; those of before if absent
+    #[schema(value_type = Option<Secret>)]
+    pub credentials: Option<Handed>,
+}
+
+/// Credentials of AWS; never written, logged or shown
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Credentials)]
+#[serde(deny_unknown_fields)]
+pub struct Secret<'a> {
+    /// Access key id
+    access_key_id: &'a str,
+    /// Secret access key
+    secret_access_key: &'a str,
+    /// Session token of temporary credentials
+    #[serde(borrow)]
+    session_token: Option<&'a str>,
+}
+
+/// Credentials that came with a request. What is wrong with them is told without quoting them.
+pub struct Handed(pub Credentials);
+
+impl<'de> Deserialize<'de> for Handed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <&RawValue>::deserialize(deserializer)?;
+        let Secret { access_key_id, secret_access_key, session_token } =
+            serde_json::from_str(text.get()).map_err(|_| {
+                de::Error::custom(
+                    "credentials: not an object of the texts access_key_id, secret_access_key and, perhaps, session_token",
+                )
+            })?;
+        let secret = |text: &str| Zeroizing::new(text.to_owned());
+        Ok(Self(Credentials {
+            access_key_id: secret(access_key_id),
+            secret_access_key: secret(secret_access_key),
+            session_token: session_token.map(secret),
+        }))
+    }
 }
 
 /// Bytes as a number, or text such as "10G"
@@ -142,8 +237,14 @@ pub enum SizeText {
 pub enum RunState {
     /// Its processes are starting.
     Starting,
-    /// Mounted.
+    /// Mounted, with all inputs.
     Serving,
+    /// Results are being published.
+    Publishing,
+    /// Publishing failed; `problem` tells why. The results wait for another try.
+    Held,
+    /// Results are published; the scratch is still there.
+    Published,
     /// Being unmounted and wiped.
     Ending,
     /// Over; `outcome` tells how.
@@ -193,6 +294,12 @@ pub struct RunView {
     pub mode: Mode,
     /// Mount options
     pub options: Vec<String>,
+    /// What was copied in
+    pub inputs: Vec<String>,
+    /// Where results go
+    pub output: Option<String>,
+    /// Why the results are held
+    pub problem: Option<String>,
     /// When it started, RFC 3339
     pub started: Option<String>,
     /// Process id of the supervisor
@@ -253,7 +360,7 @@ mod tests {
     #[test]
     fn unknown_fields_of_a_request_are_refused() {
         assert!(serde_json::from_str::<RunRequest>("{}").is_ok());
-        let error = serde_json::from_str::<RunRequest>("{\"sise\": 1}").expect_err("a typo");
+        let error = serde_json::from_str::<RunRequest>("{\"sise\": 1}").err().expect("a typo");
         assert!(error.to_string().contains("sise"), "{error}");
     }
 }

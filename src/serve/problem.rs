@@ -119,12 +119,14 @@ pub struct Problem {
     pub kind: Kind,
     /// What and why, and what to do.
     pub detail: String,
+    /// What preflight has found.
+    pub findings: Vec<serde_json::Value>,
 }
 
 impl Problem {
     /// `detail` names the thing and the remedy.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
+        Self { kind, detail: detail.into(), findings: Vec::new() }
     }
 
     /// Of a run nobody, or nobody the caller may see, has.
@@ -135,7 +137,7 @@ impl Problem {
 
 impl From<NotMounted> for Problem {
     fn from(error: NotMounted) -> Self {
-        Self::new(Kind::of_exit(error.code), error.message)
+        Self { findings: error.findings, ..Self::new(Kind::of_exit(error.code), error.message) }
     }
 }
 
@@ -167,12 +169,17 @@ pub struct Document {
     pub detail: String,
     /// Exit code with which `runseal` reports the same
     pub exit_code: u8,
+    /// What preflight has found, if it has: code, subject, problem, remedy, and what AWS said
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    pub findings: Vec<serde_json::Value>,
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (name, status, title, exit_code) = self.kind.row();
-        let document = Document { kind: format!("{TYPE_PREFIX}{name}"), title, status, detail: self.detail, exit_code };
+        let Self { detail, findings, .. } = self;
+        let document = Document { kind: format!("{TYPE_PREFIX}{name}"), title, status, detail, exit_code, findings };
         let body = serde_json::to_vec(&document).expect("strings and numbers only");
         let mut response = body.into_response();
         *response.status_mut() = StatusCode::from_u16(status).expect("the table holds valid numbers");

@@ -14,17 +14,21 @@ use tokio::sync::{Semaphore, watch};
 
 use super::config::Config;
 use super::metrics::{Metrics, Page, label};
-use super::model::{Mode, Owner, RunOutcome, RunRequest, RunState, RunView, Size};
+use super::model::{Mode, Owner, PublishRequest, RunOutcome, RunRequest, RunState, RunView, Size};
 use super::mountpoint::Roots;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
+use super::staging;
 use crate::run::error::RunError;
-use crate::run::{Family, MountOrder, Phase, beside};
-use crate::spec::RunId;
+use crate::run::{Credentials, Family, MountOrder, Phase, Report, beside};
+use crate::spec::{RunId, StagingSpec};
 use crate::sys::process;
 
 /// Families that start at the same time; more would only wait for each other.
 const STARTING: usize = 8;
+/// Families that fetch at the same time, and how long that may take: they hold no slot of the others.
+const STAGING: usize = 64;
+const STAGING_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a client waits for the end of a run. Open files alone keep one for five seconds.
 const END_TIME: Duration = Duration::from_secs(50);
 /// How long a run that ended by itself is remembered, and how many of them.
@@ -44,6 +48,10 @@ struct Note {
     owner: Owner,
     mode: Mode,
     options: Vec<String>,
+    #[serde(default)]
+    inputs: Vec<String>,
+    #[serde(default)]
+    output: Option<String>,
 }
 
 /// What is known of one run.
@@ -79,6 +87,7 @@ pub struct Runs {
     service: PathBuf,
     table: Mutex<BTreeMap<RunId, Entry>>,
     slots: Semaphore,
+    staging_slots: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -106,6 +115,7 @@ impl Runs {
             service: service.to_owned(),
             table: Mutex::default(),
             slots: Semaphore::new(STARTING),
+            staging_slots: Semaphore::new(STAGING),
             metrics,
         })
     }
@@ -130,7 +140,14 @@ impl Runs {
                 continue;
             }
             let id = family.record.run_id.clone();
-            let view = note.into_view(&family, Vec::new());
+            let mut view = note.into_view(&family, Vec::new());
+            if view.output.is_some() {
+                // One that does not answer now is asked again when somebody looks.
+                let asked = crate::run::status(Some(id.as_str()))?;
+                if let Some((_, Ok(report))) = asked.into_iter().next() {
+                    (view.state, view.problem) = state_of(&report);
+                }
+            }
             let volume = view.volume.is_some();
             self.table.lock().insert(id.clone(), Entry::new(view, Some(family.clone())));
             self.watch(id, family, volume);
@@ -157,6 +174,65 @@ impl Runs {
         let mut table = self.table.lock();
         let entry = table.get_mut(&id).filter(|entry| caller.may_see(entry.view.user));
         entry.map(act).ok_or_else(missing)
+    }
+
+    /// One run as it is now: of one with an output its family is asked, which others may have told to publish.
+    pub async fn look(&self, id: &str, caller: Caller) -> Result<RunView, Problem> {
+        let (view, family) = self.with(id, caller, |entry| (entry.view.clone(), entry.family.clone()))?;
+        let asks = view.output.is_some() && !matches!(view.state, RunState::Ending | RunState::Ended);
+        if let (true, Some(family)) = (asks, family)
+            && let Ok(report) = family.report().await
+        {
+            self.note_state(&view.id, state_of(&report));
+        }
+        self.view(id, caller)
+    }
+
+    fn note_state(&self, id: &RunId, (state, problem): (RunState, Option<String>)) {
+        let mut table = self.table.lock();
+        // What has begun to end meanwhile goes on to end.
+        let entry = table.get_mut(id).filter(|entry| !matches!(entry.view.state, RunState::Ending | RunState::Ended));
+        if let Some(entry) = entry {
+            entry.view.problem = problem;
+            entry.enter(state);
+        }
+    }
+
+    /// Has a run publish its results; answers when it has. `held`: only if that has failed before. Goes on even if
+    /// whoever asks stops waiting.
+    pub async fn publish(
+        self: &Arc<Self>,
+        id: &str,
+        request: PublishRequest,
+        held: bool,
+        caller: Caller,
+    ) -> Result<RunView, Problem> {
+        let view = self.look(id, caller).await?;
+        match view.state {
+            _ if view.output.is_none() => {
+                return Err(Problem::new(Kind::Usage, format!("run {id} has no output; name one when it is made")));
+            }
+            RunState::Held => {}
+            RunState::Serving if !held => {}
+            RunState::Serving => return Err(Problem::new(Kind::Busy, format!("run {id} is not held; publish it"))),
+            RunState::Published => return Err(Problem::new(Kind::Busy, format!("run {id} is published already"))),
+            _ => return Err(Problem::new(Kind::Busy, format!("run {id} is starting, publishing or ending"))),
+        }
+        let family = self.with(id, caller, |entry| entry.family.clone())?;
+        let family = family.ok_or_else(|| Problem::new(Kind::Busy, format!("run {id} is still starting")))?;
+        let (runs, run) = (self.clone(), view.id);
+        let work = tokio::spawn(async move {
+            runs.note_state(&run, (RunState::Publishing, None));
+            let published = family.publish(request.credentials.map(|handed| handed.0)).await;
+            if let Ok(report) = family.report().await {
+                runs.note_state(&run, state_of(&report));
+            }
+            let result = if published.is_ok() { "published" } else { "held" };
+            runs.metrics.published.increment(&[("result", result)]);
+            published
+        });
+        work.await.map_err(|_| Problem::new(Kind::System, "publishing failed; see the log"))??;
+        self.view(id, caller)
     }
 
     /// The live runs behind volumes.
@@ -190,15 +266,18 @@ impl Runs {
 
     async fn make(
         self: Arc<Self>,
-        request: RunRequest,
+        mut request: RunRequest,
         volume: Option<String>,
         caller: Caller,
     ) -> Result<RunView, Problem> {
         let settings = self.settings();
-        let view = self.plan(request, volume, caller, &settings)?;
+        let credentials = request.aws.credentials.take().map(|handed| handed.0);
+        let own = settings.config.aws.node_credentials;
+        let staging = staging::plan(&mut request, credentials.is_some(), own, caller)?;
+        let view = self.plan(request, volume, caller, staging.as_ref(), &settings)?;
         let id = view.id.clone();
         self.reserve(view.clone(), &settings.config)?;
-        match self.start(&view, &settings).await {
+        match self.start(&view, staging, credentials, &settings).await {
             Ok((family, warnings)) => {
                 let view = Note::of(&view, &self.service).into_view(&family, warnings);
                 if let Some(entry) = self.table.lock().get_mut(&id) {
@@ -222,6 +301,7 @@ impl Runs {
         request: RunRequest,
         volume: Option<String>,
         caller: Caller,
+        staging: Option<&StagingSpec>,
         settings: &Settings,
     ) -> Result<RunView, Problem> {
         let (config, roots) = (&settings.config, settings.roots_of(volume.is_some()));
@@ -256,6 +336,9 @@ impl Runs {
             owner,
             mode: request.mode.unwrap_or(Mode(0o700)),
             options: request.options,
+            inputs: staging.map(staging::inputs).unwrap_or_default(),
+            output: staging.and_then(|staging| staging.output.as_ref()).map(ToString::to_string),
+            problem: None,
             started: None,
             supervisor: None,
             sealed: None,
@@ -290,9 +373,12 @@ impl Runs {
     async fn start(
         self: &Arc<Self>,
         view: &RunView,
+        staging: Option<StagingSpec>,
+        credentials: Option<Credentials>,
         settings: &Arc<Settings>,
     ) -> Result<(Family, Vec<String>), Problem> {
-        let _slot = self.slots.acquire().await.expect("never closed");
+        let slots = if staging.is_some() { &self.staging_slots } else { &self.slots };
+        let _slot = slots.acquire().await.expect("never closed");
         let order = MountOrder {
             id: view.id.clone(),
             backing: view.backing.clone(),
@@ -302,13 +388,15 @@ impl Runs {
             options: view.options.clone(),
             owner: (view.owner.uid, view.owner.gid),
             mode: view.mode.0,
+            staging,
             note: serde_json::to_value(Note::of(view, &self.service)).expect("text and numbers only"),
         };
         let (settings, volume) = (settings.clone(), view.volume.is_some());
         let made = beside(move || {
             let (roots, patience) = (settings.roots_of(volume), settings.config.mounts.patience.0);
+            let patience = if order.staging.is_some() { STAGING_TIME } else { patience };
             roots.make(&order.mountpoint).map_err(|problem| (problem, None))?;
-            Family::start(&order, patience).map_err(|mut error| {
+            Family::start(&order, credentials, patience).map_err(|mut error| {
                 roots.remove(&order.mountpoint);
                 let left = error.left.take();
                 (error.into(), left)
@@ -381,7 +469,10 @@ impl Runs {
             self.table.lock().remove(&view.id);
             return Ok(view);
         }
-        let Some(family) = family else {
+        // One that is staging hears this already.
+        let starting =
+            || Family::find(&view.id).ok().filter(|_| discard && !(view.inputs.is_empty() && view.output.is_none()));
+        let Some(family) = family.or_else(starting) else {
             return Err(Problem::new(Kind::Busy, format!("run {id} is still starting; try again in a moment")));
         };
         self.with(id, caller, |entry| {
@@ -426,6 +517,9 @@ impl Runs {
             [
                 (label("state", "starting"), state(RunState::Starting)),
                 (label("state", "serving"), state(RunState::Serving)),
+                (label("state", "publishing"), state(RunState::Publishing)),
+                (label("state", "held"), state(RunState::Held)),
+                (label("state", "published"), state(RunState::Published)),
                 (label("state", "ending"), state(RunState::Ending)),
                 (label("state", "ended"), state(RunState::Ended)),
             ],
@@ -455,6 +549,8 @@ impl Note {
             owner: view.owner,
             mode: view.mode,
             options: view.options.clone(),
+            inputs: view.inputs.clone(),
+            output: view.output.clone(),
         }
     }
 
@@ -473,6 +569,9 @@ impl Note {
             owner: self.owner,
             mode: self.mode,
             options: self.options,
+            inputs: self.inputs,
+            output: self.output,
+            problem: None,
             started: Some(record.started.clone()),
             supervisor: Some(record.supervisor),
             sealed: record.sealed,
@@ -521,6 +620,17 @@ impl Usage {
             }
         }
         Ok(())
+    }
+}
+
+/// What a run with an output is doing, and why its results are held.
+fn state_of(report: &Report) -> (RunState, Option<String>) {
+    match report.phase() {
+        Some(Phase::Publish) => (RunState::Publishing, None),
+        Some(Phase::Held) => (RunState::Held, report.held.clone()),
+        Some(Phase::End) => (RunState::Ending, None),
+        _ if report.published.is_some() => (RunState::Published, None),
+        _ => (RunState::Serving, None),
     }
 }
 

@@ -4,8 +4,12 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
+use super::Location;
+
 /// What `run` and `preflight` are told about AWS. The default is what the environment and the profile say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwsSpec {
     /// Role to take (`AssumeRole`), with a session named after the run.
     pub role: Option<RoleArn>,
@@ -29,17 +33,50 @@ pub struct AwsSpec {
     pub keep_credentials: bool,
 }
 
+/// Why results cannot be encrypted as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EncryptionError {
+    /// Results do not go to S3.
+    #[error("--sse and --sse-kms-key-id are for results in S3: give --output s3://BUCKET/PREFIX/")]
+    NotInS3,
+    /// SSE-S3 with a key.
+    #[error("--sse AES256 takes no KMS key: leave out --sse-kms-key-id, or say --sse aws:kms")]
+    NoKey,
+}
+
+impl AwsSpec {
+    /// Has results, which go to `output`, encrypted as asked. As the AWS command line does it, a key alone means SSE-KMS.
+    pub fn with_encryption(
+        self,
+        sse: Option<Sse>,
+        key: Option<KmsKey>,
+        output: Option<&Location>,
+    ) -> Result<Self, EncryptionError> {
+        let to_s3 = output.is_some_and(|output| output.s3().is_some());
+        if (sse.is_some() || key.is_some()) && !to_s3 {
+            return Err(EncryptionError::NotInS3);
+        }
+        if sse == Some(Sse::Aes256) && key.is_some() {
+            return Err(EncryptionError::NoKey);
+        }
+        Ok(Self { sse: sse.or(key.as_ref().map(|_| Sse::Kms)), sse_kms_key: key, ..self })
+    }
+}
+
 /// `--sse`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 pub enum Sse {
     /// SSE-S3.
     #[value(name = "AES256")]
+    #[serde(rename = "AES256")]
     Aes256,
     /// SSE-KMS.
     #[value(name = "aws:kms")]
+    #[serde(rename = "aws:kms")]
     Kms,
     /// DSSE-KMS: two layers.
     #[value(name = "aws:kms:dsse")]
+    #[serde(rename = "aws:kms:dsse")]
     KmsDsse,
 }
 
@@ -91,7 +128,8 @@ pub enum AwsNameError {
 
 /// A KMS key as given: ARN of a key or of an alias, key id, or alias (KMS Developer Guide, "Key identifiers"). Only
 /// `DescribeKey` makes a key ARN of the other three.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct KmsKey(String);
 
 impl KmsKey {
@@ -141,7 +179,8 @@ impl std::fmt::Display for KmsKey {
 }
 
 /// ARN of an IAM role.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RoleArn(String);
 
 impl RoleArn {
@@ -167,7 +206,8 @@ impl FromStr for RoleArn {
 
 /// Name of a Region. It becomes part of host names, so only its characters are allowed; whether there is such a Region
 /// only AWS knows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Region(String);
 
 impl Region {
@@ -184,6 +224,26 @@ impl FromStr for Region {
         if is_region(text) { Ok(Self(text.to_owned())) } else { Err(AwsNameError::Region(shown(text))) }
     }
 }
+
+/// Names are text in JSON, and checked when they are read.
+macro_rules! is_text {
+    ($($name:ident)*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = AwsNameError;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+    )*};
+}
+is_text!(KmsKey RoleArn Region);
 
 /// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
 struct Arn<'a> {

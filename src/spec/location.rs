@@ -5,11 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest key in bytes (S3 User Guide, "Naming Amazon S3 objects").
 const KEY_MAX: usize = 1024;
 
 /// `s3://BUCKET/KEY`: one object, or everything below a prefix.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct S3Uri {
     /// Name of the bucket, 3 to 63 characters (S3 User Guide, "Bucket naming rules").
     pub bucket: String,
@@ -163,7 +165,7 @@ fn problem_of_key(key: &str) -> Option<&'static str> {
 }
 
 /// Where data come from or go to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Location {
     /// Path on this machine.
     Path(PathBuf),
@@ -221,7 +223,7 @@ fn is_uri(text: &OsStr) -> bool {
 }
 
 /// One input: what to copy and where it appears below `$RUNSEAL_INPUT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputSpec {
     /// Where it is, as given.
     pub source: Location,

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, KmsKey, Region, RoleArn, Sse};
+pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
 use crate::units::ByteSize;
 
@@ -160,6 +160,21 @@ pub struct MountSpec {
     pub root: RootSpec,
     /// What whoever asked for the mount wants to find in its state.
     pub note: Option<serde_json::Value>,
+    /// What is copied in before the mount is ready, and out when somebody asks.
+    pub staging: Option<StagingSpec>,
+}
+
+/// Data of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagingSpec {
+    /// Inputs, in the order given.
+    pub inputs: Vec<InputSpec>,
+    /// Receives what is below `output`: a directory or a prefix.
+    pub output: Option<Location>,
+    /// Whether existing files in `output` may be replaced.
+    pub overwrite: bool,
+    /// How to speak to AWS, if need be.
+    pub aws: AwsSpec,
 }
 
 /// The root directory of a scratch, and what may be put below it.

@@ -26,16 +26,18 @@ pub(super) const PART: u64 = 16 << 20;
 const IMPLIED_MODE: u32 = 0o755;
 
 /// Copies all of `cleared` below `into`; `objects` copies what is in S3, given the inodes of the directories by item.
+/// All belongs to `owner`, or to the user of this process.
 pub(super) fn fetch(
     cleared: &Cleared,
     scratch: &Arc<Scratch>,
     progress: &dyn Progress,
     into: u64,
+    owner: Option<(u32, u32)>,
     objects: impl FnOnce(&Tree, &[u64], Caller) -> Result<(), StageError>,
 ) -> Result<Totals, StageError> {
-    let (uid, gid) = (geteuid(), getegid());
-    let caller = Caller { uid: uid.as_raw(), gid: gid.as_raw(), umask: 0 };
-    let fetch = Fetch { cleared, scratch, progress, caller, root: uid.is_root() };
+    let (uid, gid) = owner.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
+    let caller = Caller { uid, gid, umask: 0 };
+    let fetch = Fetch { cleared, scratch, progress, caller, keep_owners: owner.is_none() && uid == 0 };
     let totals = fetch.totals();
     progress.start("staging", totals.files, totals.bytes);
     let directories = fetch.directories(into)?;
@@ -54,8 +56,8 @@ struct Fetch<'a> {
     scratch: &'a Arc<Scratch>,
     progress: &'a dyn Progress,
     caller: Caller,
-    /// Whether this is root, who keeps owners.
-    root: bool,
+    /// As root does it, for itself.
+    keep_owners: bool,
 }
 
 /// Inodes of the directories made, by item (0 for other items), alive until all is copied.
@@ -212,7 +214,7 @@ impl Fetch<'_> {
     fn attributes(&self, seen: &Stat) -> SetAttr {
         let &Stat { mode, uid, gid, mtime: (secs, nanos), .. } = seen;
         let mtime = Some(SetTime::At(Time { secs, nanos }));
-        let (mode, uid, gid) = match self.root {
+        let (mode, uid, gid) = match self.keep_owners {
             true => (mode, Some(uid), Some(gid)),
             false if uid == self.caller.uid => (mode, None, None),
             false => (widened(mode), None, None),

@@ -94,6 +94,8 @@ pub struct Stager {
     trail: Arc<Trail>,
     /// Requests to S3 under way at once.
     concurrency: usize,
+    /// Whom everything that is staged belongs to, if not the user of this process.
+    owner: Option<(u32, u32)>,
     /// Results that are written and synced but not all in their place yet. Dropping it removes them.
     unfinished: Mutex<Option<Publication>>,
     /// What is sent to S3 but not all visible yet.
@@ -113,12 +115,17 @@ impl Stager {
         let (output, overwrite) = (cleared.output.clone(), cleared.overwrite);
         let (inputs, unfinished, uploads) = (Mutex::new(Some(cleared)), Mutex::default(), Mutex::default());
         let concurrency = DEFAULT_CONCURRENCY;
-        Self { inputs, output, overwrite, scratch, run, progress, trail, concurrency, unfinished, uploads }
+        Self { inputs, output, overwrite, scratch, run, progress, trail, concurrency, owner: None, unfinished, uploads }
     }
 
     /// Sets how many requests to S3 are under way at once; at least one.
     pub fn with_concurrency(self, requests: usize) -> Self {
         Self { concurrency: requests.max(1), ..self }
+    }
+
+    /// Has everything that is staged belong to this user and group, with permission bits as for a user who is not root.
+    pub fn with_owner(self, owner: (u32, u32)) -> Self {
+        Self { owner: Some(owner), ..self }
     }
 
     /// Copies every input below the directory `into` (an inode of the scratch), several at once. Only the first call
@@ -133,7 +140,7 @@ impl Stager {
     /// credentials of now; only inputs in S3 need it.
     pub fn fetch(&self, into: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
         let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
-        fetch::fetch(&cleared, &self.scratch, &*self.progress, into, |tree, directories, caller| {
+        fetch::fetch(&cleared, &self.scratch, &*self.progress, into, self.owner, |tree, directories, caller| {
             let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: tree.objects[0].uri.clone() })?;
             let (scratch, progress) = (Arc::clone(&self.scratch), Arc::clone(&self.progress));
             let download = Download::new(cloud, scratch, progress, Arc::clone(&self.trail), caller);

@@ -1,6 +1,9 @@
 //! `runseal serve`, through its sockets.
 
 mod api;
+#[cfg(feature = "aws")]
+#[path = "../aws_double/mod.rs"]
+mod aws_double;
 #[path = "../cli/bench.rs"]
 #[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod bench;
@@ -12,4 +15,6 @@ mod node;
 mod restart;
 mod scale;
 mod settings;
+#[cfg(feature = "aws")]
+mod staging;
 mod volumes;

@@ -1,6 +1,7 @@
 //! A node of its own for each test: configuration, directories, service; all gone at the end.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct Node {
     service: Option<Child>,
     prefix: String,
     count: AtomicU32,
+    /// Of the service.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Node {
@@ -47,7 +50,7 @@ impl Node {
         let dir = tempfile::Builder::new().prefix("runseal-serve-").tempdir().expect("tempdir");
         // Other users reach the socket and the mountpoints.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("set");
-        let node = Self { dir, service: None, prefix, count: AtomicU32::new(0) };
+        let node = Self { dir, service: None, prefix, count: AtomicU32::new(0), environment: Vec::new() };
         fs::create_dir(node.root()).expect("made");
         node.configure(more);
         node
@@ -68,6 +71,7 @@ impl Node {
             .args(["serve", "--config"])
             .arg(self.config())
             .env("RUNSEAL_LOG", "runseal=info")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -160,10 +164,17 @@ impl Node {
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "curl", "-s", "-w", "\n%{http_code}"]);
         command.arg("--unix-socket").arg(self.socket()).args(["-X", method]);
         if !body.is_empty() {
-            command.args(["-H", "content-type: application/json", "-d", body]);
+            command.args(["-H", "content-type: application/json", "--data-binary", "@-"]);
         }
-        let output =
-            command.arg(format!("http://localhost{path}")).output().ok().filter(|o| o.status.code() != Some(127))?;
+        // Arguments are there for everybody to see, and bodies may hold credentials.
+        command
+            .arg(format!("http://localhost{path}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().ok()?;
+        let _ = child.stdin.take().expect("piped").write_all(body.as_bytes());
+        let output = child.wait_with_output().ok().filter(|o| o.status.code() != Some(127))?;
         let text = String::from_utf8(output.stdout).expect("text");
         let (body, status) = text.rsplit_once('\n').expect("status behind the body");
         let status = status.parse().unwrap_or_else(|_| panic!("{text} {:?}", output.stderr));

@@ -78,6 +78,7 @@ fn the_sample_is_a_configuration_with_every_option() {
         "memory",
         "runs",
         "bytes",
+        "node_credentials",
         "enabled",
         "root",
     ] {

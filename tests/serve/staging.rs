@@ -1,0 +1,267 @@
+//! Runs with inputs and an output through the API: staged, published, held, resumed; who may name what.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::aws_double::{Credential, Denial, Double, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Wording, World};
+use crate::bench::require_host;
+use crate::node::{ALICE, Answer, BOB, Node, mounts_below};
+
+const MANIFEST: &str = "out/runseal-manifest.json";
+
+/// A node that knows where AWS is, but has no credentials, and the double behind it.
+struct Site {
+    node: Node,
+    double: Double,
+}
+
+impl Site {
+    fn new(more: &str) -> Self {
+        let double = Double::start(World::default());
+        double.put("inputs", "reads/a.fq", "ACGT");
+        double.put("inputs", "reads/deep/b.fq", "TTTT");
+        let mut node = Node::prepare(more);
+        let secret = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+        node.environment = double.environment("runner");
+        node.environment.retain(|(name, _)| !secret.contains(&name.as_str()));
+        node.launch();
+        Self { node, double }
+    }
+
+    fn credentials(&self) -> Value {
+        let (id, Credential { secret, token, .. }) = self.double.credentials("runner");
+        json!({ "access_key_id": id, "secret_access_key": secret, "session_token": token })
+    }
+
+    /// A request for a run that reads all and publishes, with credentials, for ALICE.
+    fn request(&self, id: &str) -> Value {
+        json!({
+            "id": id,
+            "size": "64M",
+            "owner": { "uid": ALICE, "gid": BOB },
+            "inputs": ["s3://inputs/reads/a.fq", "s3://inputs/reads/=all"],
+            "output": "s3://outputs/out",
+            "aws": { "credentials": self.credentials() },
+        })
+    }
+
+    fn mountpoint(&self, id: &str) -> PathBuf {
+        self.node.root().join(id)
+    }
+
+    #[track_caller]
+    fn assert_nothing_left(&self, id: &str) {
+        assert!(!self.mountpoint(id).exists() && !Path::new("/run/runseal").join(id).exists());
+        assert!(mounts_below(self.node.path()).is_empty());
+        assert_eq!(self.double.uploads(), []);
+    }
+}
+
+/// Where one of `secrets` can be read that must not be: state, log, arguments, environments.
+fn leaks(site: &Site, id: &str, secrets: &[String]) -> Vec<String> {
+    let has =
+        |bytes: &[u8]| secrets.iter().any(|secret| bytes.windows(secret.len()).any(|part| part == secret.as_bytes()));
+    let mut files: Vec<PathBuf> = Vec::new();
+    for directory in [Path::new("/run/runseal").join(id), site.node.path().to_owned()] {
+        files.extend(fs::read_dir(directory).expect("there").map(|entry| entry.expect("entry").path()));
+    }
+    for process in fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.path()) {
+        // This process has them, of course, in its memory only.
+        files.extend(["cmdline", "environ"].map(|name| process.join(name)));
+    }
+    let found = files.into_iter().filter(|file| fs::read(file).is_ok_and(|bytes| has(&bytes)));
+    found.map(|file| file.display().to_string()).collect()
+}
+
+// promise: S-86, T-37
+#[test]
+fn a_run_is_staged_and_published_even_if_the_service_dies_in_between() {
+    require_host!();
+    let mut site = Site::new("");
+    let id = site.node.fresh_id();
+    let credentials = site.credentials();
+    let secrets: Vec<String> =
+        credentials.as_object().expect("object").values().filter_map(Value::as_str).map(str::to_owned).collect();
+    let run = site.node.must("POST", "/v1/runs", &site.request(&id).to_string());
+    assert_eq!((&run["state"], &run["user"]), (&"serving".into(), &ALICE.into()));
+    assert_eq!(run["inputs"], json!(["s3://inputs/reads/a.fq=a.fq", "s3://inputs/reads/=all"]));
+    assert_eq!(run["output"], "s3://outputs/out/");
+    let scratch = site.mountpoint(&id);
+    for (name, text) in [("input/a.fq", "ACGT"), ("input/all/a.fq", "ACGT"), ("input/all/deep/b.fq", "TTTT")] {
+        assert_eq!(fs::read_to_string(scratch.join(name)).expect("staged"), text);
+    }
+    for name in ["input", "input/a.fq", "input/all", "input/all/deep/b.fq", "output", "work", "tmp"] {
+        let found = fs::metadata(scratch.join(name)).expect("made");
+        assert_eq!((found.uid(), found.gid()), (ALICE, BOB), "{name}");
+    }
+    fs::create_dir(scratch.join("output/sub")).expect("made");
+    fs::write(scratch.join("output/sub/result"), "done\n").expect("written");
+    std::os::unix::fs::symlink("/etc", scratch.join("output/link")).expect("linked");
+
+    site.node.signal(Signal::SIGKILL);
+    site.node.wait();
+    site.node.launch();
+    assert_eq!(site.node.must("GET", &format!("/v1/runs/{id}"), ""), run, "taken over as it was");
+    assert!(leaks(&site, &id, &secrets).is_empty(), "{:?}", leaks(&site, &id, &secrets));
+    let said = site.node.must_not("DELETE", &format!("/v1/runs/{id}"), "", "held");
+    assert!(said.contains("not published"), "{said}");
+    site.node.must_not("POST", &format!("/v1/runs/{id}/resume"), "", "busy");
+
+    let published = site.node.must("POST", &format!("/v1/runs/{id}/publish"), "");
+    assert_eq!(published["state"], "published");
+    assert_eq!(site.double.read("outputs", "out/sub/result").expect("published"), "done\n");
+    assert!(site.double.read("outputs", MANIFEST).is_some());
+    assert!(secrets.iter().all(|secret| !published.to_string().contains(secret) && !site.node.log().contains(secret)));
+    site.node.must_not("POST", &format!("/v1/runs/{id}/publish"), "", "busy");
+    site.node.must("DELETE", &format!("/v1/runs/{id}"), "");
+    site.assert_nothing_left(&id);
+}
+
+// promise: S-87
+#[test]
+fn what_stands_in_the_way_comes_back_with_its_repair() {
+    require_host!();
+    let site = Site::new("");
+    let id = site.node.fresh_id();
+    let denial = Denial::of("kms:Decrypt").on(INPUT_KEY).worded(Wording::NotAllowed(Layer::Identity));
+    site.double.change(|world| {
+        world.persona("runner").deny(denial);
+    });
+    let answer = crate::node::block_on(site.node.call("POST", "/v1/runs", &site.request(&id).to_string()));
+    assert_eq!(answer.status, 403, "{answer:?}");
+    answer.expect_problem("forbidden");
+    let finding = &answer.body["findings"][0];
+    assert_eq!(
+        (&finding["code"], &finding["action"], &finding["key"]),
+        (&"IMPORT_FAILED".into(), &"kms:Decrypt".into(), &INPUT_KEY.into())
+    );
+    assert!(finding["remedy"].as_str().is_some_and(|text| !text.is_empty()), "{finding}");
+    assert!(finding["repair"]["iam"].to_string().contains("kms:Decrypt"), "{finding}");
+    site.assert_nothing_left(&id);
+
+    let mut missing = site.request(&id);
+    missing["inputs"] = json!(["s3://inputs/none"]);
+    site.node.must_not("POST", "/v1/runs", &missing.to_string(), "no-input");
+    site.double.change(|world| world.expire("runner"));
+    let (_, fresh) = (missing, site.request(&id));
+    let mut nobody = fresh;
+    nobody["aws"]["credentials"]["access_key_id"] = "AKIAIOSFODNN7EXAMPLE".into();
+    site.node.must_not("POST", "/v1/runs", &nobody.to_string(), "unavailable");
+    site.assert_nothing_left(&id);
+}
+
+// promise: S-88
+#[test]
+fn results_that_cannot_be_published_are_held_until_they_can() {
+    require_host!();
+    let mut site = Site::new("");
+    let id = site.node.fresh_id();
+    let path = format!("/v1/runs/{id}");
+    site.node.must("POST", "/v1/runs", &site.request(&id).to_string());
+    fs::write(site.mountpoint(&id).join("output/result"), "kept\n").expect("written");
+
+    site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Disabled);
+    let said = site.node.must_not("POST", &format!("{path}/publish"), "", "held");
+    assert!(said.contains("KMS.DisabledException"), "{said}");
+    let held = site.node.must("GET", &path, "");
+    assert_eq!(held["state"], "held");
+    assert!(held["problem"].as_str().is_some_and(|problem| problem.contains("KMS.DisabledException")), "{held}");
+    site.node.must_not("DELETE", &path, "", "held");
+    assert_eq!(site.double.read("outputs", MANIFEST), None);
+
+    site.node.signal(Signal::SIGKILL);
+    site.node.wait();
+    site.node.launch();
+    assert_eq!(site.node.must("GET", "/v1/runs", "")["runs"][0]["state"], "held", "known without being asked again");
+    site.double.change(|world| {
+        world.key(OUTPUT_KEY).state = KeyState::Enabled;
+        world.expire("runner");
+    });
+    let said = site.node.must_not("POST", &format!("{path}/resume"), "", "held");
+    assert!(said.contains("ExpiredToken"), "{said}");
+    let renewed = json!({ "credentials": site.credentials() }).to_string();
+    assert_eq!(site.node.must("POST", &format!("{path}/resume"), &renewed)["state"], "published");
+    assert_eq!(site.double.read("outputs", "out/result").expect("published"), "kept\n");
+    site.node.must("DELETE", &path, "");
+
+    let given_up = site.node.fresh_id();
+    let mut again = site.request(&given_up);
+    again["overwrite"] = true.into();
+    site.node.must("POST", "/v1/runs", &again.to_string());
+    site.node.must("DELETE", &format!("/v1/runs/{given_up}?discard=true"), "");
+    site.assert_nothing_left(&given_up);
+}
+
+// promise: T-37
+#[test]
+fn users_have_neither_the_paths_nor_the_credentials_of_the_node() {
+    require_host!();
+    let site = Site::new("");
+    let id = site.node.fresh_id();
+    let as_alice =
+        |request: &Value| -> Option<Answer> { site.node.call_as(ALICE, "POST", "/v1/runs", &request.to_string()) };
+    let mut own = site.request(&id);
+    own["owner"] = Value::Null;
+    for (change, word) in [
+        (json!({ "aws": {} }), "aws.credentials"),
+        (json!({ "inputs": ["/etc/shadow"] }), "/etc/shadow"),
+        (json!({ "inputs": ["etc/shadow=x"] }), "etc/shadow"),
+        (json!({ "output": "/etc/cron.d" }), "/etc/cron.d"),
+        (json!({ "aws": { "profile": "admin", "credentials": site.credentials() } }), "aws.profile"),
+        (json!({ "inputs": [], "output": null, "aws": { "run_key_kms": INPUT_KEY } }), "aws.credentials"),
+    ] {
+        let mut request = own.clone();
+        for (name, value) in change.as_object().expect("an object") {
+            request[name] = value.clone();
+        }
+        let Some(answer) = as_alice(&request) else { return println!("SKIP: setpriv or curl is missing") };
+        let said = answer.expect_problem("forbidden");
+        assert!(said.contains(word), "{said}");
+    }
+    site.assert_nothing_left(&id);
+    assert_eq!(site.double.calls().len(), 0, "nobody was asked in their name");
+    for (body, word) in [
+        (json!({ "inputs": ["s3://inputs/x"], "aws": { "credentials": "hush-hush" } }), "access_key_id"),
+        (json!({ "inputs": ["s3://inputs/x"], "aws": { "endpoint": "http://127.0.0.1" } }), "endpoint"),
+        (
+            json!({ "output": "s3://outputs/x", "aws": { "sse": "AES256", "sse_kms_key_id": OUTPUT_KEY } }),
+            "takes no KMS key",
+        ),
+        (json!({ "inputs": ["relative"] }), "absolute"),
+        (json!({ "overwrite": true }), "nothing is staged"),
+    ] {
+        let said = site.node.must_not("POST", "/v1/runs", &body.to_string(), "usage");
+        assert!(said.contains(word) && !said.contains("hush"), "{body}: {said}");
+    }
+
+    let made = as_alice(&own).expect("as before");
+    assert_eq!((made.status, &made.body["user"]), (201, &ALICE.into()), "{made:?}");
+    for (user, path) in [(BOB, "publish"), (BOB, "resume")] {
+        let answer = site.node.call_as(user, "POST", &format!("/v1/runs/{id}/{path}"), "{}").expect("as before");
+        answer.expect_problem("not-found");
+    }
+    let published = site.node.call_as(ALICE, "POST", &format!("/v1/runs/{id}/publish"), "{}").expect("as before");
+    assert_eq!(published.body["state"], "published", "{published:?}");
+    site.node.call_as(ALICE, "DELETE", &format!("/v1/runs/{id}"), "").expect("as before");
+    site.assert_nothing_left(&id);
+}
+
+#[test]
+fn root_stages_paths_of_the_node() {
+    require_host!();
+    let node = Node::start("");
+    let (id, output) = (node.fresh_id(), node.path().join("results"));
+    fs::write(node.path().join("data"), "local\n").expect("written");
+    let body = json!({ "id": id, "size": "64M", "inputs": [node.path().join("data")], "output": output });
+    node.must("POST", "/v1/runs", &body.to_string());
+    let scratch = node.root().join(&id);
+    fs::copy(scratch.join("input/data"), scratch.join("output/copy")).expect("copied");
+    node.must("POST", &format!("/v1/runs/{id}/publish"), "");
+    assert_eq!(fs::read_to_string(output.join("copy")).expect("published"), "local\n");
+    node.must("DELETE", &format!("/v1/runs/{id}"), "");
+    assert!(mounts_below(node.path()).is_empty());
+}
