@@ -102,8 +102,8 @@ impl NotMounted {
     }
 }
 
-/// Mounts as `order` says: a line of JSON of a [`MountOrder`], perhaps one more with credentials. For the process that [`Family::start`] starts; dies with its
-/// parent until the mount is ready.
+/// Mounts as `order` says: a line of JSON of a [`MountOrder`], perhaps one more with credentials. For the process that
+/// [`Family::start`] starts; dies with its parent until the mount is ready.
 pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
     process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
     let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
@@ -141,7 +141,8 @@ pub struct Family {
 
 impl Family {
     /// Starts a family and waits until its mount is ready and has its inputs; also returns what it warned of. AWS is
-    /// asked with `credentials`, if there are any. One that is not ready after `patience` is killed. Blocks. Callable from a process with threads: the family begins in a new program.
+    /// asked with `credentials`, if there are any. One that is not ready after `patience` is killed. Blocks. Callable
+    /// from a process with threads: the family begins in a new program.
     pub fn start(
         order: &MountOrder,
         credentials: Option<Credentials>,

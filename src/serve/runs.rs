@@ -26,8 +26,8 @@ use crate::sys::process;
 
 /// Families that start at the same time; more would only wait for each other.
 const STARTING: usize = 8;
-/// Families that fetch at the same time, and how long that may take: they hold no slot of the others.
-const STAGING: usize = 64;
+/// Families that fetch for one user at the same time, and how long that may take: they hold no slot of the others.
+const STAGING: usize = 16;
 const STAGING_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a client waits for the end of a run. Open files alone keep one for five seconds.
 const END_TIME: Duration = Duration::from_secs(50);
@@ -87,7 +87,8 @@ pub struct Runs {
     service: PathBuf,
     table: Mutex<BTreeMap<RunId, Entry>>,
     slots: Semaphore,
-    staging_slots: Semaphore,
+    /// By user: slow inputs of one keep nobody else waiting.
+    staging_slots: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -115,7 +116,7 @@ impl Runs {
             service: service.to_owned(),
             table: Mutex::default(),
             slots: Semaphore::new(STARTING),
-            staging_slots: Semaphore::new(STAGING),
+            staging_slots: Mutex::default(),
             metrics,
         })
     }
@@ -377,7 +378,15 @@ impl Runs {
         credentials: Option<Credentials>,
         settings: &Arc<Settings>,
     ) -> Result<(Family, Vec<String>), Problem> {
-        let slots = if staging.is_some() { &self.staging_slots } else { &self.slots };
+        let staging_slots;
+        let slots = match &staging {
+            Some(_) => {
+                let new = || Arc::new(Semaphore::new(STAGING));
+                staging_slots = self.staging_slots.lock().entry(view.user).or_insert_with(new).clone();
+                &*staging_slots
+            }
+            None => &self.slots,
+        };
         let _slot = slots.acquire().await.expect("never closed");
         let order = MountOrder {
             id: view.id.clone(),

@@ -3,13 +3,17 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::aws_double::{Credential, Denial, Double, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Wording, World};
-use crate::bench::require_host;
-use crate::node::{ALICE, Answer, BOB, Node, mounts_below};
+use crate::aws_double::{
+    Credential, Denial, Double, Effect, Fault, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Wording, World,
+};
+use crate::bench::{phase, require_host, wait_until};
+use crate::node::{ALICE, Answer, BOB, Node, block_on, mounts_below};
 
 const MANIFEST: &str = "out/runseal-manifest.json";
 
@@ -35,6 +39,16 @@ impl Site {
     fn credentials(&self) -> Value {
         let (id, Credential { secret, token, .. }) = self.double.credentials("runner");
         json!({ "access_key_id": id, "secret_access_key": secret, "session_token": token })
+    }
+
+    /// What the environment of the service withholds.
+    fn with_credentials(more: &str) -> Self {
+        let mut site = Self::new(more);
+        site.node.signal(Signal::SIGTERM);
+        site.node.wait();
+        site.node.environment = site.double.environment("runner");
+        site.node.launch();
+        site
     }
 
     /// A request for a run that reads all and publishes, with credentials, for ALICE.
@@ -131,7 +145,7 @@ fn what_stands_in_the_way_comes_back_with_its_repair() {
     site.double.change(|world| {
         world.persona("runner").deny(denial);
     });
-    let answer = crate::node::block_on(site.node.call("POST", "/v1/runs", &site.request(&id).to_string()));
+    let answer = block_on(site.node.call("POST", "/v1/runs", &site.request(&id).to_string()));
     assert_eq!(answer.status, 403, "{answer:?}");
     answer.expect_problem("forbidden");
     let finding = &answer.body["findings"][0];
@@ -247,6 +261,75 @@ fn users_have_neither_the_paths_nor_the_credentials_of_the_node() {
     let published = site.node.call_as(ALICE, "POST", &format!("/v1/runs/{id}/publish"), "{}").expect("as before");
     assert_eq!(published.body["state"], "published", "{published:?}");
     site.node.call_as(ALICE, "DELETE", &format!("/v1/runs/{id}"), "").expect("as before");
+    site.assert_nothing_left(&id);
+}
+
+// promise: T-37
+#[test]
+fn users_have_the_credentials_of_the_node_if_the_administrator_says_so() {
+    require_host!();
+    for (more, allowed) in [("", false), ("[aws]\nnode_credentials = true", true)] {
+        let site = Site::with_credentials(more);
+        let id = site.node.fresh_id();
+        let mut request = site.request(&id);
+        (request["owner"], request["aws"]) = (Value::Null, json!({}));
+        let Some(answer) = site.node.call_as(ALICE, "POST", "/v1/runs", &request.to_string()) else {
+            return println!("SKIP: setpriv or curl is missing");
+        };
+        if !allowed {
+            answer.expect_problem("forbidden");
+            continue;
+        }
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let scratch = site.mountpoint(&id);
+        let work = format!("cat {0}/input/a.fq {0}/input/all/deep/b.fq >{0}/output/joined", scratch.display());
+        let alice = ALICE.to_string();
+        let rights = ["--reuid", &alice, "--regid", &alice, "--clear-groups", "sh", "-ec", &work];
+        assert!(Command::new("setpriv").args(rights).status().expect("it was there").success());
+        let path = format!("/v1/runs/{id}");
+        let published = site.node.call_as(ALICE, "POST", &format!("{path}/publish"), "{}").expect("as before");
+        assert_eq!(published.body["state"], "published", "{published:?}");
+        assert_eq!(site.double.read("outputs", "out/joined").expect("published"), "ACGTTTTT");
+        site.node.call_as(ALICE, "DELETE", &path, "").expect("as before");
+        site.assert_nothing_left(&id);
+    }
+}
+
+// promise: S-86
+#[test]
+fn a_run_that_is_staging_can_be_ended() {
+    require_host!();
+    let site = Site::new("");
+    site.double.fault(Fault::on("GetObject", Effect::Delay(Duration::from_secs(30))).at("inputs/reads/deep/b.fq"));
+    let id = site.node.fresh_id();
+    let path = format!("/v1/runs/{id}");
+    let request = site.request(&id).to_string();
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| block_on(site.node.call("POST", "/v1/runs", &request)));
+        wait_until("its inputs are on their way", || phase(&id).as_deref() == Some("fetch"));
+        assert_eq!(site.node.must("GET", &path, "")["state"], "starting");
+        site.node.must_not("DELETE", &path, "", "busy");
+        site.node.must("DELETE", &format!("{path}?discard=true"), "");
+        assert!(made.join().expect("answered").status >= 400);
+    });
+    site.assert_nothing_left(&id);
+}
+
+#[test]
+fn a_held_run_of_the_service_is_resumed_from_the_command_line() {
+    require_host!();
+    let site = Site::new("");
+    let id = site.node.fresh_id();
+    let path = format!("/v1/runs/{id}");
+    site.node.must("POST", "/v1/runs", &site.request(&id).to_string());
+    site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Disabled);
+    site.node.must_not("POST", &format!("{path}/publish"), "", "held");
+    site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Enabled);
+    let resumed = Command::new(env!("CARGO_BIN_EXE_runseal")).args(["resume", &id]).output().expect("it runs");
+    assert!(resumed.status.success(), "{resumed:?}");
+    assert_eq!(site.node.must("GET", &path, "")["state"], "published");
+    assert!(site.double.read("outputs", MANIFEST).is_some());
+    site.node.must("DELETE", &path, "");
     site.assert_nothing_left(&id);
 }
 
