@@ -197,21 +197,14 @@ async fn serve(
         request_id: shared.request_id(service),
         ..Call::default()
     };
-    let request = match service {
-        Service::S3 => {
-            name_s3_operation(&parts, &mut call);
-            Asked::S3(Box::new(parts), body)
-        }
-        _ => {
-            let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
-            if service == Service::Kms {
-                kms::note(&parts, &body, &mut call)
-            } else {
-                sts::note(&body, &mut call)
-            }
-            Asked::Other(body)
-        }
-    };
+    // All of it, before anything is answered: a refusal that leaves bytes unread resets the connection, and then the
+    // client may never see the refusal.
+    let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
+    match service {
+        Service::Kms => kms::note(&parts, &body, &mut call),
+        Service::Sts => sts::note(&body, &mut call),
+        _ => name_s3_operation(&parts, &mut call),
+    }
     let target = if service == Service::S3 { format!("{}/{}", call.bucket, call.key) } else { call.kms_key.clone() };
     let effect = strike(&mut shared.faults.lock(), &call.operation, &target);
     if let Some(effect) = &effect {
@@ -222,10 +215,10 @@ async fn serve(
             refuse(service, Refusal::new(*status, code, message.clone()), &mut call)
         }
         (_, Err((_, bad))) => refuse(service, bad.refusal(service), &mut call),
-        (_, Ok(caller)) => match request {
-            Asked::S3(parts, body) => answer_s3(shared, s3, caller, *parts, body, &mut call).await,
-            Asked::Other(body) if service == Service::Kms => kms::answer(shared, &caller, &body, &mut call),
-            Asked::Other(body) => sts::answer(shared, &caller, &body, &mut call),
+        (_, Ok(caller)) => match service {
+            Service::Kms => kms::answer(shared, &caller, &body, &mut call),
+            Service::Sts => sts::answer(shared, &caller, &body, &mut call),
+            _ => answer_s3(shared, s3, caller, parts, body, &mut call).await,
         },
     };
     let cut = matches!(effect, Some(Effect::ResetAfterwards));
@@ -237,11 +230,6 @@ async fn serve(
         Some(effect) => Ok(after(answer, effect)),
         None => Ok(answer),
     }
-}
-
-enum Asked {
-    S3(Box<Parts>, Incoming),
-    Other(Bytes),
 }
 
 /// What a fault does before the call is judged.
@@ -343,7 +331,7 @@ async fn answer_s3(
     s3: S3Service,
     caller: Caller,
     parts: Parts,
-    body: Incoming,
+    body: Bytes,
     call: &mut Call,
 ) -> Response<Body> {
     let region = shared.world.lock().buckets.get(&call.bucket).map(|bucket| bucket.region.clone());
