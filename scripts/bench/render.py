@@ -17,6 +17,18 @@ def all_of(results, out):
     (out / "cpu.svg").write_text(cpu_plot(table))
 
 
+def machine(facts):
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, Linux {facts['kernel']}"
+
+
+def commit(facts):
+    return facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
+
+
+def when(facts):
+    return f"load {facts['load_before']:.1f} before and {facts['load_after']:.1f} after; {facts['started']} to {facts['ended']}"
+
+
 class Table:
     """Medians and ranges of every row and target."""
 
@@ -62,16 +74,14 @@ class Table:
 
     def heading(self):
         facts, rounds = self.results["facts"], self.results["rounds"]
-        commit = facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
         disk, versions = facts["backing"], "; ".join(self.results["versions"].values())
         kind = "Smoke test, not a measurement. " if self.results["quick"] else ""
         return [
             f"{kind}Median of {rounds} rounds (least–most). \"vs\" says how many times as fast runseal is; above 1 it wins.",
             "",
-            f"{facts['host']}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, Linux {facts['kernel']}; "
+            f"{facts['host']}: {machine(facts)}; "
             f"backing {disk['type']} on {disk['source']} ({disk['options']}); caches {'' if facts['caches_dropped'] else 'not '}"
-            f"dropped where a row says so; commit {commit}; load {facts['load_before']:.1f} before and "
-            f"{facts['load_after']:.1f} after; {facts['started']} to {facts['ended']}. {versions}.",
+            f"dropped where a row says so; commit {commit(facts)}; {when(facts)}. {versions}.",
         ]
 
     def cpu_lines(self):

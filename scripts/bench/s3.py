@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import host
-from render import number, span
+from render import commit, machine, number, span, when
 from workloads import MIB
 
 TOOLS = Path(__file__).resolve().parents[2] / "target/tools"
@@ -208,12 +208,11 @@ def markdown(results):
         cells.setdefault(found["row"], {}).setdefault(found["target"], []).append(found["seconds"])
     names = list(results["versions"])
     facts = results["facts"]
-    commit = facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
     kind = "Smoke test, not a measurement. " if results["quick"] else ""
     lines = [
         f"{kind}Seconds, median of {results['rounds']} rounds, of rclone one (least–most). \"vs\" says how many times as fast runseal is; above 1 it wins.",
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, Linux {facts['kernel']}; server s3s-fs on the same machine; commit {commit}; "
-        f"load {facts['load_before']:.1f} before and {facts['load_after']:.1f} after; {facts['started']} to {facts['ended']}. {'; '.join(results['versions'].values())}.",
+        f"{machine(facts)}; server s3s-fs on the same machine; commit {commit(facts)}; "
+        f"{when(facts)}. {'; '.join(results['versions'].values())}.",
         "",
         "| objects | " + " | ".join(names) + " | " + " | ".join(f"vs {peer} (goal {goal:g})" for peer, goal in GOALS.items()) + " |",
         "|---|" + "---:|" * (len(names) + len(GOALS)),

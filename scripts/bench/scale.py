@@ -9,7 +9,7 @@ from statistics import median
 import host
 import targets
 import workloads
-from render import COLOURS, dot, legend, line, number, svg, text
+from render import COLOURS, commit, dot, legend, line, machine, number, svg, text
 from workloads import MIB
 
 NAMES = ("runseal", "plain")
@@ -133,9 +133,8 @@ def names(results):
 
 def markdown(results):
     facts, lines = results["facts"], []
-    commit = facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
     kind = "Smoke test, not a measurement. " if results["quick"] else ""
-    lines.append(f"{kind}{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, Linux {facts['kernel']}; commit {commit}; {facts['started']} to {facts['ended']}. Each cell: runseal / plain.")
+    lines.append(f"{kind}{machine(facts)}; commit {commit(facts)}; {facts['started']} to {facts['ended']}. Each cell: runseal / plain.")
     for name in names(results):
         table = cells(results, name)
         lines += ["", f"| {name} | " + " | ".join(table) + " |", "|---:|" + "---:|" * len(table)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import host
-from render import number
+from render import commit, machine, number, when
 
 BINARY = os.environ.get("RUNSEAL", "target/release/runseal")
 # Seconds after which the last worker thread without work has ended.
@@ -200,7 +200,6 @@ def pss_kib(process):
 
 def markdown(results):
     facts, idle, runs = results["facts"], results["idle"], results["runs"]
-    commit = facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
     disk = facts["backing"]
     kind = "Smoke test, not a measurement. " if results["quick"] else ""
 
@@ -210,8 +209,8 @@ def markdown(results):
 
     lines = [
         f"{kind}{runs} runs, one after the other, {len(idle)} times; milliseconds as one client sees them. The list has {results['list_bytes'] >> 10} KiB.",
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, Linux {facts['kernel']}; backing {disk['type']}; {results['version']}, commit {commit}; "
-        f"load {facts['load_before']:.1f} before and {facts['load_after']:.1f} after; {facts['started']} to {facts['ended']}.",
+        f"{machine(facts)}; backing {disk['type']}; {results['version']}, commit {commit(facts)}; "
+        f"{when(facts)}.",
         "",
         "| request | count | median | p99 | least–most | goal |",
         "|---|---:|---:|---:|---:|---:|",
