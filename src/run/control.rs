@@ -78,12 +78,10 @@ impl Request {
     /// Reads what [`Request::to_line`] made, without the end of the line.
     pub fn from_line(line: &[u8]) -> io::Result<Self> {
         let Line { request, discard, credentials } = serde_json::from_slice(line).map_err(|_| malformed())?;
-        let secret = |text: &str| Zeroizing::new(text.to_owned());
-        let credentials = credentials.map(|handed| Credentials {
-            access_key_id: secret(handed.access_key_id),
-            secret_access_key: secret(handed.secret_access_key),
-            session_token: handed.session_token.map(secret),
-        });
+        let copy = |LineCredentials { access_key_id, secret_access_key, session_token }: LineCredentials| {
+            Credentials::new(access_key_id, secret_access_key, session_token)
+        };
+        let credentials = credentials.map(copy);
         match request {
             "status" => Ok(Self::Status),
             "resume" => Ok(Self::Resume { credentials }),
@@ -231,13 +229,9 @@ mod tests {
         assert!(matches!(there_and_back(Request::Status), Request::Status));
         assert!(matches!(there_and_back(Request::End { discard: true }), Request::End { discard: true }));
         assert!(matches!(there_and_back(Request::Resume { credentials: None }), Request::Resume { credentials: None }));
-        let secret = |text: &str| Zeroizing::new(text.to_owned());
         for session_token in [None, Some("t/+=".repeat(4000))] {
-            let credentials = Credentials {
-                access_key_id: secret("AKIAIOSFODNN7EXAMPLE"),
-                secret_access_key: secret("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
-                session_token: session_token.as_deref().map(secret),
-            };
+            let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+            let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, session_token.as_deref());
             let Request::Resume { credentials: Some(back) } =
                 there_and_back(Request::Resume { credentials: Some(credentials) })
             else {

@@ -16,6 +16,18 @@ pub struct Credentials {
     pub session_token: Option<Zeroizing<String>>,
 }
 
+impl Credentials {
+    /// A copy that is wiped on drop; the texts stay with whoever has them.
+    pub fn new(access_key_id: &str, secret_access_key: &str, session_token: Option<&str>) -> Self {
+        let secret = |text: &str| Zeroizing::new(text.to_owned());
+        Self {
+            access_key_id: secret(access_key_id),
+            secret_access_key: secret(secret_access_key),
+            session_token: session_token.map(secret),
+        }
+    }
+}
+
 /// Where the services are, if not at AWS. Plain http only to this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {

@@ -7,7 +7,6 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
-use zeroize::Zeroizing;
 
 use crate::run::Credentials;
 use crate::spec::{KmsKey, Region, RoleArn, RunId, Sse};
@@ -210,12 +209,7 @@ impl<'de> Deserialize<'de> for Handed {
                     "credentials: not an object of the texts access_key_id, secret_access_key and, perhaps, session_token",
                 )
             })?;
-        let secret = |text: &str| Zeroizing::new(text.to_owned());
-        Ok(Self(Credentials {
-            access_key_id: secret(access_key_id),
-            secret_access_key: secret(secret_access_key),
-            session_token: session_token.map(secret),
-        }))
+        Ok(Self(Credentials::new(access_key_id, secret_access_key, session_token)))
     }
 }
 

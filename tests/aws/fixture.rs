@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints};
-use zeroize::Zeroizing;
 
 use crate::aws_double::{Double, REGION, World};
 use crate::bench::runseal;
@@ -24,11 +23,7 @@ pub fn config(double: &Double, persona: &str) -> CloudConfig {
         sts: Some(double.sts_endpoint()),
     };
     config.region = Some(REGION.to_owned());
-    config.credentials = Some(Credentials {
-        access_key_id: Zeroizing::new(id),
-        secret_access_key: Zeroizing::new(credential.secret),
-        session_token: credential.token.map(Zeroizing::new),
-    });
+    config.credentials = Some(Credentials::new(&id, &credential.secret, credential.token.as_deref()));
     config.attempts = 1;
     config
 }

@@ -17,7 +17,6 @@ use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints, PolicyKind, SseAlg
 use runseal::spec::{InputSpec, Location};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
 use crate::aws_double::REGION;
 use crate::bench::{finish, require_host, runseal, wait_until};
@@ -107,11 +106,7 @@ impl Ministack {
         let endpoint = || Some(self.endpoint.clone());
         config.endpoints = Endpoints { s3: endpoint(), kms: endpoint(), sts: endpoint() };
         config.region = Some(REGION.to_owned());
-        config.credentials = Some(Credentials {
-            access_key_id: Zeroizing::new(id.to_owned()),
-            secret_access_key: Zeroizing::new(secret.to_owned()),
-            session_token: None,
-        });
+        config.credentials = Some(Credentials::new(id, secret, None));
         Cloud::connect(&config).unwrap()
     }
 

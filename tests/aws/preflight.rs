@@ -6,7 +6,6 @@ use runseal::audit::Trail;
 use runseal::preflight::{Cleared, Code, Finding, Outcome, Report, Request, check};
 use runseal::s3::{Cause, Cloud, Credentials, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::spec::{AuditDestination, InputSpec, Location};
-use zeroize::Zeroizing;
 
 use crate::aws_double::{
     Denial, Double, Effect, Encryption, FOREIGN_ACCOUNT, Fault, Grant, INPUT_KEY, KeyState, Layer, MANAGED_KEY,
@@ -569,11 +568,7 @@ fn without_credentials_one_finding_says_so() {
 
 fn check_as(bench: &Bench, id: String, secret: String) -> Result<Cleared, Report> {
     let mut config = fixture::config(&bench.double, "runner");
-    config.credentials = Some(Credentials {
-        access_key_id: Zeroizing::new(id),
-        secret_access_key: Zeroizing::new(secret),
-        session_token: None,
-    });
+    config.credentials = Some(Credentials::new(&id, &secret, None));
     bench.check_on(&Cloud::connect(&config).unwrap())
 }
 

@@ -15,7 +15,6 @@ use runseal::s3::{
 };
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
-use zeroize::Zeroizing;
 
 /// A server with an empty bucket, and a cloud that speaks to it.
 struct Place {
@@ -38,11 +37,7 @@ fn config(endpoint: &str) -> CloudConfig {
     let mut config = CloudConfig::new("sdk-test".parse().unwrap());
     config.region = Some("eu-central-1".into());
     config.endpoints.s3 = Some(endpoint.into());
-    config.credentials = Some(Credentials {
-        access_key_id: Zeroizing::new("AKIAIOSFODNN7EXAMPLE".into()),
-        secret_access_key: Zeroizing::new("a-secret-access-key".into()),
-        session_token: None,
-    });
+    config.credentials = Some(Credentials::new("AKIAIOSFODNN7EXAMPLE", "a-secret-access-key", None));
     config
 }
 
