@@ -21,6 +21,7 @@ use super::convert::{
     absent, fallocate_mode, file_attr, file_type, from_system, node_kind, rename_flags, set_time, xattr_mode,
 };
 use super::counters::{Counters, Opcode};
+use super::cpu_latency::CpuLatency;
 use super::errno::errno;
 use super::init::{Negotiated, negotiate};
 use crate::fs::{Attr, Caller, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
@@ -43,11 +44,18 @@ pub(super) struct Shared {
     pub failed_writes: AtomicU64,
     /// Set by INIT.
     pub negotiated: OnceLock<Negotiated>,
+    /// Set where the machine lets this process ask for processors that wake fast.
+    pub latency: OnceLock<CpuLatency>,
 }
 
 impl Shared {
     pub(super) const fn new() -> Self {
-        Self { counters: Counters::new(), failed_writes: AtomicU64::new(0), negotiated: OnceLock::new() }
+        Self {
+            counters: Counters::new(),
+            failed_writes: AtomicU64::new(0),
+            negotiated: OnceLock::new(),
+            latency: OnceLock::new(),
+        }
     }
 }
 
@@ -65,8 +73,12 @@ impl Adapter {
         Self { scratch, shared, may, granted: InitFlags::empty() }
     }
 
+    /// Counts a request whose caller waits for the answer: all but FORGET.
     fn count(&self, opcode: Opcode) {
         self.shared.counters.count(opcode);
+        if let Some(latency) = self.shared.latency.get() {
+            latency.request();
+        }
     }
 }
 
@@ -90,7 +102,7 @@ impl Filesystem for Adapter {
 
     /// Also called for each inode of a BATCH_FORGET.
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.count(Opcode::Forget);
+        self.shared.counters.count(Opcode::Forget);
         self.scratch.forget(ino.0, count);
     }
 

@@ -9,6 +9,7 @@
 //! | `options`, `mountpoint` | what may be asked for, and where it may be mounted |
 //! | `session` | [`Mount`]: mount, serve, detach, abort |
 //! | `bdi` | how much the kernel reads ahead and how much it keeps dirty |
+//! | `cpu_latency` | processors that wake fast while requests come one after another |
 
 use std::io;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ mod adapter;
 mod bdi;
 mod convert;
 mod counters;
+mod cpu_latency;
 mod errno;
 mod init;
 mod mountpoint;

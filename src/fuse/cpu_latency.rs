@@ -1,0 +1,189 @@
+//! [`CpuLatency`]: keeps idle processors from deep sleep while requests come one after another.
+//!
+//! The caller of a FUSE file system sleeps during each request, and the worker between two of them. When their
+//! processors halt meanwhile, waking one takes longer than the request: tens of microseconds in a virtual machine, as
+//! much out of a deep C-state. A CPU latency QoS request (Linux, Documentation/power/pm_qos_interface.rst) of 0 makes
+//! idle processors wait in their shallowest state instead. It is for the whole machine and costs power, so it is held
+//! during bursts of requests only, and dies with its descriptor.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+const DEVICE: &str = "/dev/cpu_dma_latency";
+/// Microseconds a processor may take to wake: none.
+const SHALLOWEST: i32 = 0;
+/// `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`: any latency will do.
+const ANY: i32 = 2_000_000_000;
+
+/// This many requests ...
+const BURST: u32 = 16;
+/// ... within this time begin a hold: 2000 a second, of which each waited for two processors to wake.
+const BURST_TIME: Duration = Duration::from_millis(8);
+/// How long a hold lasts. It is renewed while it sees [`LEAST`] requests: 1000 a second.
+const LEASE: Duration = Duration::from_millis(4);
+const LEAST: u32 = 4;
+
+/// Decides from the requests of one mount when the machine's processors are to stay awake.
+pub(super) struct CpuLatency {
+    inner: Arc<Inner>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl CpuLatency {
+    /// Opens the device; an error says why requests will wait for processors to wake.
+    pub(super) fn open() -> io::Result<Self> {
+        Self::with_device(OpenOptions::new().write(true).open(DEVICE)?)
+    }
+
+    fn with_device(device: File) -> io::Result<Self> {
+        let inner = Arc::new(Inner {
+            device,
+            begin: Instant::now(),
+            burst: Burst::default(),
+            held: AtomicBool::new(false),
+            seen: AtomicU32::new(0),
+            stop: Mutex::new(false),
+            wake: Condvar::new(),
+        });
+        let keeper = inner.clone();
+        let keeper = thread::Builder::new().name("cpu-latency".to_owned()).spawn(move || keeper.keep())?;
+        Ok(Self { inner, keeper: Some(keeper) })
+    }
+
+    /// Notes one request whose caller waits for it.
+    pub(super) fn request(&self) {
+        let inner = &self.inner;
+        if inner.held.load(Ordering::Relaxed) {
+            inner.seen.fetch_add(1, Ordering::Relaxed);
+        } else if inner.burst.request(|| inner.begin.elapsed()) {
+            inner.hold();
+        }
+    }
+}
+
+impl Drop for CpuLatency {
+    fn drop(&mut self) {
+        *self.inner.stop.lock() = true;
+        self.inner.wake.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+}
+
+struct Inner {
+    device: File,
+    begin: Instant,
+    burst: Burst,
+    /// Whether the machine is held. Set by the worker that begins a hold, taken back by the keeper alone, and only
+    /// after it has written [`ANY`]: so the last value written is that of the last change.
+    held: AtomicBool,
+    /// Requests during the present lease.
+    seen: AtomicU32,
+    stop: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Inner {
+    fn hold(&self) {
+        if !self.held.swap(true, Ordering::AcqRel) {
+            self.write(SHALLOWEST);
+            // Under the lock: the keeper may be on its way from looking at `held` to waiting.
+            let _stop = self.stop.lock();
+            self.wake.notify_all();
+        }
+    }
+
+    /// Life of the keeper: waits for a hold, renews it while requests come, and ends it.
+    fn keep(&self) {
+        let mut stop = self.stop.lock();
+        while !*stop {
+            if !self.held.load(Ordering::Acquire) {
+                self.wake.wait(&mut stop);
+            } else if self.wake.wait_for(&mut stop, LEASE).timed_out() && self.seen.swap(0, Ordering::Relaxed) < LEAST {
+                self.write(ANY);
+                self.held.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    fn write(&self, microseconds: i32) {
+        if let Err(error) = (&self.device).write_all(&microseconds.to_ne_bytes()) {
+            tracing::debug!(%error, "{DEVICE} was opened and cannot be written");
+        }
+    }
+}
+
+/// Tells a burst from single requests: looks at the clock once in [`BURST`] requests.
+#[derive(Default)]
+struct Burst {
+    count: AtomicU32,
+    /// When the last [`BURST`] requests were full, in microseconds.
+    since: AtomicU64,
+}
+
+impl Burst {
+    /// Notes a request; `true` if it ends a burst that was fast enough.
+    fn request(&self, now: impl FnOnce() -> Duration) -> bool {
+        if !(self.count.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(BURST) {
+            return false;
+        }
+        let now = now().as_micros() as u64;
+        let since = self.since.swap(now, Ordering::Relaxed);
+        u128::from(now.saturating_sub(since)) < BURST_TIME.as_micros()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Requests `every` so often from `from` on; how many it took to call it a burst.
+    fn until_burst(burst: &Burst, from: Duration, every: Duration) -> Option<u32> {
+        (0..10 * BURST).find(|n| burst.request(|| from + every * *n))
+    }
+
+    #[test]
+    fn requests_in_quick_succession_are_a_burst_and_slow_ones_never() {
+        let burst = Burst::default();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(until_burst(&burst, hour, BURST_TIME / BURST), None);
+        let found = until_burst(&burst, 2 * hour, BURST_TIME / BURST / 2);
+        assert_eq!(found, Some(2 * BURST - 1), "the first {BURST} only say when the next ones begin");
+        assert_eq!(until_burst(&burst, 3 * hour, Duration::from_millis(1)), None, "an old burst does not count");
+    }
+
+    fn values(path: &std::path::Path) -> Vec<i32> {
+        let bytes = fs::read(path).expect("readable");
+        bytes.chunks(4).map(|value| i32::from_ne_bytes(value.try_into().expect("whole values"))).collect()
+    }
+
+    #[test]
+    fn a_hold_is_written_once_and_given_back_when_requests_end() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let latency = CpuLatency::with_device(file.reopen().expect("opened")).expect("a thread");
+        assert_eq!(values(file.path()), [], "nothing is held before a request");
+        latency.inner.hold();
+        latency.inner.hold();
+        assert_eq!(values(file.path())[0], SHALLOWEST);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while values(file.path()).len() < 2 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(values(file.path()), [SHALLOWEST, ANY]);
+        while latency.inner.held.load(Ordering::Acquire) && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        latency.inner.hold();
+        drop(latency);
+        assert_eq!(values(file.path())[..3], [SHALLOWEST, ANY, SHALLOWEST], "the next burst holds again");
+    }
+}
