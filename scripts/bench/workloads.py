@@ -94,6 +94,7 @@ class Place:
         self.target.verify()
         self.dir = self.target.point / "bench"
         self.dir.mkdir()
+        self.warm()
         return self
 
     def __exit__(self, *_):
@@ -104,6 +105,11 @@ class Place:
         """On the mount first: its dirty pages become ciphertext; then on the disk that takes that."""
         host.settle(self.target.point)
         host.settle(self.target.base.parent)
+        self.warm()
+
+    def warm(self):
+        """For the pages of a file and of what lies below it."""
+        host.warm(3 * self.sizes.stream)
 
     def timed(self, *command, **options):
         pids, before = self.target.pids(), usage()

@@ -21,7 +21,7 @@ const WRONG_INVOCATION: u8 = 1;
 const MOUNT_FAILURE: u8 = 32;
 
 /// Options that become flags of `runseal mount`.
-const OF_THE_STORE: [&str; 5] = ["size", "backing", "run-id", "cipher-engine", "memory-lock"];
+const OF_THE_STORE: [&str; 6] = ["size", "backing", "run-id", "cipher-engine", "memory-lock", "cpu-latency"];
 /// Options for mount(8) and service managers, which reach helpers all the same. Those with a value end in `=`, those that
 /// stand for a family in `.`.
 const OF_OTHERS: [&str; 16] = [
@@ -32,7 +32,7 @@ const OF_OTHERS: [&str; 16] = [
 /// Mount an encrypted scratch; called by mount(8) for file systems of type fuse.runseal
 ///
 /// In /etc/fstab: `runseal /scratch fuse.runseal size=10G,backing=/disk 0 0`. Options are those of mount(8), and size,
-/// backing (directories, separated by colons), run-id, cipher-engine and memory-lock as of `runseal mount`.
+/// backing (directories, separated by colons), run-id, cipher-engine, memory-lock and cpu-latency as of `runseal mount`.
 #[derive(Debug, Parser)]
 #[command(name = "mount.fuse.runseal", version, max_term_width = 100)]
 struct HelperArgs {

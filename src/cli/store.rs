@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::spec::{EngineChoice, MemoryLock, RunId, StoreSpec};
+use crate::spec::{CpuLatency, EngineChoice, MemoryLock, RunId, StoreSpec};
 use crate::units::ByteSize;
 
 use super::Failure;
@@ -25,6 +25,9 @@ pub struct StoreArgs {
     /// Whether to refuse when memory cannot be locked against swapping
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     memory_lock: MemoryLock,
+    /// Whether to keep the machine's idle processors from deep sleep while requests come one after another
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    cpu_latency: CpuLatency,
 }
 
 impl StoreArgs {
@@ -36,7 +39,13 @@ impl StoreArgs {
         let backing = if self.backing.is_empty() { backing_of_environment() } else { self.backing };
         // The sealed process works in `/`, so nothing may depend on where the user stands.
         let backing = backing.into_iter().map(std::path::absolute).collect::<Result<_, _>>()?;
-        let spec = StoreSpec { backing, size: self.size, engine: self.cipher_engine, memory_lock: self.memory_lock };
+        let spec = StoreSpec {
+            backing,
+            size: self.size,
+            engine: self.cipher_engine,
+            memory_lock: self.memory_lock,
+            cpu_latency: self.cpu_latency,
+        };
         Ok((id, spec))
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-const DEVICE: &str = "/dev/cpu_dma_latency";
+pub(super) const DEVICE: &str = "/dev/cpu_dma_latency";
 /// Microseconds a processor may take to wake: none.
 const SHALLOWEST: i32 = 0;
 /// `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`: any latency will do.
@@ -170,7 +170,7 @@ mod tests {
     fn a_hold_is_written_once_and_given_back_when_requests_end() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let latency = CpuLatency::with_device(file.reopen().expect("opened")).expect("a thread");
-        assert_eq!(values(file.path()), [], "nothing is held before a request");
+        assert!(values(file.path()).is_empty(), "nothing is held before a request");
         latency.inner.hold();
         latency.inner.hold();
         assert_eq!(values(file.path())[0], SHALLOWEST);

@@ -41,6 +41,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Worker threads; 0 means one per processor, at least 4 and at most 8.
     pub threads: usize,
+    /// Do not keep the machine's idle processors from deep sleep during bursts of requests.
+    pub leave_cpu_latency: bool,
 }
 
 /// What the kernel granted, for reports and `doctor`.

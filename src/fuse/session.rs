@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::adapter::{Adapter, Shared};
-use super::cpu_latency::CpuLatency;
+use super::cpu_latency::{self, CpuLatency};
 use super::mountpoint::{self, FS_TYPE, SOURCE, detach_stale, is_ours};
 use super::options::{self, Parsed};
 use super::{FuseError, MountFacts, MountOptions, bdi};
@@ -76,12 +76,16 @@ impl Mount {
         let (notifier, mut degraded) = mount.start(filesystem, device, threads).map_err(FuseError::Session)?;
         let knobs = bdi::tune(mount.device);
         degraded.extend(knobs.degraded);
-        match CpuLatency::open() {
-            // Nobody has set it before.
-            Ok(latency) => drop(mount.shared.latency.set(latency)),
-            Err(error) => degraded.push(format!(
-                "/dev/cpu_dma_latency cannot be opened ({error}): each request waits for processors to wake"
-            )),
+        if !options.leave_cpu_latency {
+            match CpuLatency::open() {
+                // Nobody has set it before.
+                Ok(latency) => drop(mount.shared.latency.set(latency)),
+                Err(error) => degraded.push(format!(
+                    "{} not opened ({error}): requests wait for processors to wake; let this user write to it (udev), \
+                     or give the container the device",
+                    cpu_latency::DEVICE
+                )),
+            }
         }
         let writable = !parsed.flags.contains(nix::mount::MsFlags::MS_RDONLY);
         // Until one OPEN was refused, every created file costs a RELEASE.

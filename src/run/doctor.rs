@@ -168,7 +168,7 @@ impl Trial {
         match self.mount {
             Ok(Mounted { protocol, degraded }) => {
                 let tuning = match degraded.is_empty() {
-                    true => Fact::ok("mount tuning", "read-ahead and dirty limit can be set"),
+                    true => Fact::ok("mount tuning", "read-ahead, dirty limit and CPU latency can be set"),
                     false => Fact::warn("mount tuning", degraded.join("; "), "it works without, slower"),
                 };
                 vec![namespaces, Fact::ok("mount", format!("works, FUSE protocol {protocol}")), tuning]

@@ -13,7 +13,7 @@ use crate::backing::{AnonBacking, Backing};
 use crate::crypt::{KeyShare, Keyring};
 use crate::fs::{Caller, ROOT, Scratch, ScratchOptions};
 use crate::fuse::{Mount, MountOptions};
-use crate::spec::{RootSpec, StoreSpec};
+use crate::spec::{CpuLatency, RootSpec, StoreSpec};
 use crate::store::Store;
 use crate::units::{ByteSize, SECTOR_U64, rfc3339_millis};
 
@@ -73,7 +73,7 @@ impl Seal {
         spec: &StoreSpec,
         root: RootSpec,
         mountpoint: &Path,
-        options: &MountOptions,
+        options: MountOptions,
         keys: KeySource,
         journal: &Journal,
     ) -> Result<Self, RunError> {
@@ -90,7 +90,8 @@ impl Seal {
         let options_of_scratch = scratch_options(root);
         let owner = (options_of_scratch.uid, options_of_scratch.gid);
         let scratch = Arc::new(Scratch::new(store.clone(), options_of_scratch));
-        match Mount::new(scratch.clone(), mountpoint, options) {
+        let leave_cpu_latency = spec.cpu_latency == CpuLatency::Leave;
+        match Mount::new(scratch.clone(), mountpoint, &MountOptions { leave_cpu_latency, ..options }) {
             Ok(mount) => {
                 mount.facts().degraded.iter().for_each(|what| tracing::info!("mount: {what}"));
                 journal.record(Event::Mounted { facts: serde_json::to_value(mount.facts()).unwrap_or_default() });

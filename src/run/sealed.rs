@@ -175,5 +175,5 @@ pub async fn make_seal(
 ) -> Result<Seal, RunError> {
     let (spec, journal) = (spec.clone(), desk.journal.clone());
     // Not interruptible: it takes a moment, and a mount half made would need to be found again.
-    beside(move || Seal::make(room, &spec, root, &mountpoint, &options, keys, &journal)).await
+    beside(move || Seal::make(room, &spec, root, &mountpoint, options, keys, &journal)).await
 }

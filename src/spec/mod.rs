@@ -96,6 +96,17 @@ pub enum MemoryLock {
     Require,
 }
 
+/// Whether the machine's idle processors may be kept from deep sleep while requests come one after another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuLatency {
+    /// Keep them from it during bursts, where `/dev/cpu_dma_latency` may be opened: fast, and costs power.
+    #[default]
+    Auto,
+    /// Leave them alone.
+    Leave,
+}
+
 /// Where and how large the encrypted store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreSpec {
@@ -107,6 +118,8 @@ pub struct StoreSpec {
     pub engine: EngineChoice,
     /// Memory-lock policy.
     pub memory_lock: MemoryLock,
+    /// Policy for idle processors.
+    pub cpu_latency: CpuLatency,
 }
 
 /// A sealed run: `runseal run`.

@@ -1,6 +1,7 @@
 //! `runseal mount`.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -60,6 +61,36 @@ fn a_mount_is_ready_when_the_command_returns() {
     say(&["end", &mount.id]).expect(0, &[]);
     mount.wait_gone();
     assert_eq!(fs::read_dir(mount.path()).expect("readable").count(), 0);
+}
+
+/// The kernel's idle states are the whole machine's, so what was asked for is given back after each burst.
+#[test]
+fn bursts_of_requests_keep_processors_awake_unless_told_not_to() {
+    require_host!();
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    let Ok(mut device) = fs::File::open(DEVICE) else {
+        return println!("SKIP: cli::mounts: {DEVICE} cannot be opened");
+    };
+    let opened = |mount: &Mounted| {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", mount.process("sealed"))).expect("readable");
+        descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(DEVICE)))
+    };
+    assert!(!opened(&Mounted::new(&["--cpu-latency=leave"])));
+    let mount = Mounted::new(&[]);
+    assert!(opened(&mount));
+    // Reading gives the latency in force, in microseconds.
+    let mut allowed = || {
+        let mut value = [0; 4];
+        device.read_exact(&mut value).expect("read");
+        i32::from_ne_bytes(value)
+    };
+    wait_until("a burst is noticed", || {
+        (0..200).any(|n| {
+            fs::write(mount.path().join(format!("file-{n}")), "data").expect("written");
+            allowed() == 0
+        })
+    });
+    wait_until("processors may sleep again", || allowed() > 0);
 }
 
 #[test]

@@ -51,7 +51,10 @@ pub fn mount() -> Option<Mounted> {
 
 pub fn mount_options(options: &[&str]) -> Option<Mounted> {
     let options = options.iter().map(|&option| option.to_owned()).collect();
-    mount_with(Setup { options: MountOptions { options, allow_other: true, threads: 0 }, ..Setup::default() })
+    mount_with(Setup {
+        options: MountOptions { options, allow_other: true, ..MountOptions::default() },
+        ..Setup::default()
+    })
 }
 
 pub fn mount_with(setup: Setup) -> Option<Mounted> {
