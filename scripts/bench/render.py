@@ -6,7 +6,7 @@ from statistics import median
 
 from workloads import HIGHER, ROWS
 
-COLOURS = {"runseal": "#c2410c", "gocryptfs": "#2563eb", "securefs": "#7c3aed", "encfs": "#7c3aed", "plain": "#374151", "tmpfs": "#9ca3af"}
+COLOURS = {"runseal": "#c2410c", "runseal-leave": "#fb923c", "gocryptfs": "#2563eb", "securefs": "#7c3aed", "encfs": "#7c3aed", "plain": "#374151", "tmpfs": "#9ca3af"}
 CPU_ROWS = ("seq-write-1", "seq-write-4", "seq-read-1", "seq-read-4")
 
 

@@ -82,12 +82,20 @@ class Target:
 class Runseal(Target):
     name, kind = "runseal", "fuse.runseal"
     binary = os.environ.get("RUNSEAL", "target/release/runseal")
+    flags = ()
 
     def mount(self):
-        self.spawn(self.binary, "mount", "--foreground", "--backing", self.store, self.point)
+        self.spawn(self.binary, "mount", "--foreground", *self.flags, "--backing", self.store, self.point)
 
     def version(self):
         return host.output(self.binary, "--version")
+
+
+class RunsealAsleep(Runseal):
+    """As without root: idle processors sleep as they like."""
+
+    name = "runseal-leave"
+    flags = ("--cpu-latency=leave",)
 
 
 class Gocryptfs(Target):
@@ -157,4 +165,4 @@ class Tmpfs(Target):
     version = Plain.version
 
 
-ALL = {target.name: target for target in (Runseal, Gocryptfs, Securefs, Encfs, Plain, Tmpfs)}
+ALL = {target.name: target for target in (Runseal, RunsealAsleep, Gocryptfs, Securefs, Encfs, Plain, Tmpfs)}

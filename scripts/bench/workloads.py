@@ -27,7 +27,7 @@ class Sizes:
     stream: int = 1024 * MIB  # bytes of one sequential file
     streams: int = 512 * MIB  # bytes of each of four
     random: int = 65536  # random reads, and writes, of 4 KiB each
-    fsyncs: int = 4000
+    fsyncs: int = 20_000
     appends: int = 100_000
     files: int = 10_000
     tree: int = 11_000

@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn without_max_bytes_the_ratio_is_set() {
         let dir = knobs(&["read_ahead_kb", "max_ratio"]);
-        let set = tune_at(dir.path(), Some(8 << 30), Some(16 << 30));
+        let set = tune_at(dir.path(), Some(8 << 30), Some(4 << 30));
         assert_eq!(set.degraded, Vec::<String>::new());
         assert_eq!(read(&dir.path().join("max_ratio")), Some(6));
     }

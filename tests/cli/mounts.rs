@@ -1,7 +1,7 @@
 //! `runseal mount`.
 
 use std::fs;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -68,7 +68,7 @@ fn a_mount_is_ready_when_the_command_returns() {
 fn bursts_of_requests_keep_processors_awake_unless_told_not_to() {
     require_host!();
     const DEVICE: &str = "/dev/cpu_dma_latency";
-    let Ok(mut device) = fs::File::open(DEVICE) else {
+    let Ok(device) = fs::File::open(DEVICE) else {
         return println!("SKIP: cli::mounts: {DEVICE} cannot be opened");
     };
     let opened = |mount: &Mounted| {
@@ -79,9 +79,9 @@ fn bursts_of_requests_keep_processors_awake_unless_told_not_to() {
     let mount = Mounted::new(&[]);
     assert!(opened(&mount));
     // Reading gives the latency in force, in microseconds.
-    let mut allowed = || {
+    let allowed = || {
         let mut value = [0; 4];
-        device.read_exact(&mut value).expect("read");
+        device.read_exact_at(&mut value, 0).expect("read");
         i32::from_ne_bytes(value)
     };
     wait_until("a burst is noticed", || {
