@@ -64,6 +64,7 @@ fn a_mount_is_ready_when_the_command_returns() {
 }
 
 /// The kernel's idle states are the whole machine's, so what was asked for is given back after each burst.
+// promise: S-97
 #[test]
 fn bursts_of_requests_keep_processors_awake_unless_told_not_to() {
     require_host!();
