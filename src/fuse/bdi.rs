@@ -129,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn the_allowance_is_a_quarter_of_the_limit_up_to_a_most() {
+    fn the_allowance_is_a_quarter_of_the_limit_up_to_256_mebibytes() {
         let dir = knobs(&["read_ahead_kb", "max_bytes"]);
         let set = tune_at(dir.path(), Some(256 << 20), Some(64 << 30));
         assert_eq!(set, Knobs { read_ahead_kb: Some(1024), max_bytes: Some(64 << 20), degraded: vec![] });
         let dir = knobs(&["read_ahead_kb", "max_bytes"]);
-        assert_eq!(tune_at(dir.path(), Some(64 << 30), None).max_bytes, Some(MOST_DIRTY));
+        assert_eq!(tune_at(dir.path(), Some(64 << 30), None).max_bytes, Some(256 << 20));
     }
 
     #[test]
