@@ -128,6 +128,10 @@ def cells(results, name):
     return {m: {s: {t: median(v) for t, v in targets_.items()} for s, targets_ in steps.items()} for m, steps in table.items()}
 
 
+def measured(results):
+    return [name for name in NAMES if any(found["target"] == name for found in results["results"])]
+
+
 def names(results):
     return list(dict.fromkeys(found["series"] for found in results["results"]))
 
@@ -135,7 +139,7 @@ def names(results):
 def markdown(results):
     facts, lines = results["facts"], []
     kind = "Smoke test, not a measurement. " if results["quick"] else ""
-    lines.append(f"{kind}{machine(facts)}; commit {commit(facts)}; {facts['started']} to {facts['ended']}. Each cell: runseal / plain.")
+    lines.append(f"{kind}{machine(facts)}; commit {commit(facts)}; {facts['started']} to {facts['ended']}. Each cell: {' / '.join(measured(results))}.")
     for name in names(results):
         table = cells(results, name)
         lines += ["", f"| {name} | " + " | ".join(table) + " |", "|---:|" + "---:|" * len(table)]
@@ -149,7 +153,7 @@ def plot(results):
     """One small chart a series and measure: runseal and plain over the steps."""
     charts = [(name, measure, steps) for name in names(results) for measure, steps in cells(results, name).items()]
     width, height, columns = 300, 190, 3
-    parts = [text(16, 24, "How the cost grows", size=16, weight="bold"), *legend(NAMES, 16, 46)]
+    parts = [text(16, 24, "How the cost grows", size=16, weight="bold"), *legend(measured(results), 16, 46)]
     for index, (name, measure, steps) in enumerate(charts):
         parts += chart(30 + index % columns * width, 64 + index // columns * height, width - 60, height - 70, f"{measure} by {name}", steps)
     return svg(columns * width + 30, 64 + -(-len(charts) // columns) * height, parts)
