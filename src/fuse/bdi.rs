@@ -12,7 +12,7 @@ use crate::sys::mount::{MountEntry, mount_table};
 /// KiB the kernel reads ahead of a sequential reader; its own default is 128.
 const READ_AHEAD_KB: u64 = 1024;
 /// Most dirty bytes allowed, whatever memory there is. With more, writeback begins so late that writer and workers take
-/// turns instead of working side by side: 1 GiB was 10 % slower in sequential writes of a GiB.
+/// turns instead of working side by side (docs/benchmarks.md, "What measuring changed").
 const MOST_DIRTY: u64 = 256 << 20;
 /// The share of the memory around that may be dirty, as a divisor.
 const DIRTY_SHARE: u64 = 4;
