@@ -66,7 +66,10 @@ fn ids_named(line: &str) -> Vec<String> {
 /// `S-01`, `T-20`.
 fn is_id(word: &str) -> bool {
     let bytes = word.as_bytes();
-    bytes.len() == 4 && matches!(bytes[0], b'S' | b'T') && bytes[1] == b'-' && bytes[2..].iter().all(u8::is_ascii_digit)
+    (4..=5).contains(&bytes.len())
+        && matches!(bytes[0], b'S' | b'T')
+        && bytes[1] == b'-'
+        && bytes[2..].iter().all(u8::is_ascii_digit)
 }
 
 fn named_in_tests() -> BTreeMap<String, Vec<String>> {
