@@ -1,6 +1,6 @@
 //! Flags about data and about AWS, shared by `run` and `preflight`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use crate::spec::{AuditDestination, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse};
@@ -46,12 +46,16 @@ impl DataArgs {
             Ok(InputSpec { source: absolute(source)?, target })
         };
         let inputs = self.input.iter().map(input).collect::<Result<_, Failure>>()?;
-        let output = self.output.map(|text| {
-            let location = Location::parse_output(&text, exists);
-            absolute(location.map_err(|error| Failure::Usage(format!("--output: {error}")))?)
-        });
-        Ok(Data { inputs, output: output.transpose()?, overwrite: self.overwrite })
+        let output = self.output.as_deref().map(output_location).transpose()?;
+        Ok(Data { inputs, output, overwrite: self.overwrite })
     }
+}
+
+/// What `--output` means; a path becomes absolute.
+pub fn output_location(text: &OsStr) -> Result<Location, Failure> {
+    let exists = |path: &Path| path.symlink_metadata().is_ok();
+    let location = Location::parse_output(text, exists);
+    absolute(location.map_err(|error| Failure::Usage(format!("--output: {error}")))?)
 }
 
 fn absolute(location: Location) -> Result<Location, Failure> {

@@ -1,13 +1,16 @@
 //! `runseal status`, `resume`, `end`: talking to live runs.
 
+use std::ffi::OsString;
 use std::io::Write;
 
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::run::{self, Credentials, Record, Report, StateError, error::RunError};
+use crate::run::{self, Credentials, Record, Report, ResumeOrder, StateError, error::RunError};
+use crate::spec::{KmsKey, ResumeSpec, Sse};
 
 use super::Failure;
+use super::aws::output_location;
 
 /// Show the live runs of this user
 #[derive(Debug, clap::Args)]
@@ -27,6 +30,24 @@ pub struct ResumeArgs {
     /// Hand over AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN of this shell for it to use instead
     #[arg(long)]
     credentials_from_environment: bool,
+    /// Publish the results although data of the run was lost
+    #[arg(long)]
+    incomplete: bool,
+    /// Publish although there are no results
+    #[arg(long)]
+    allow_empty: bool,
+    /// Let results replace files and objects in the output
+    #[arg(long)]
+    overwrite: bool,
+    /// Publish to this directory or prefix instead
+    #[arg(long, value_name = "DIR|S3-URI")]
+    output: Option<OsString>,
+    /// Encryption of results in S3
+    #[arg(long, value_name = "ALGORITHM", value_enum)]
+    sse: Option<Sse>,
+    /// KMS key for that: ARN, key id or alias/NAME
+    #[arg(long, value_name = "KEY")]
+    sse_kms_key_id: Option<KmsKey>,
     /// Name of the run
     run: String,
 }
@@ -84,7 +105,15 @@ fn as_line(record: &Record, answer: &Result<Report, String>) -> String {
 
 pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
     let credentials = args.credentials_from_environment.then(credentials_of_environment).transpose()?;
-    let message = run::resume(&args.run, credentials)?;
+    let spec = ResumeSpec {
+        incomplete: args.incomplete,
+        allow_empty: args.allow_empty,
+        overwrite: args.overwrite,
+        output: args.output.as_deref().map(output_location).transpose()?,
+        sse: args.sse,
+        sse_kms_key: args.sse_kms_key_id,
+    };
+    let message = run::resume(&args.run, ResumeOrder { credentials, spec })?;
     writeln!(std::io::stdout(), "{}: {message}", args.run)?;
     Ok(0)
 }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::desk::Order;
 use super::report::{Journal, Report};
 use crate::s3::Credentials;
+use crate::spec::ResumeSpec;
 
 /// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
 const REQUEST_MAX: usize = 64 << 10;
@@ -27,15 +28,21 @@ pub enum Request {
     /// What is going on?
     Status,
     /// Try to publish again.
-    Resume {
-        /// Credentials to do so with, instead of those that runseal would find.
-        credentials: Option<Credentials>,
-    },
+    Resume(ResumeOrder),
     /// End the run.
     End {
         /// Even if results are lost.
         discard: bool,
     },
+}
+
+/// How to try to publish again.
+#[derive(Default)]
+pub struct ResumeOrder {
+    /// Credentials to do so with, instead of those that runseal would find.
+    pub credentials: Option<Credentials>,
+    /// What is to be different.
+    pub spec: ResumeSpec,
 }
 
 /// A request as it is sent. Credentials are borrowed from the line, which is wiped, and never copied on the way.
@@ -46,6 +53,8 @@ struct Line<'a> {
     discard: bool,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     credentials: Option<LineCredentials<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resume: Option<ResumeSpec>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,11 +67,13 @@ struct LineCredentials<'a> {
 impl Request {
     /// The request as it is sent, with the end of its line.
     pub fn to_line(&self) -> io::Result<Zeroizing<Vec<u8>>> {
-        let (request, discard, credentials) = match self {
+        let (request, discard, order) = match self {
             Self::Status => ("status", false, None),
-            Self::Resume { credentials } => ("resume", false, credentials.as_ref()),
+            Self::Resume(order) => ("resume", false, Some(order)),
             Self::End { discard } => ("end", *discard, None),
         };
+        let resume = order.map(|order| order.spec.clone());
+        let credentials = order.and_then(|order| order.credentials.as_ref());
         let credentials = credentials.map(|handed| LineCredentials {
             access_key_id: &handed.access_key_id,
             secret_access_key: &handed.secret_access_key,
@@ -70,21 +81,21 @@ impl Request {
         });
         // Room for all of it: a vector that grows leaves copies behind.
         let mut line = Zeroizing::new(Vec::with_capacity(REQUEST_MAX));
-        serde_json::to_writer(&mut *line, &Line { request, discard, credentials })?;
+        serde_json::to_writer(&mut *line, &Line { request, discard, credentials, resume })?;
         line.push(b'\n');
         if line.len() > REQUEST_MAX { Err(io::Error::other("the credentials are too long")) } else { Ok(line) }
     }
 
     /// Reads what [`Request::to_line`] made, without the end of the line.
     pub fn from_line(line: &[u8]) -> io::Result<Self> {
-        let Line { request, discard, credentials } = serde_json::from_slice(line).map_err(|_| malformed())?;
+        let Line { request, discard, credentials, resume } = serde_json::from_slice(line).map_err(|_| malformed())?;
         let copy = |LineCredentials { access_key_id, secret_access_key, session_token }: LineCredentials| {
             Credentials::new(access_key_id, secret_access_key, session_token)
         };
         let credentials = credentials.map(copy);
         match request {
             "status" => Ok(Self::Status),
-            "resume" => Ok(Self::Resume { credentials }),
+            "resume" => Ok(Self::Resume(ResumeOrder { credentials, spec: resume.unwrap_or_default() })),
             "end" => Ok(Self::End { discard }),
             _ => Err(malformed()),
         }
@@ -218,6 +229,7 @@ fn is_trusted(stream: &UnixStream) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::{Location, Sse};
 
     #[test]
     fn requests_survive_the_wire() {
@@ -228,12 +240,24 @@ mod tests {
         };
         assert!(matches!(there_and_back(Request::Status), Request::Status));
         assert!(matches!(there_and_back(Request::End { discard: true }), Request::End { discard: true }));
-        assert!(matches!(there_and_back(Request::Resume { credentials: None }), Request::Resume { credentials: None }));
+        let spec = ResumeSpec {
+            incomplete: true,
+            allow_empty: true,
+            overwrite: true,
+            output: Some(Location::S3("s3://bucket/key/".parse().expect("a URI"))),
+            sse: Some(Sse::Kms),
+            sse_kms_key: Some("alias/results".parse().expect("a key")),
+        };
+        for spec in [ResumeSpec::default(), spec] {
+            let order = ResumeOrder { credentials: None, spec: spec.clone() };
+            let Request::Resume(back) = there_and_back(Request::Resume(order)) else { panic!("not what was asked") };
+            assert_eq!((back.spec, back.credentials.is_none()), (spec, true));
+        }
         for session_token in [None, Some("t/+=".repeat(4000))] {
             let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
             let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, session_token.as_deref());
-            let Request::Resume { credentials: Some(back) } =
-                there_and_back(Request::Resume { credentials: Some(credentials) })
+            let order = ResumeOrder { credentials: Some(credentials), ..ResumeOrder::default() };
+            let Request::Resume(ResumeOrder { credentials: Some(back), .. }) = there_and_back(Request::Resume(order))
             else {
                 panic!("credentials got lost")
             };
@@ -252,6 +276,7 @@ mod tests {
         let endless = Zeroizing::new("x".repeat(REQUEST_MAX));
         let credentials =
             Credentials { access_key_id: endless, secret_access_key: Zeroizing::default(), session_token: None };
-        assert!(Request::Resume { credentials: Some(credentials) }.to_line().is_err());
+        let order = ResumeOrder { credentials: Some(credentials), ..ResumeOrder::default() };
+        assert!(Request::Resume(order).to_line().is_err());
     }
 }

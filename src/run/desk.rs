@@ -112,7 +112,7 @@ impl Desk {
     /// What every part of a run answers in the same way.
     pub fn decline(&self, order: Order, doing: &'static str) -> Result<(), RunError> {
         match order {
-            Order::Request(Request::Resume { .. }, reply) => {
+            Order::Request(Request::Resume(_), reply) => {
                 let _ = reply.send(Reply::refused(format!("nothing is held: {doing}")));
             }
             Order::Request(_, reply) => {

@@ -144,7 +144,7 @@ pub enum PublishError {
     /// The store has latched.
     #[error(
         "writing to the backing failed during the run (the kernel log may say why), so results may be incomplete; \
-         resuming publishes them as they are"
+         `runseal resume --incomplete` publishes them as they are"
     )]
     Stopped,
     /// They are not whole.

@@ -18,6 +18,7 @@ mod desk;
 mod doctor;
 pub mod error;
 mod flush;
+mod hold;
 mod message;
 mod mount;
 mod namespace;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 pub use self::command::CommandError;
 use self::control::Reply;
+pub use self::control::ResumeOrder;
 pub use self::doctor::{Fact, Verdict, examine};
 use self::error::{RunError, system};
 pub use self::flush::{SUBCOMMAND as FLUSH_RESULTS, flush_here};
@@ -152,9 +154,9 @@ pub fn status(wanted: Option<&str>) -> Result<Vec<LiveRun>, RunError> {
         .collect())
 }
 
-/// Has a held run try to publish again, with these credentials if there are any; returns what it answered.
-pub fn resume(run: &str, credentials: Option<Credentials>) -> Result<String, RunError> {
-    accepted(ask(run, &control::Request::Resume { credentials }, None)?)
+/// Has a held run try to publish again; returns what it answered.
+pub fn resume(run: &str, order: ResumeOrder) -> Result<String, RunError> {
+    accepted(ask(run, &control::Request::Resume(order), None)?)
 }
 
 /// Ends a run or a mount; `discard` even if results are lost.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
-use super::control::{Reply, Request};
+use super::control::{Reply, Request, ResumeOrder};
 use super::error::{RunError, system};
 use super::message::{self, Voice};
 use super::report::{Kind, Report};
@@ -125,7 +125,7 @@ fn read_order(from: &mut impl Read) -> io::Result<(MountOrder, Option<Credential
     match text[end + 1..].strip_suffix(b"\n") {
         None => Ok((order, None)),
         Some(line) => match Request::from_line(line)? {
-            Request::Resume { credentials } => Ok((order, credentials)),
+            Request::Resume(ResumeOrder { credentials, .. }) => Ok((order, credentials)),
             _ => Err(io::ErrorKind::InvalidData.into()),
         },
     }
@@ -182,7 +182,11 @@ impl Family {
         let mut stdin = child.stdin.take().expect("piped");
         let mut line = serde_json::to_vec(order)?;
         line.push(b'\n');
-        let secret = credentials.map(|handed| Request::Resume { credentials: Some(handed) }.to_line()).transpose()?;
+        let secret = credentials.map(|handed| {
+            let order = ResumeOrder { credentials: Some(handed), ..ResumeOrder::default() };
+            Request::Resume(order).to_line()
+        });
+        let secret = secret.transpose()?;
         // A child that does not read has something to say, or has died.
         let _ = stdin.write_all(&line).and_then(|()| secret.map_or(Ok(()), |secret| stdin.write_all(&secret)));
         Ok(child)
@@ -245,9 +249,9 @@ impl Family {
         accepted(self.ask(Request::End { discard }, Some(END_TIME)).await?)
     }
 
-    /// Has it publish, with these credentials if there are any; waits for the end of that.
-    pub async fn publish(&self, credentials: Option<Credentials>) -> Result<String, RunError> {
-        accepted(self.ask(Request::Resume { credentials }, None).await?)
+    /// Has it publish; waits for the end of that.
+    pub async fn publish(&self, order: ResumeOrder) -> Result<String, RunError> {
+        accepted(self.ask(Request::Resume(order), None).await?)
     }
 
     /// What it reports of itself.

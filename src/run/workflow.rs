@@ -2,31 +2,29 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cloud::{self, CREDENTIAL_VARIABLES, Switch};
 use super::command::{self, INPUT, OUTPUT, TMP, WORK};
 use super::control::{Reply, Request};
 use super::desk::{Desk, Order, asks_to_end};
-use super::error::{PublishError, RunError, system};
+use super::error::{RunError, system};
+use super::message;
 use super::preflight::Ready;
 use super::progress::Meter;
 use super::report::{AuditFacts, AwsFacts, Event, Outcome, Phase, RunKeyFacts};
 use super::seal::{KeySource, Room, Seal};
-use super::sealed::{CLEARANCE, beside, lock_memory, make_seal};
-use super::{flush, message};
+use super::sealed::{beside, lock_memory, make_seal};
 use crate::audit::{self, Trail};
 use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
-use crate::s3::{CallError, Cloud, Credentials};
+use crate::s3::{Cloud, Credentials};
 use crate::spec::{RootSpec, RunSpec};
 use crate::stage::{Stager, Totals};
 
@@ -35,23 +33,23 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// A sealed run.
 pub struct Run {
-    spec: RunSpec,
+    pub(super) spec: RunSpec,
     /// Private mountpoint.
-    mountpoint: PathBuf,
+    pub(super) mountpoint: PathBuf,
     /// Whether the command must not have the capabilities of this process.
-    drop_capabilities: bool,
-    desk: Desk,
-    trail: Arc<Trail>,
+    pub(super) drop_capabilities: bool,
+    pub(super) desk: Desk,
+    pub(super) trail: Arc<Trail>,
     /// Cuts requests to AWS off.
-    switch: Switch,
+    pub(super) switch: Switch,
     /// The connection of now.
-    cloud: Option<Arc<Cloud>>,
+    pub(super) cloud: Option<Arc<Cloud>>,
     /// Those to connect with first, in place of what would be found.
-    credentials: Option<Credentials>,
+    pub(super) credentials: Option<Credentials>,
     /// Whether somebody else than this machine has given credentials. Then those of the machine are never used.
-    entrusted: bool,
+    pub(super) entrusted: bool,
     /// For a mount that serves, in place of a command.
-    service: Option<Service>,
+    pub(super) service: Option<Service>,
 }
 
 /// What makes a run of a mount: no command, everybody who may sees it, and it ends when it is told to.
@@ -223,8 +221,7 @@ impl Run {
                 "{failed} writes of the command found no room or failed; it saw that at fsync(2) or close(2), if it looked"
             ));
         }
-        let stopped = seal.latched().then_some(PublishError::Stopped);
-        match self.publish_or_hold(stager.clone(), output, stopped).await {
+        match self.publish_or_hold(stager.clone(), output, seal).await {
             Ok(()) => Ok((Outcome::Published, 0)),
             Err(error) => {
                 self.give_up(stager).await;
@@ -237,7 +234,6 @@ impl Run {
     async fn attend(&mut self, stager: Arc<Stager>, from: u64, seal: &Seal) -> Result<(Outcome, u8), RunError> {
         let id = self.spec.id.clone();
         let mut pending = self.spec.output.is_some();
-        let mut stopped = false;
         self.desk.phase(Phase::Serving);
         loop {
             match self.desk.next().await {
@@ -252,15 +248,8 @@ impl Run {
                         "run {id} has results that are not published: publish them, or end it with `discard`"
                     )));
                 }
-                Order::Request(Request::Resume { credentials }, reply) if pending => {
-                    let published = match self.reconnect(credentials).await? {
-                        Ok(()) if seal.latched() && !std::mem::replace(&mut stopped, true) => {
-                            Err(PublishError::Stopped)
-                        }
-                        Ok(()) => self.publish(stager.clone(), from).await?,
-                        Err(source) => Err(PublishError::Aws { source }),
-                    };
-                    let answer = match published {
+                Order::Request(Request::Resume(order), reply) if pending => {
+                    let answer = match self.publish_again(stager.clone(), from, seal, order).await? {
                         Ok(()) => {
                             pending = false;
                             self.desk.phase(Phase::Serving);
@@ -317,166 +306,10 @@ impl Run {
             }
         }
     }
-
-    /// Publishes, unless something is known to be wrong with the results; if that fails, holds them until somebody
-    /// resumes or discards.
-    async fn publish_or_hold(
-        &mut self,
-        stager: Arc<Stager>,
-        from: u64,
-        mut wrong: Option<PublishError>,
-    ) -> Result<(), RunError> {
-        let mut waiting: Option<oneshot::Sender<Reply>> = None;
-        loop {
-            let published = match wrong.take() {
-                Some(error) => Err(error),
-                None => self.publish(stager.clone(), from).await?,
-            };
-            let error = match published {
-                Ok(()) => {
-                    self.answer(&mut waiting, Reply::done("published"));
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            self.answer(&mut waiting, Reply::refused(format!("still held: {error}")));
-            self.hold(&error);
-            match self.wait_held().await {
-                Some((reply, credentials)) => {
-                    waiting = Some(reply);
-                    wrong = self.reconnect(credentials).await?.err().map(|source| PublishError::Aws { source });
-                }
-                None => return Err(RunError::Discarded(error)),
-            }
-        }
-    }
-
-    /// Has uploads aborted that will not be completed.
-    async fn give_up(&self, stager: Arc<Stager>) {
-        self.switch.cut();
-        let cloud = self.cloud.clone();
-        let abort = beside(move || stager.give_up(cloud.as_deref()));
-        if tokio::time::timeout(CLEARANCE, abort).await.is_err() {
-            message::warn(
-                "uploads to S3 could not all be aborted; a lifecycle rule (AbortIncompleteMultipartUpload) removes them",
-            );
-        }
-    }
-
-    async fn publish(&mut self, stager: Arc<Stager>, from: u64) -> Result<Result<(), PublishError>, RunError> {
-        self.desk.phase(Phase::Publish);
-        let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
-        let in_user_namespace = self.drop_capabilities;
-        let within = self.service.is_some().then(|| self.mountpoint.clone());
-        let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
-        let before = self.switch.requests();
-        let work = beside(move || {
-            flush::flush_results(&output, in_user_namespace, within.as_deref())?;
-            let totals = stager.publish(from, cloud.as_deref())?;
-            if totals.skipped > 0 {
-                message::warn(format_args!(
-                    "results that are neither files, directories nor links were left out: {} (the manifest names them)",
-                    totals.skipped
-                ));
-            }
-            if totals.listed_only > 0 {
-                message::warn(format_args!(
-                    "symbolic links are in the manifest only, since objects cannot be links: {}",
-                    totals.listed_only
-                ));
-            }
-            if totals.renamed > 0 {
-                message::warn(format_args!(
-                    "results whose names cannot be keys are below runseal-renamed/: {} (the manifest has their paths)",
-                    totals.renamed
-                ));
-            }
-            let requests = requests.load(Ordering::Relaxed) - before;
-            journal.record(Event::Published { totals: counted(totals, requests) });
-            Ok(())
-        });
-        self.desk.guard("publishing the results", 1, work).await
-    }
-
-    fn hold(&self, error: &PublishError) {
-        let id = &self.spec.id;
-        self.desk.journal.record(Event::HeldBecause { problem: error.to_string() });
-        self.desk.phase(Phase::Held);
-        message::warn(format_args!("the results could not be published: {error}"));
-        message::warn(format_args!("run {id} is held: its results stay in the sealed scratch as long as this process"));
-        message::warn(format_args!("  when the cause is gone:  runseal resume {id}"));
-        if error.is_about_credentials() {
-            message::warn(format_args!(
-                "  with new credentials in this shell:  runseal resume --credentials-from-environment {id}"
-            ));
-        }
-        message::warn(format_args!("  to give the results up:  runseal end --discard {id}"));
-    }
-
-    /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
-    async fn reconnect(&mut self, credentials: Option<Credentials>) -> Result<Result<(), CallError>, RunError> {
-        if self.cloud.is_none() || credentials.is_none() && self.entrusted {
-            return Ok(Ok(()));
-        }
-        self.entrusted |= credentials.is_some();
-        let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
-        let connect = beside(move || {
-            let cloud = connector.connect(&spec, credentials)?;
-            let identity = preflight::identify(&cloud, &trail);
-            Ok((cloud, identity))
-        });
-        Ok(match self.desk.guard("connecting to AWS again", 1, connect).await? {
-            Ok((cloud, identity)) => {
-                self.cloud = Some(cloud);
-                if let (Some(identity), Some(facts)) = (identity, self.desk.journal.snapshot().aws) {
-                    self.desk.journal.record(Event::Cleared(AwsFacts { identity: Some(identity), ..facts }));
-                }
-                Ok(())
-            }
-            Err(error) => Err(error),
-        })
-    }
-
-    /// Waits until somebody resumes (and wants an answer, and may bring credentials), or discards.
-    async fn wait_held(&mut self) -> Option<(oneshot::Sender<Reply>, Option<Credentials>)> {
-        let mut warned = false;
-        loop {
-            match self.desk.next().await {
-                Order::Request(Request::Resume { credentials }, reply) => return Some((reply, credentials)),
-                Order::Request(Request::End { discard: true }, reply) => {
-                    let _ = reply.send(Reply::done("discarded"));
-                    return None;
-                }
-                Order::Request(_, reply) => {
-                    let id = &self.spec.id;
-                    let _ = reply.send(Reply::refused(format!(
-                        "run {id} holds results that are not published: `runseal resume {id}` publishes them, `runseal \
-                         end --discard {id}` gives them up"
-                    )));
-                }
-                Order::Signal { signal, .. } if asks_to_end(signal) && warned => return None,
-                Order::Signal { signal, .. } if asks_to_end(signal) => {
-                    warned = true;
-                    message::warn("the results are not published yet; the same signal again discards them");
-                }
-                Order::Signal { .. } => {}
-                // Results are read from the scratch itself: publishing does not need the mount.
-                Order::MountEnded => {}
-                Order::Orphaned => return None,
-            }
-        }
-    }
-
-    fn answer(&self, waiting: &mut Option<oneshot::Sender<Reply>>, reply: Reply) {
-        if let Some(sender) = waiting.take() {
-            // Whoever asked may have left.
-            let _ = sender.send(reply);
-        }
-    }
 }
 
 /// Totals with the requests to S3 they took.
-fn counted(totals: Totals, requests: u64) -> serde_json::Value {
+pub(super) fn counted(totals: Totals, requests: u64) -> serde_json::Value {
     let mut totals = serde_json::to_value(totals).unwrap_or_default();
     if requests > 0 {
         totals["requests"] = requests.into();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::run::Credentials;
-use crate::spec::{KmsKey, Region, RoleArn, RunId, Sse};
+use crate::run::{Credentials, ResumeOrder};
+use crate::spec::{KmsKey, Region, ResumeSpec, RoleArn, RunId, Sse};
 use crate::units::ByteSize;
 
 /// A number of bytes: a number, or text such as `10G`.
@@ -181,6 +181,24 @@ pub struct PublishRequest {
     /// Credentials to use from now on; those of before if absent
     #[schema(value_type = Option<Secret>)]
     pub credentials: Option<Handed>,
+    /// Even if data of the run was lost
+    #[serde(default)]
+    pub incomplete: bool,
+    /// Even if there are no results
+    #[serde(default)]
+    pub allow_empty: bool,
+    /// Let results replace what is in the output
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+impl PublishRequest {
+    /// The same for the family of the run.
+    pub fn into_order(self) -> ResumeOrder {
+        let Self { credentials, incomplete, allow_empty, overwrite } = self;
+        let spec = ResumeSpec { incomplete, allow_empty, overwrite, ..ResumeSpec::default() };
+        ResumeOrder { credentials: credentials.map(|handed| handed.0), spec }
+    }
 }
 
 /// Credentials of AWS; never written, logged or shown

@@ -224,7 +224,7 @@ impl Runs {
         let (runs, run) = (self.clone(), view.id);
         let work = tokio::spawn(async move {
             runs.note_state(&run, (RunState::Publishing, None));
-            let published = family.publish(request.credentials.map(|handed| handed.0)).await;
+            let published = family.publish(request.into_order()).await;
             if let Ok(report) = family.report().await {
                 runs.note_state(&run, state_of(&report));
             }

@@ -156,6 +156,24 @@ impl RunSpec {
     }
 }
 
+/// How a held run is to publish where that differs from what it was started with: `runseal resume`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResumeSpec {
+    /// Even if data of the run was lost.
+    pub incomplete: bool,
+    /// Even if there are no results.
+    pub allow_empty: bool,
+    /// Replacing what is in the output.
+    pub overwrite: bool,
+    /// To another output; an absolute path or a prefix.
+    pub output: Option<Location>,
+    /// With another encryption at rest, in S3.
+    pub sse: Option<Sse>,
+    /// The KMS key for that.
+    pub sse_kms_key: Option<KmsKey>,
+}
+
 /// A plain sealed mount: `runseal mount`.
 #[derive(Clone, Debug)]
 pub struct MountSpec {

@@ -1,0 +1,196 @@
+//! Results on their way out: attempts to publish, and what happens to a run whose results are held.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::oneshot;
+
+use super::command::OUTPUT;
+use super::control::{Reply, Request, ResumeOrder};
+use super::desk::{Order, asks_to_end};
+use super::error::{PublishError, RunError};
+use super::report::{AwsFacts, Event, Phase};
+use super::seal::Seal;
+use super::sealed::{CLEARANCE, beside};
+use super::workflow::{Run, counted};
+use super::{flush, message};
+use crate::preflight;
+use crate::s3::{CallError, Credentials};
+use crate::spec::ResumeSpec;
+use crate::stage::Stager;
+
+impl Run {
+    /// Publishes; if that fails, holds the results until somebody resumes or discards.
+    pub(super) async fn publish_or_hold(
+        &mut self,
+        stager: Arc<Stager>,
+        from: u64,
+        seal: &Seal,
+    ) -> Result<(), RunError> {
+        let mut waiting: Option<oneshot::Sender<Reply>> = None;
+        let mut published = self.publish(stager.clone(), from, seal, &ResumeSpec::default()).await?;
+        loop {
+            let error = match published {
+                Ok(()) => {
+                    answer(waiting, Reply::done("published"));
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            answer(waiting.take(), Reply::refused(format!("still held: {error}")));
+            self.hold(&error);
+            let Some((order, reply)) = self.wait_held().await else { return Err(RunError::Discarded(error)) };
+            waiting = Some(reply);
+            published = self.publish_again(stager.clone(), from, seal, order).await?;
+        }
+    }
+
+    /// Another attempt, as whoever resumes has ordered it.
+    pub(super) async fn publish_again(
+        &mut self,
+        stager: Arc<Stager>,
+        from: u64,
+        seal: &Seal,
+        order: ResumeOrder,
+    ) -> Result<Result<(), PublishError>, RunError> {
+        let ResumeOrder { credentials, spec } = order;
+        match self.reconnect(credentials).await? {
+            Ok(()) => self.publish(stager, from, seal, &spec).await,
+            Err(source) => Ok(Err(PublishError::Aws { source })),
+        }
+    }
+
+    /// One attempt. An error of publishing holds the run; any other one ends it.
+    async fn publish(
+        &mut self,
+        stager: Arc<Stager>,
+        from: u64,
+        seal: &Seal,
+        resume: &ResumeSpec,
+    ) -> Result<Result<(), PublishError>, RunError> {
+        if seal.latched() && !resume.incomplete {
+            return Ok(Err(PublishError::Stopped));
+        }
+        self.desk.phase(Phase::Publish);
+        let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
+        let in_user_namespace = self.drop_capabilities;
+        let within = self.service.is_some().then(|| self.mountpoint.clone());
+        let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
+        let before = self.switch.requests();
+        let work = beside(move || {
+            flush::flush_results(&output, in_user_namespace, within.as_deref())?;
+            let totals = stager.publish(from, cloud.as_deref())?;
+            if totals.skipped > 0 {
+                message::warn(format_args!(
+                    "results that are neither files, directories nor links were left out: {} (the manifest names them)",
+                    totals.skipped
+                ));
+            }
+            if totals.listed_only > 0 {
+                message::warn(format_args!(
+                    "symbolic links are in the manifest only, since objects cannot be links: {}",
+                    totals.listed_only
+                ));
+            }
+            if totals.renamed > 0 {
+                message::warn(format_args!(
+                    "results whose names cannot be keys are below runseal-renamed/: {} (the manifest has their paths)",
+                    totals.renamed
+                ));
+            }
+            let requests = requests.load(Ordering::Relaxed) - before;
+            journal.record(Event::Published { totals: counted(totals, requests) });
+            Ok(())
+        });
+        self.desk.guard("publishing the results", 1, work).await
+    }
+
+    /// Has uploads aborted that will not be completed.
+    pub(super) async fn give_up(&self, stager: Arc<Stager>) {
+        self.switch.cut();
+        let cloud = self.cloud.clone();
+        let abort = beside(move || stager.give_up(cloud.as_deref()));
+        if tokio::time::timeout(CLEARANCE, abort).await.is_err() {
+            message::warn(
+                "uploads to S3 could not all be aborted; a lifecycle rule (AbortIncompleteMultipartUpload) removes them",
+            );
+        }
+    }
+
+    /// Says why the results are held, and what can be done.
+    pub(super) fn hold(&self, error: &PublishError) {
+        let id = &self.spec.id;
+        self.desk.journal.record(Event::HeldBecause { problem: error.to_string() });
+        self.desk.phase(Phase::Held);
+        message::warn(format_args!("the results could not be published: {error}"));
+        message::warn(format_args!("run {id} is held: its results stay in the sealed scratch as long as this process"));
+        message::warn(format_args!("  when the cause is gone:  runseal resume {id}"));
+        if error.is_about_credentials() {
+            message::warn(format_args!(
+                "  with new credentials in this shell:  runseal resume --credentials-from-environment {id}"
+            ));
+        }
+        message::warn(format_args!("  to give the results up:  runseal end --discard {id}"));
+    }
+
+    /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
+    async fn reconnect(&mut self, credentials: Option<Credentials>) -> Result<Result<(), CallError>, RunError> {
+        if self.cloud.is_none() || credentials.is_none() && self.entrusted {
+            return Ok(Ok(()));
+        }
+        self.entrusted |= credentials.is_some();
+        let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
+        let connect = beside(move || {
+            let cloud = connector.connect(&spec, credentials)?;
+            let identity = preflight::identify(&cloud, &trail);
+            Ok((cloud, identity))
+        });
+        Ok(match self.desk.guard("connecting to AWS again", 1, connect).await? {
+            Ok((cloud, identity)) => {
+                self.cloud = Some(cloud);
+                if let (Some(identity), Some(facts)) = (identity, self.desk.journal.snapshot().aws) {
+                    self.desk.journal.record(Event::Cleared(AwsFacts { identity: Some(identity), ..facts }));
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Waits until somebody resumes (and wants an answer), or discards.
+    async fn wait_held(&mut self) -> Option<(ResumeOrder, oneshot::Sender<Reply>)> {
+        let mut warned = false;
+        loop {
+            match self.desk.next().await {
+                Order::Request(Request::Resume(order), reply) => return Some((order, reply)),
+                Order::Request(Request::End { discard: true }, reply) => {
+                    let _ = reply.send(Reply::done("discarded"));
+                    return None;
+                }
+                Order::Request(_, reply) => {
+                    let id = &self.spec.id;
+                    let _ = reply.send(Reply::refused(format!(
+                        "run {id} holds results that are not published: `runseal resume {id}` publishes them, `runseal \
+                         end --discard {id}` gives them up"
+                    )));
+                }
+                Order::Signal { signal, .. } if asks_to_end(signal) && warned => return None,
+                Order::Signal { signal, .. } if asks_to_end(signal) => {
+                    warned = true;
+                    message::warn("the results are not published yet; the same signal again discards them");
+                }
+                Order::Signal { .. } => {}
+                // Results are read from the scratch itself: publishing does not need the mount.
+                Order::MountEnded => {}
+                Order::Orphaned => return None,
+            }
+        }
+    }
+}
+
+fn answer(waiting: Option<oneshot::Sender<Reply>>, reply: Reply) {
+    if let Some(sender) = waiting {
+        // Whoever asked may have left.
+        let _ = sender.send(reply);
+    }
+}
