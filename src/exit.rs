@@ -19,6 +19,8 @@ pub const SYSTEM: u8 = 71;
 pub const CANNOT_CREATE: u8 = 73;
 /// Reading or writing failed on the way.
 pub const IO: u8 = 74;
+/// Results were held, and nobody published them in time (`EX_TEMPFAIL`: another try may succeed).
+pub const UNPUBLISHED: u8 = 75;
 /// No permission.
 pub const NO_PERMISSION: u8 = 77;
 /// The machine or the command line asks for something that cannot be had together.
@@ -45,6 +47,7 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Fetch(StageError::Remote { source, .. }) => aws(source.cause).unwrap_or(fetch(source.cause)),
         RunError::Fetch(StageError::NoCloud { .. }) => UNAVAILABLE,
         RunError::Fetch(_) | RunError::Discarded(_) => IO,
+        RunError::Unpublished { .. } => UNPUBLISHED,
         RunError::Command(CommandError::NotFound { .. }) => NOT_FOUND,
         RunError::Command(CommandError::NotExecutable { .. }) => NOT_EXECUTABLE,
         RunError::Command(CommandError::System { .. }) => SYSTEM,
@@ -185,6 +188,7 @@ mod tests {
             (RunError::Fetch(outside(missing())), 66),
             (RunError::Fetch(StageError::Modified { path: "/x".into() }), 74),
             (RunError::Discarded(PublishError::Stage(outside(denied()))), 74),
+            (RunError::Unpublished { held: None, source: PublishError::Stopped }, 75),
             (RunError::Command(CommandError::NotFound { name: "x".into() }), 127),
             (RunError::Command(CommandError::NotExecutable { path: "x".into(), source: denied() }), 126),
             (RunError::Command(CommandError::System { name: "x".into(), source: denied() }), 71),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, RunSpec};
+use crate::spec::{AwsSpec, OnHold, RescueSpec, RunSpec};
 
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
@@ -16,8 +16,8 @@ Exit status:
   that of COMMAND, or 128 + the number of the signal that killed it; before and after COMMAND:
   64 wrong command line, run id in use     73 output, backing or report cannot be created
   66 input missing or unreadable           74 reading or writing failed, results discarded
-  69 machine or AWS lacks something, AWS    77 no permission, here or at AWS
-     cannot be reached
+  69 machine or AWS lacks something, AWS    75 results held in vain (--on-hold)
+     cannot be reached                     77 no permission, here or at AWS
   71 the sealed process died               78 memory lock or cipher engine not to be had
   126 COMMAND cannot be executed           127 COMMAND not found
   128 + signal: a second signal ended the run";
@@ -35,6 +35,11 @@ pub struct RunArgs {
     /// Write a JSON report of the run
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// How long results are held that cannot be published: `wait` until somebody resumes or discards, `fail` at once, or
+    /// a time such as 90s or 2h. When it is over the results are discarded and the exit status is 75 [default: wait on
+    /// a terminal, 1h without one]
+    #[arg(long, value_name = "wait|fail|DURATION")]
+    on_hold: Option<OnHold>,
     #[command(flatten)]
     store: store::StoreArgs,
     #[command(flatten)]
@@ -56,6 +61,7 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
     let (id, store) = args.store.into_spec()?;
     let (report, command) = (args.report, args.command);
-    let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report, command };
+    let rescue = RescueSpec { on_hold: args.on_hold };
+    let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report, rescue, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -76,15 +77,16 @@ impl Desk {
         });
     }
 
-    /// Does `work`, unless more than `tolerated` signals or an order end it first.
+    /// Does `work`, unless signals or an order end it first: any signal that asks to, or, with results `at_stake`, only
+    /// somebody who insists.
     pub async fn guard<T>(
         &mut self,
         doing: &'static str,
-        tolerated: u32,
+        at_stake: Stake,
         work: impl Future<Output = T>,
     ) -> Result<T, RunError> {
         let mut work = std::pin::pin!(work);
-        let mut interrupts = 0;
+        let mut insistence = Insistence::default();
         loop {
             let order = tokio::select! {
                 done = &mut work => return Ok(done),
@@ -92,14 +94,15 @@ impl Desk {
             };
             match order {
                 // The terminal may close: that ends what can be begun again, but loses no results.
-                Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP && tolerated == 0 => {
-                    interrupts += 1;
-                    if interrupts > tolerated {
+                Order::Signal { signal, from_terminal } => match at_stake {
+                    Stake::Nothing if asks_to_end(signal) || signal == Signal::SIGHUP => {
                         return Err(RunError::Interrupted { signal, doing });
                     }
-                    message::warn(format_args!("{doing}; the same signal again ends the run"));
-                }
-                Order::Signal { .. } => {}
+                    Stake::Results if insistence.hear(signal, from_terminal, Instant::now(), doing) => {
+                        return Err(RunError::Interrupted { signal, doing });
+                    }
+                    _ => {}
+                },
                 Order::Request(Request::End { discard: true }, reply) => {
                     let _ = reply.send(Reply::done("ending; the results of this run are discarded"));
                     return Err(RunError::Ended { doing });
@@ -127,6 +130,50 @@ impl Desk {
     }
 }
 
+/// What a signal that ends some work would lose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stake {
+    /// Nothing that cannot be had again.
+    Nothing,
+    /// Results that are nowhere else.
+    Results,
+}
+
+/// Signals while results are at stake. Programs send them, twice or for all processes of a job; only a person at the
+/// terminal who has read what is at stake, and types SIGINT again, gives results up.
+#[derive(Default)]
+pub struct Insistence {
+    first: Option<Instant>,
+}
+
+impl Insistence {
+    /// Between the two: a key that is held down or hit twice is no decision.
+    const THOUGHT: Duration = Duration::from_secs(2);
+    /// After this the first is forgotten.
+    const MEMORY: Duration = Duration::from_secs(60);
+
+    /// Takes a signal; `true` if the results are given up. Answers people otherwise, saying what is being done.
+    pub fn hear(&mut self, signal: Signal, from_terminal: bool, now: Instant, doing: &str) -> bool {
+        if !asks_to_end(signal) {
+            return false;
+        }
+        if signal != Signal::SIGINT || !from_terminal {
+            message::warn(format_args!("{doing}: {signal} does not end that; `runseal end --discard` does"));
+            return false;
+        }
+        let age = self.first.map(|first| now.saturating_duration_since(first));
+        match age.filter(|age| *age < Self::MEMORY) {
+            Some(age) if age >= Self::THOUGHT => return true,
+            Some(_) => message::warn("so soon is no decision; the same again, a moment later, discards the results"),
+            None => {
+                self.first = Some(now);
+                message::warn(format_args!("{doing}: the same again, a moment later, discards the results"));
+            }
+        }
+        false
+    }
+}
+
 /// Whether people mean the end by it.
 pub fn asks_to_end(signal: Signal) -> bool {
     matches!(signal, Signal::SIGINT | Signal::SIGTERM)
@@ -144,4 +191,26 @@ pub fn read_link(link: UnixStream, orders: mpsc::UnboundedSender<Order>) {
         }
         let _ = orders.send(Order::Orphaned);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_person_who_insists_gives_results_up() {
+        let start = Instant::now();
+        let mut insistence = Insistence::default();
+        let mut hear = |signal, typed, seconds| {
+            insistence.hear(signal, typed, start + Duration::from_secs(seconds), "publishing the results")
+        };
+        for seconds in 0..5 {
+            assert!(!hear(Signal::SIGTERM, false, seconds) && !hear(Signal::SIGINT, false, seconds));
+            assert!(!hear(Signal::SIGQUIT, true, seconds) && !hear(Signal::SIGHUP, false, seconds));
+        }
+        assert!(!hear(Signal::SIGINT, true, 10));
+        assert!(!hear(Signal::SIGINT, true, 11), "too soon");
+        assert!(!hear(Signal::SIGINT, true, 71), "the first is forgotten");
+        assert!(hear(Signal::SIGINT, true, 74));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -68,6 +69,14 @@ pub enum RunError {
     /// The results were given up.
     #[error("the results of the run are discarded, as asked; publishing them had failed: {0}")]
     Discarded(#[source] PublishError),
+    /// Nobody took care of results that could not be published.
+    #[error("the results of the run are discarded, {}; publishing them had failed: {source}", discarded(*held))]
+    Unpublished {
+        /// How long they were held; `None` if not at all.
+        held: Option<Duration>,
+        /// Why they could not be published.
+        source: PublishError,
+    },
     /// The command could not start.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -170,6 +179,14 @@ impl PublishError {
             Self::Stage(_) | Self::Stopped | Self::Unflushed(_) => return false,
         };
         matches!(cause, Cause::Credentials | Cause::Denied)
+    }
+}
+
+/// By what authority results were discarded.
+fn discarded(held: Option<Duration>) -> String {
+    match held {
+        None => "as --on-hold=fail says".to_owned(),
+        Some(limit) => format!("since nobody resumed the run within {}", humantime::format_duration(limit)),
     }
 }
 

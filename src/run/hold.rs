@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::command::OUTPUT;
 use super::control::{Reply, Request, ResumeOrder};
-use super::desk::{Order, asks_to_end};
+use super::desk::{Insistence, Order, Stake};
 use super::error::{PublishError, RunError};
+use super::patience::{Patience, Tick, shown};
 use super::report::{AwsFacts, Event, Phase};
 use super::seal::Seal;
 use super::sealed::{CLEARANCE, beside};
@@ -16,7 +18,7 @@ use super::workflow::{Run, counted};
 use super::{flush, message};
 use crate::preflight;
 use crate::s3::{CallError, Credentials};
-use crate::spec::ResumeSpec;
+use crate::spec::{OnHold, ResumeSpec};
 use crate::stage::Stager;
 
 impl Run {
@@ -37,11 +39,19 @@ impl Run {
                 }
                 Err(error) => error,
             };
+            if self.spec.rescue.on_hold == Some(OnHold::Fail) {
+                return Err(RunError::Unpublished { held: None, source: error });
+            }
             answer(waiting.take(), Reply::refused(format!("still held: {error}")));
             self.hold(&error);
-            let Some((order, reply)) = self.wait_held().await else { return Err(RunError::Discarded(error)) };
-            waiting = Some(reply);
-            published = self.publish_again(stager.clone(), from, seal, order).await?;
+            match self.wait_held(&error).await {
+                Release::Resumed(order, reply) => {
+                    waiting = Some(reply);
+                    published = self.publish_again(stager.clone(), from, seal, *order).await?;
+                }
+                Release::Discarded => return Err(RunError::Discarded(error)),
+                Release::Forgotten(held) => return Err(RunError::Unpublished { held: Some(held), source: error }),
+            }
         }
     }
 
@@ -102,7 +112,7 @@ impl Run {
             journal.record(Event::Published { totals: counted(totals, requests) });
             Ok(())
         });
-        self.desk.guard("publishing the results", 1, work).await
+        self.desk.guard("publishing the results", Stake::Results, work).await
     }
 
     /// Has uploads aborted that will not be completed.
@@ -145,7 +155,7 @@ impl Run {
             let identity = preflight::identify(&cloud, &trail);
             Ok((cloud, identity))
         });
-        Ok(match self.desk.guard("connecting to AWS again", 1, connect).await? {
+        Ok(match self.desk.guard("connecting to AWS again", Stake::Results, connect).await? {
             Ok((cloud, identity)) => {
                 self.cloud = Some(cloud);
                 if let (Some(identity), Some(facts)) = (identity, self.desk.journal.snapshot().aws) {
@@ -157,15 +167,27 @@ impl Run {
         })
     }
 
-    /// Waits until somebody resumes (and wants an answer), or discards.
-    async fn wait_held(&mut self) -> Option<(ResumeOrder, oneshot::Sender<Reply>)> {
-        let mut warned = false;
+    /// Waits until somebody resumes or discards, as long as `--on-hold` allows.
+    async fn wait_held(&mut self, why: &PublishError) -> Release {
+        let mut insistence = Insistence::default();
+        let mut patience = Patience::new(self.spec.rescue.on_hold);
+        self.say_limit(&patience);
         loop {
-            match self.desk.next().await {
-                Order::Request(Request::Resume(order), reply) => return Some((order, reply)),
+            let order = tokio::select! {
+                order = self.desk.next() => order,
+                tick = patience.tick() => match tick {
+                    Tick::Over(limit) => return Release::Forgotten(limit),
+                    Tick::Remind(since, left) => {
+                        self.remind(why, since, left);
+                        continue;
+                    }
+                },
+            };
+            match order {
+                Order::Request(Request::Resume(order), reply) => return Release::Resumed(Box::new(order), reply),
                 Order::Request(Request::End { discard: true }, reply) => {
                     let _ = reply.send(Reply::done("discarded"));
-                    return None;
+                    return Release::Discarded;
                 }
                 Order::Request(_, reply) => {
                     let id = &self.spec.id;
@@ -174,18 +196,50 @@ impl Run {
                          end --discard {id}` gives them up"
                     )));
                 }
-                Order::Signal { signal, .. } if asks_to_end(signal) && warned => return None,
-                Order::Signal { signal, .. } if asks_to_end(signal) => {
-                    warned = true;
-                    message::warn("the results are not published yet; the same signal again discards them");
+                Order::Signal { signal, from_terminal } => {
+                    let doing = format!("run {} holds results that are not published", self.spec.id);
+                    if insistence.hear(signal, from_terminal, std::time::Instant::now(), &doing) {
+                        return Release::Discarded;
+                    }
+                    // The terminal may have closed, and nobody be left to see what is said there.
+                    let limit = patience.limit();
+                    patience.look();
+                    if patience.limit() != limit {
+                        self.say_limit(&patience);
+                    }
                 }
-                Order::Signal { .. } => {}
                 // Results are read from the scratch itself: publishing does not need the mount.
                 Order::MountEnded => {}
-                Order::Orphaned => return None,
+                Order::Orphaned => return Release::Discarded,
             }
         }
     }
+
+    fn say_limit(&self, patience: &Patience) {
+        if let Some(limit) = patience.limit() {
+            message::warn(format_args!(
+                "  if nobody does within {}, the results are discarded (--on-hold)",
+                shown(limit)
+            ));
+        }
+    }
+
+    fn remind(&self, why: &PublishError, since: Duration, left: Option<Duration>) {
+        let id = &self.spec.id;
+        let end = left.map(|left| format!("; in {} its results are discarded", shown(left))).unwrap_or_default();
+        message::warn(format_args!("run {id} is still held, since {}{end}: {why}", shown(since)));
+        message::warn(format_args!("  `runseal resume {id}` tries again, `runseal end --discard {id}` gives up"));
+    }
+}
+
+/// What ends a hold.
+enum Release {
+    /// Somebody wants another attempt, and an answer.
+    Resumed(Box<ResumeOrder>, oneshot::Sender<Reply>),
+    /// Somebody gave the results up.
+    Discarded,
+    /// Nobody came in this time.
+    Forgotten(Duration),
 }
 
 fn answer(waiting: Option<oneshot::Sender<Reply>>, reply: Reply) {

@@ -22,6 +22,7 @@ mod hold;
 mod message;
 mod mount;
 mod namespace;
+mod patience;
 mod preflight;
 mod progress;
 mod report;

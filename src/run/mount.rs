@@ -9,7 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid, getppid};
 
 use super::control::{self, Reply, Request};
-use super::desk::{Desk, Order, asks_to_end};
+use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
 use super::message::{Voice, warn};
 use super::report::{Event, Kind, Outcome, Phase, Report};
@@ -21,7 +21,7 @@ use super::supervisor::{self, Supervisor};
 use super::workflow::{Run, Service as Attendance};
 use crate::fuse::{self, MountOptions};
 use crate::s3::Credentials;
-use crate::spec::{MountSpec, RunSpec, StagingSpec};
+use crate::spec::{MountSpec, RescueSpec, RunSpec, StagingSpec};
 use crate::sys::process::{self, Inherited, Side};
 
 /// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
@@ -130,12 +130,13 @@ async fn serve(
     if let Some(StagingSpec { inputs, output, overwrite, aws }) = spec.staging {
         let service = Attendance { options, root: spec.root, credentials, ready: Some(Box::new(ready)) };
         let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
-        let run = RunSpec { id, store, inputs, output, overwrite, aws, audit: None, report: None, command: Vec::new() };
+        let (rescue, command) = (RescueSpec::default(), Vec::new());
+        let run = RunSpec { id, store, inputs, output, overwrite, aws, audit: None, report: None, rescue, command };
         return Run::of_mount(run, mountpoint, service, desk).work().await;
     }
     desk.phase(Phase::Seal);
     let store = spec.store.clone();
-    let room = desk.guard("opening the backing", 0, beside(move || Room::find(&store))).await??;
+    let room = desk.guard("opening the backing", Stake::Nothing, beside(move || Room::find(&store))).await??;
     let keys = KeySource { memory_locked: lock_memory(spec.store.memory_lock)?, share: None };
     let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, keys, &desk).await?;
     desk.watch(&seal);

@@ -70,6 +70,8 @@ pub enum Outcome {
     Interrupted,
     /// The operator gave the results up.
     Discarded,
+    /// The results could not be published, and were not held any longer.
+    Unpublished,
     /// The sealed process died.
     Lost,
 }

@@ -13,13 +13,19 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::desk::Delivered;
+use super::desk::{Delivered, asks_to_end};
 use super::error::{RunError, system};
 use super::report::{Event, Kind, Outcome, Phase, Report};
 use crate::sys::process::is_ignored;
 
 /// How long the sealed process may take to end after the second signal.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Signals that ask to end and come within this time of the same one are the same request: timeout(1) sends each to its
+/// child and then to the group, and schedulers to every process of a job.
+const ECHO: Duration = Duration::from_secs(1);
+/// `siginfo_t.si_code` of signals the kernel sends: those of the terminal (`asm-generic/siginfo.h`).
+const SI_KERNEL: i32 = 0x80;
 
 /// Signals that are passed on.
 const FORWARDED: [Signal; 6] =
@@ -73,6 +79,7 @@ impl Supervisor {
     /// its exit status, or [`RunError::Lost`] if it died.
     pub fn watch(mut self, report: &mut Report, mut on_event: impl FnMut(&Event)) -> Result<u8, RunError> {
         let mut inbox = Inbox::default();
+        let mut echoes = Echoes::default();
         let mut end = Escalation::default();
         let mut take = |events: Vec<Event>, end: &mut Escalation| {
             for event in events {
@@ -90,7 +97,12 @@ impl Supervisor {
                 self.kill_sealed(&mut end);
             }
             while let Ok(Some(info)) = self.signals.fd.read_signal() {
-                self.pass_on(info.ssi_signo as i32, info.ssi_code, &mut end);
+                let (number, from_terminal) = (info.ssi_signo as i32, info.ssi_code == SI_KERNEL);
+                if let Ok(signal) = Signal::try_from(number)
+                    && (from_terminal || !echoes.repeats(signal, Instant::now()))
+                {
+                    self.pass_on(signal, from_terminal, &mut end);
+                }
             }
             take(inbox.read(&mut self.link), &mut end);
         };
@@ -122,19 +134,16 @@ impl Supervisor {
         let _ = poll(&mut fds, timeout);
     }
 
-    fn pass_on(&mut self, number: i32, code: i32, end: &mut Escalation) {
-        /// `siginfo_t.si_code` of signals the kernel sends: those of the terminal (`asm-generic/siginfo.h`).
-        const SI_KERNEL: i32 = 0x80;
-        let Ok(signal) = Signal::try_from(number) else { return };
+    fn pass_on(&mut self, signal: Signal, from_terminal: bool, end: &mut Escalation) {
         if signal == Signal::SIGCHLD {
             return;
         }
-        let delivered = Delivered { signal: number, from_terminal: code == SI_KERNEL };
+        let delivered = Delivered { signal: signal as i32, from_terminal };
         if let Ok(mut line) = serde_json::to_vec(&delivered) {
             line.push(b'\n');
             let _ = self.link.write_all(&line);
         }
-        if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
+        if asks_to_end(signal) && !end.spares {
             end.count += 1;
             end.last = Some(signal);
             match end.count {
@@ -224,9 +233,31 @@ fn loss(report: &Report) -> &'static str {
     }
 }
 
-/// Counts signals that ask to end within one phase; the sealed process ends at the second, or is made to.
+/// Tells a signal that asks to end from its echo.
+#[derive(Default)]
+struct Echoes {
+    last: Vec<(Signal, Instant)>,
+}
+
+impl Echoes {
+    fn repeats(&mut self, signal: Signal, now: Instant) -> bool {
+        if !asks_to_end(signal) {
+            return false;
+        }
+        self.last.retain(|(_, at)| now.saturating_duration_since(*at) < ECHO);
+        let repeats = self.last.iter().any(|(last, _)| *last == signal);
+        if !repeats {
+            self.last.push((signal, now));
+        }
+        repeats
+    }
+}
+
+/// Counts signals that ask to end within one phase; the sealed process ends at the second, or is made to. While there
+/// are results and nowhere else to find them, no number of signals is reason to kill what has them.
 #[derive(Default)]
 struct Escalation {
+    spares: bool,
     count: u32,
     last: Option<Signal>,
     deadline: Option<Instant>,
@@ -236,8 +267,11 @@ struct Escalation {
 impl Escalation {
     /// A new phase has a new count; the last one does not, for it may be what hangs.
     fn on_event(&mut self, event: &Event) {
-        if matches!(event, Event::Phase { phase } if *phase != Phase::End) {
-            *self = Self::default();
+        if let Event::Phase { phase } = event {
+            match phase {
+                Phase::End => self.spares = false,
+                phase => *self = Self { spares: matches!(phase, Phase::Publish | Phase::Held), ..Self::default() },
+            }
         }
     }
 
@@ -309,5 +343,19 @@ mod tests {
         assert!(end.overdue());
         end.on_event(&Event::Phase { phase: Phase::Held });
         assert!(!end.overdue() && end.count == 0);
+        assert!(end.spares, "what holds results is not killed");
+        end.on_event(&Event::Phase { phase: Phase::End });
+        assert!(!end.spares);
+    }
+
+    #[test]
+    fn a_signal_that_comes_twice_at_once_is_one() {
+        let (mut echoes, start) = (Echoes::default(), Instant::now());
+        let mut repeats = |signal, millis| echoes.repeats(signal, start + Duration::from_millis(millis));
+        assert!(!repeats(Signal::SIGTERM, 0));
+        assert!(repeats(Signal::SIGTERM, 10) && repeats(Signal::SIGTERM, 900));
+        assert!(!repeats(Signal::SIGINT, 900), "another signal is another request");
+        assert!(!repeats(Signal::SIGTERM, 1001), "the echo of an echo does not prolong it");
+        assert!(!repeats(Signal::SIGUSR1, 1002) && !repeats(Signal::SIGUSR1, 1003), "nothing ends by it");
     }
 }

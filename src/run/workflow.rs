@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::cloud::{self, CREDENTIAL_VARIABLES, Switch};
 use super::command::{self, INPUT, OUTPUT, TMP, WORK};
 use super::control::{Reply, Request};
-use super::desk::{Desk, Order, asks_to_end};
+use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
 use super::message;
 use super::preflight::Ready;
@@ -125,7 +125,7 @@ impl Run {
         let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
         let credentials = self.credentials.take();
         let check = beside(move || Ready::make(&spec, connector, credentials, false, &trail));
-        let ready = self.desk.guard("checking inputs and output", 0, check).await??;
+        let ready = self.desk.guard("checking inputs and output", Stake::Nothing, check).await??;
         for Check { probe, subject, detail, .. } in ready.cleared.evidence().warnings() {
             message::warn(format_args!("preflight warns: {probe}: {subject}: {detail}"));
         }
@@ -143,7 +143,7 @@ impl Run {
             Ok(answer) => Ok((answer.value, RunKeyFacts { key, request_id: answer.request_id })),
             Err(source) => Err(RunError::RunKey { key, source }),
         });
-        let (share, facts) = self.desk.guard("asking KMS for a data key", 0, draw).await??;
+        let (share, facts) = self.desk.guard("asking KMS for a data key", Stake::Nothing, draw).await??;
         self.desk.journal.record(Event::RunKey(facts));
         Ok(Some(share))
     }
@@ -276,7 +276,7 @@ impl Run {
         self.desk.phase(Phase::Fetch);
         let (cloud, before) = (self.cloud.clone(), self.switch.requests());
         let work = beside(move || stager.fetch(into, cloud.as_deref()));
-        let totals = self.desk.guard("staging the inputs", 0, work).await?.map_err(RunError::Fetch)?;
+        let totals = self.desk.guard("staging the inputs", Stake::Nothing, work).await?.map_err(RunError::Fetch)?;
         self.desk.journal.record(Event::Staged { totals: counted(totals, self.switch.requests() - before) });
         Ok(())
     }

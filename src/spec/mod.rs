@@ -2,6 +2,7 @@
 
 mod aws;
 mod location;
+mod rescue;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
+pub use self::rescue::{OnHold, OnHoldError, RescueSpec};
 use crate::units::ByteSize;
 
 /// Name of a run: `[A-Za-z0-9._-]{1,64}`, not `.` or `..`.
@@ -141,6 +143,8 @@ pub struct RunSpec {
     pub audit: Option<AuditDestination>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
+    /// What becomes of it in trouble.
+    pub rescue: RescueSpec,
     /// Program and arguments; never empty.
     pub command: Vec<OsString>,
 }

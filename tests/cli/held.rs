@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, require_host, say, send, status, text, wait_until};
+use crate::bench::{Live, Said, require_host, run, say, send, status, text, wait_until};
 
 /// A run whose results meet a file that appeared in the output after preflight.
 fn held(dir: &Path, report: &Path) -> Live {
@@ -57,28 +57,75 @@ fn held_results_are_given_up_by_discard() {
     assert!(fs::read_to_string(report).expect("written").contains("\"discarded\""));
 }
 
+// promise: S-120
 #[test]
-fn one_signal_warns_two_discard() {
+fn no_number_of_signals_discards_held_results() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
-    let mut live = held(dir.path(), &dir.path().join("report.json"));
-    // The terminal may close, and the shell tell so again.
-    send(live.supervisor(), Signal::SIGHUP);
-    send(live.supervisor(), Signal::SIGHUP);
-    send(live.supervisor(), Signal::SIGINT);
-    wait_until("the signal is taken, or the next would be one with it", || !interrupt_pending(live.supervisor()));
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(!live.ended(), "one signal must not lose results");
+    let live = held(dir.path(), &dir.path().join("report.json"));
+    // timeout(1) sends TERM to its child and at once to the group; people and schedulers repeat it; terminals close.
+    let signals = [Signal::SIGTERM, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+    for pause in [20, 1100] {
+        for signal in signals {
+            send(live.supervisor(), signal);
+            wait_until("the signal is taken, or the next would be one with it", || !pending(live.supervisor(), signal));
+            std::thread::sleep(std::time::Duration::from_millis(pause));
+        }
+    }
     assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("held"));
-    send(live.supervisor(), Signal::SIGINT);
-    live.end().expect(74, &["again discards", "discarded"]);
+    fs::remove_file(dir.path().join("out/x")).expect("removed");
+    say(&["resume", &live.id]).expect(0, &[]);
+    live.end().expect(0, &["SIGTERM does not end that", "SIGINT does not end that", "runseal end --discard"]);
+    assert_eq!(fs::read_to_string(dir.path().join("out/x")).expect("published"), "result\n");
 }
 
-/// Whether SIGINT waits to be read (proc_pid_status(5), `ShdPnd`).
-fn interrupt_pending(process: i32) -> bool {
+/// Whether the signal waits to be read (proc_pid_status(5), `ShdPnd`).
+fn pending(process: i32, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("lives");
     let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t")).expect("has pending signals");
-    u64::from_str_radix(pending, 16).expect("hexadecimal") & 1 << (Signal::SIGINT as i32 - 1) != 0
+    u64::from_str_radix(pending, 16).expect("hexadecimal") & 1 << (signal as i32 - 1) != 0
+}
+
+/// A run whose results meet a foreign file, to its end.
+fn unpublishable(dir: &Path, flags: &[&str]) -> Said {
+    let output = dir.join("out");
+    fs::create_dir(&output).expect("created");
+    let script = format!("echo result >\"$RUNSEAL_OUTPUT/x\"; echo foreign >'{}/x'", output.display());
+    run(&[flags, &["--output", text(&output)]].concat(), &script)
+}
+
+// promise: S-121
+#[test]
+fn a_batch_job_can_fail_at_once() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let report = dir.path().join("report.json");
+    let said = unpublishable(dir.path(), &["--on-hold=fail", "--report", text(&report)]);
+    let said = said.expect(75, &["--on-hold=fail", "out/x appeared"]);
+    assert!(!said.err.contains("is held"), "{said:?}");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).expect("written")).expect("JSON");
+    assert_eq!((&report["outcome"], &report["exit_status"]), (&"unpublished".into(), &75.into()));
+}
+
+// promise: S-121
+#[test]
+fn a_hold_says_so_again_and_ends_when_its_time_is_over() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let said = unpublishable(dir.path(), &["--on-hold=2s"]);
+    let said = said.expect(75, &["is held", "within 2s", "is still held", "runseal resume", "nobody resumed the run"]);
+    assert!(said.err.matches("is still held").count() >= 2, "{said:?}");
+}
+
+// promise: S-121
+#[test]
+fn without_a_terminal_a_hold_has_a_bound() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let live = held(dir.path(), &dir.path().join("report.json"));
+    say(&["end", "--discard", &live.id]).expect(0, &[]);
+    live.end().expect(74, &["if nobody does within 1h"]);
+    run(&["--on-hold", "soon"], "true").expect(64, &["`wait`, `fail`"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, lives, processes_with, require_host, send, state_dir, text, wait_until};
+use crate::bench::{Live, lives, processes_with, require_host, say, send, state_dir, text, wait_until};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -71,7 +71,8 @@ fn a_sealed_process_that_does_not_answer_is_killed() {
     send(live.sealed(), Signal::SIGSTOP);
     for _ in 0..3 {
         send(live.supervisor(), Signal::SIGTERM);
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        // At once it would be the same request.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
     }
     live.end().expect(143, &["SIGTERM", "did not answer"]);
     assert_eq!(processes_with(&word), [0; 0]);
@@ -111,8 +112,27 @@ fn a_signal_while_inputs_are_staged_ends_the_run() {
     assert!(!state_dir(&id).exists());
 }
 
+// promise: S-120
 #[test]
-fn publishing_ends_at_the_second_signal_and_leaves_nothing_half_done() {
+fn a_signal_that_comes_twice_at_once_leaves_the_command_its_time() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let output = dir.path().join("out");
+    // As timeout(1) sends it; the command saves its work for longer than the first signal would leave it.
+    let script =
+        "trap 'sleep 1.5; echo saved >\"$RUNSEAL_OUTPUT/x\"; exit 0' TERM; ready; while :; do sleep 0.05; done";
+    let live = Live::start(dir.path(), &["--output", text(&output)], script);
+    for _ in 0..3 {
+        send(live.supervisor(), Signal::SIGTERM);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    live.end().expect(0, &[]);
+    assert_eq!(fs::read_to_string(output.join("x")).expect("published"), "saved\n");
+}
+
+// promise: S-120
+#[test]
+fn publishing_goes_on_whatever_the_signals_and_ends_when_it_is_told_to() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let output = dir.path().join("out");
@@ -120,10 +140,13 @@ fn publishing_ends_at_the_second_signal_and_leaves_nothing_half_done() {
     let script = "cd \"$RUNSEAL_OUTPUT\"; yes | head -c 1000000 | split -l 25 -a 4 - ; ready";
     let live = Live::start(dir.path(), &["--output", text(&output)], script);
     live.wait_for("publish");
-    send(live.supervisor(), Signal::SIGTERM);
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    send(live.supervisor(), Signal::SIGTERM);
-    live.end().expect(143, &["again ends the run", "publishing the results"]);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGTERM, Signal::SIGINT] {
+        send(live.supervisor(), signal);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("publish"));
+    say(&["end", "--discard", &live.id]).expect(0, &[]);
+    live.end().expect(74, &["SIGTERM does not end that", "was ended while publishing the results"]);
     let left: Vec<_> = fs::read_dir(&output).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, [""; 0]);
 }
@@ -240,7 +263,10 @@ fn an_interactive_command_gives_the_terminal_back() {
     terminal.wait_for("is held");
     terminal.wait_for("give the results up");
     terminal.press(b"\x03");
-    terminal.wait_for("again discards");
+    terminal.wait_for("a moment later, discards");
+    terminal.press(b"\x03");
+    terminal.wait_for("so soon is no decision");
+    std::thread::sleep(std::time::Duration::from_millis(2500));
     terminal.press(b"\x03");
     terminal.wait_for("ended 74");
 }

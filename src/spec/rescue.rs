@@ -1,0 +1,73 @@
+//! What becomes of a run that is in trouble: whose results cannot be published, or whose command failed.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+/// `--on-hold`: how long results that could not be published are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnHold {
+    /// Until somebody resumes or discards.
+    Wait,
+    /// Not at all.
+    Fail,
+    /// So long; never zero.
+    For(Duration),
+}
+
+/// Why a text is no [`OnHold`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is none of `wait`, `fail` and a duration such as 90s, 10m or 2h30m")]
+pub struct OnHoldError(String);
+
+impl OnHold {
+    /// The longest that results are held.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Self::Wait => None,
+            Self::Fail => Some(Duration::ZERO),
+            Self::For(limit) => Some(limit),
+        }
+    }
+}
+
+impl FromStr for OnHold {
+    type Err = OnHoldError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "wait" => Ok(Self::Wait),
+            "fail" => Ok(Self::Fail),
+            _ => match humantime::parse_duration(text) {
+                Ok(limit) if !limit.is_zero() => Ok(Self::For(limit)),
+                _ => Err(OnHoldError(text.to_owned())),
+            },
+        }
+    }
+}
+
+/// What becomes of a run in trouble.
+#[derive(Clone, Debug, Default)]
+pub struct RescueSpec {
+    /// How long results are held; `None` leaves it to whether there is a terminal.
+    pub on_hold: Option<OnHold>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holding_has_a_bound_or_is_said_to_have_none() {
+        for (text, limit) in [
+            ("wait", None),
+            ("fail", Some(Duration::ZERO)),
+            ("90s", Some(Duration::from_secs(90))),
+            ("2h 30m", Some(Duration::from_secs(9000))),
+        ] {
+            assert_eq!(text.parse::<OnHold>().map(OnHold::limit), Ok(limit), "{text}");
+        }
+        for text in ["", "0s", "soon", "-1s", "90", "Wait"] {
+            assert!(text.parse::<OnHold>().is_err(), "{text}");
+        }
+    }
+}
