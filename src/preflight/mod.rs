@@ -3,6 +3,7 @@
 //! The checks do what the run will do later, in small: every file is opened for reading, a file is made in the
 //! output. They ask the system instead of guessing from permission bits, and they all run before anything is said.
 
+mod claim;
 mod explain;
 mod inputs;
 mod keys;
@@ -18,6 +19,7 @@ pub(crate) mod tree;
 mod trouble;
 mod upload;
 
+use std::fs::File;
 use std::path::PathBuf;
 
 pub use profiles::{AWS_OWNED, Profile, check_key};
@@ -35,7 +37,7 @@ use tree::Tree;
 ///
 /// ```compile_fail,E0451
 /// use runseal::preflight::Cleared;
-/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, run_key: None, evidence: todo!(), _proof: () };
+/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, claim: None, run_key: None, evidence: todo!(), _proof: () };
 /// ```
 ///
 /// ```compile_fail,E0599
@@ -55,6 +57,8 @@ pub struct Cleared {
     pub(crate) output: Option<Output>,
     /// Whether existing results may be replaced.
     pub(crate) overwrite: bool,
+    /// The output directory, locked against other runs, where that can be.
+    pub(crate) claim: Option<File>,
     run_key: Option<String>,
     evidence: Evidence,
     _proof: (),
@@ -149,9 +153,15 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
         findings.push(too_large(needed, space));
     }
     findings.append(&mut remote.others);
+    let mut claim = None;
     let output = match output {
         Some(Location::Path(path)) => {
-            Some(Output::Directory(output::check(path, overwrite, &tree.inputs, &mut findings)))
+            let output = output::check(path, overwrite, &tree.inputs, &mut findings);
+            claim = claim::take(&output).unwrap_or_else(|finding| {
+                findings.push(finding);
+                None
+            });
+            Some(Output::Directory(output))
         }
         Some(Location::S3(uri)) => {
             findings.extend(remote::overlap(uri, inputs));
@@ -161,7 +171,7 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     };
     let Remote { run_key, evidence, .. } = remote;
     if findings.is_empty() {
-        Ok(Cleared { tree, output, overwrite, run_key, evidence, _proof: () })
+        Ok(Cleared { tree, output, overwrite, claim, run_key, evidence, _proof: () })
     } else {
         Err(Report { findings, evidence })
     }

@@ -1,6 +1,6 @@
 //! Tries the output directory as publishing will use it, and leaves no trace.
 
-use std::fs::{self, TryLockError};
+use std::fs::TryLockError;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const PROBE: &str = ".runseal-probe-";
 
 /// Checks `output`; answers with the path by which publishing will find it.
 pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings: &mut Vec<Finding>) -> PathBuf {
-    let resolved = resolve(output);
+    let resolved = path::resolved(output);
     if let Some(input) = inputs.iter().find(|i| overlaps(i, &resolved)) {
         findings.push(overlap(output, input));
         return resolved;
@@ -37,13 +37,6 @@ pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings
 /// Inputs that exist are absolute; others have a finding of their own.
 fn overlaps(input: &Path, output: &Path) -> bool {
     input.is_absolute() && (input.starts_with(output) || output.starts_with(input))
-}
-
-/// Absolute and free of symbolic links as far as it exists.
-fn resolve(output: &Path) -> PathBuf {
-    let absolute = std::path::absolute(output).unwrap_or_else(|_| output.to_owned());
-    let of_parent = || Some(fs::canonicalize(absolute.parent()?).ok()?.join(absolute.file_name()?));
-    fs::canonicalize(&absolute).ok().or_else(of_parent).unwrap_or(absolute)
 }
 
 /// What is in the way inside an existing output.

@@ -17,7 +17,9 @@ pub use crate::fs::FsError;
 pub use crate::fuse::FuseError;
 pub use crate::preflight::{Code, Report as PreflightReport};
 pub use crate::s3::{CallError, Cause};
+use crate::spec::EncryptionError;
 pub use crate::stage::StageError;
+use crate::sys::path::shown;
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +161,15 @@ pub enum PublishError {
     /// They are not whole.
     #[error(transparent)]
     Unflushed(#[from] Unflushed),
+    /// The output they are to go to instead does not do.
+    #[error(transparent)]
+    Preflight(#[from] PreflightReport),
+    /// It is part of what is destroyed with the run.
+    #[error("{} is inside the scratch; name a place outside with --output", shown(.0))]
+    InScratch(PathBuf),
+    /// They cannot be encrypted as whoever resumes asks.
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
     /// They could not be copied out.
     #[error(transparent)]
     Stage(#[from] StageError),
@@ -176,10 +187,19 @@ impl PublishError {
         let cause = match self {
             Self::Aws { source } => source.cause,
             Self::Stage(StageError::Remote { source, .. }) => source.cause,
-            Self::Stage(_) | Self::Stopped | Self::Unflushed(_) => return false,
+            Self::Preflight(report) => {
+                return report.findings.iter().any(|f| f.cause().is_some_and(is_about_credentials));
+            }
+            Self::Stage(_) | Self::Stopped | Self::Unflushed(_) | Self::InScratch(_) | Self::Encryption(_) => {
+                return false;
+            }
         };
-        matches!(cause, Cause::Credentials | Cause::Denied)
+        is_about_credentials(cause)
     }
+}
+
+fn is_about_credentials(cause: Cause) -> bool {
+    matches!(cause, Cause::Credentials | Cause::Denied)
 }
 
 /// By what authority results were discarded.

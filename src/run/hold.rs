@@ -11,6 +11,7 @@ use super::control::{Reply, Request, ResumeOrder};
 use super::desk::{Insistence, Order, Stake};
 use super::error::{PublishError, RunError};
 use super::patience::{Patience, Tick, shown};
+use super::preflight::check_output;
 use super::report::{AwsFacts, Event, Phase};
 use super::seal::Seal;
 use super::sealed::{CLEARANCE, beside};
@@ -18,7 +19,7 @@ use super::workflow::{Run, counted};
 use super::{flush, message};
 use crate::preflight;
 use crate::s3::{CallError, Credentials};
-use crate::spec::{OnHold, ResumeSpec};
+use crate::spec::{Location, OnHold, ResumeSpec, RunSpec};
 use crate::stage::Stager;
 
 impl Run {
@@ -63,10 +64,70 @@ impl Run {
         seal: &Seal,
         order: ResumeOrder,
     ) -> Result<Result<(), PublishError>, RunError> {
-        let ResumeOrder { credentials, spec } = order;
-        match self.reconnect(credentials).await? {
-            Ok(()) => self.publish(stager, from, seal, &spec).await,
-            Err(source) => Ok(Err(PublishError::Aws { source })),
+        let ResumeOrder { credentials, spec: resume } = order;
+        let spec = match self.changed_by(&resume) {
+            Ok(spec) => spec,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Err(source) = self.reconnect(&spec, credentials).await? {
+            return Ok(Err(PublishError::Aws { source }));
+        }
+        match self.redirect(spec, stager.clone()).await? {
+            Ok(()) => self.publish(stager, from, seal, &resume).await,
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// What the run is to do from now on.
+    fn changed_by(&self, resume: &ResumeSpec) -> Result<RunSpec, PublishError> {
+        let mut spec = self.spec.clone();
+        spec.overwrite |= resume.overwrite;
+        if let Some(output) = &resume.output {
+            spec.output = Some(output.clone());
+        }
+        if let Some(Location::Path(path)) = &resume.output {
+            if path.starts_with(&self.mountpoint) {
+                return Err(PublishError::InScratch(path.clone()));
+            }
+            (spec.aws.sse, spec.aws.sse_kms_key) = (None, None);
+        }
+        if resume.sse.is_some() || resume.sse_kms_key.is_some() {
+            let (sse, key) = (resume.sse, resume.sse_kms_key.clone());
+            spec.aws = spec.aws.with_encryption(sse, key, spec.output.as_ref())?;
+        }
+        Ok(spec)
+    }
+
+    /// Has results go where `spec` says, if that is elsewhere or otherwise than before: then only after the same checks.
+    async fn redirect(&mut self, spec: RunSpec, stager: Arc<Stager>) -> Result<Result<(), PublishError>, RunError> {
+        let encryption = |spec: &RunSpec| (spec.aws.sse, spec.aws.sse_kms_key.clone());
+        let moved = spec.output != self.spec.output;
+        if moved || encryption(&spec) != encryption(&self.spec) {
+            let (cloud, trail, new) = (self.cloud.clone(), self.trail.clone(), spec.clone());
+            let check = beside(move || {
+                // What this run has put into the same output is no reason against it; keys of others are still refused.
+                let cleared = check_output(&new, new.overwrite || !moved, cloud.as_deref(), &trail)?;
+                let encryption = cleared.result_encryption().map(ToString::to_string);
+                stager.redirect(cleared, new.overwrite, cloud.as_deref());
+                Ok(encryption)
+            });
+            match self.desk.guard("checking the output", Stake::Results, check).await? {
+                Ok(encryption) => self.note_redirection(&spec, encryption),
+                Err(report) => return Ok(Err(PublishError::Preflight(report))),
+            }
+        } else if spec.overwrite {
+            stager.allow_overwrite();
+        }
+        self.spec = spec;
+        Ok(Ok(()))
+    }
+
+    fn note_redirection(&self, spec: &RunSpec, result_encryption: Option<String>) {
+        if let Some(output) = spec.output.clone() {
+            self.desk.journal.record(Event::Redirected { output });
+        }
+        if let Some(facts) = self.desk.journal.snapshot().aws {
+            self.desk.journal.record(Event::Cleared(AwsFacts { result_encryption, ..facts }));
         }
     }
 
@@ -144,12 +205,16 @@ impl Run {
     }
 
     /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
-    async fn reconnect(&mut self, credentials: Option<Credentials>) -> Result<Result<(), CallError>, RunError> {
-        if self.cloud.is_none() || credentials.is_none() && self.entrusted {
+    async fn reconnect(
+        &mut self,
+        spec: &RunSpec,
+        credentials: Option<Credentials>,
+    ) -> Result<Result<(), CallError>, RunError> {
+        if !spec.uses_aws() || credentials.is_none() && self.entrusted {
             return Ok(Ok(()));
         }
         self.entrusted |= credentials.is_some();
-        let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
+        let (spec, trail, connector) = (spec.clone(), self.trail.clone(), self.switch.connector());
         let connect = beside(move || {
             let cloud = connector.connect(&spec, credentials)?;
             let identity = preflight::identify(&cloud, &trail);

@@ -79,12 +79,17 @@ pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8,
     let mut report = Report::of(&spec);
     let result = match start(spec, voice, &report) {
         Ok(Started::Sealed(result)) => return result,
-        Ok(Started::Supervisor(supervisor, _state)) => {
+        Ok(Started::Supervisor(supervisor, state)) => {
             let terminal = Terminal::remember();
             supervisor.watch(&mut report, |event| {
                 // A new phase begins only when the processes of the one before are gone.
                 if matches!(event, Event::Phase { .. }) {
                     terminal.take_back();
+                }
+                if let Event::Redirected { output } = event
+                    && let Err(error) = state.publishes_to(output)
+                {
+                    warn(error);
                 }
             })
         }
@@ -111,11 +116,10 @@ enum Started {
 fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
     // Opened as the user, in the user's view of the tree, before anything else happens.
     let trail = spec.audit.as_ref().map(|to| Trail::open(to, spec.id.as_str())).transpose()?.unwrap_or_default();
-    if spec.uses_aws() {
-        process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
-    }
+    // Even if nothing is at AWS yet: results may be sent there in the end.
+    process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
-    let mut state = State::create(&spec.id)?;
+    let mut state = State::create(&spec.id, spec.output.as_ref())?;
     let mountpoint = state.mountpoint();
     let mut record = Record::of(report, mountpoint.clone());
     state.record(&record)?;
@@ -157,6 +161,9 @@ pub fn status(wanted: Option<&str>) -> Result<Vec<LiveRun>, RunError> {
 
 /// Has a held run try to publish again; returns what it answered.
 pub fn resume(run: &str, order: ResumeOrder) -> Result<String, RunError> {
+    if let Some(output) = &order.spec.output {
+        state::check_output(output, run)?;
+    }
     accepted(ask(run, &control::Request::Resume(order), None)?)
 }
 

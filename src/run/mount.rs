@@ -77,7 +77,7 @@ fn supervise(
         warn(format_args!("detached what a dead run had left on {}", spec.mountpoint.display()));
     }
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
-    let mut state = State::create(&spec.id)?;
+    let mut state = State::create(&spec.id, spec.staging.as_ref().and_then(|staging| staging.output.as_ref()))?;
     let mut report = Report::new(spec.id.clone(), Kind::Mount);
     let mut record = Record { note: spec.note.clone(), ..Record::of(&report, spec.mountpoint.clone()) };
     state.record(&record)?;

@@ -6,6 +6,7 @@ use super::cloud::{self, Connector, Switch};
 use super::error::RunError;
 use super::message;
 use super::seal::Room;
+use super::state;
 use crate::audit::Trail;
 use crate::preflight::{self, Cleared, Evidence, Profile};
 use crate::s3::{Cloud, Credentials};
@@ -50,10 +51,34 @@ impl Ready {
 /// Checks what `runseal run` would check, and answers with what was tried; what stands in the way is an error. Nothing
 /// is started, and the command of `spec` plays no part.
 pub fn preflight(spec: &RunSpec, explain: bool) -> Result<Evidence, RunError> {
+    if let Some(output) = &spec.output {
+        state::check_output(output, spec.id.as_str())?;
+    }
     let trail = trail(spec)?;
     let ready = Ready::make(spec, Switch::new().connector(), None, explain, &trail);
     tell_gap(&trail);
     Ok(ready?.cleared.evidence().clone())
+}
+
+/// Checks the output of `spec` alone, as [`Ready::make`] does. `replacing` is for this check only. Blocks.
+pub fn check_output(
+    spec: &RunSpec,
+    replacing: bool,
+    cloud: Option<&Cloud>,
+    trail: &Trail,
+) -> Result<Cleared, preflight::Report> {
+    let uploads = cloud::uploads(&RunSpec { overwrite: replacing, ..spec.clone() });
+    let output = preflight::Request {
+        run: &spec.id,
+        inputs: &[],
+        output: spec.output.as_ref(),
+        uploads: &uploads,
+        run_key: None,
+        explain: false,
+        space: u64::MAX,
+        trail,
+    };
+    preflight::check(&output, cloud)
 }
 
 /// Checks that `key` is what a system of AWS asks of one.

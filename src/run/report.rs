@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::preflight::Cleared;
-use crate::spec::{AuditDestination, InputSpec, RunId, RunSpec};
+use crate::spec::{AuditDestination, InputSpec, Location, RunId, RunSpec};
 use crate::sys::path::shown;
 use crate::units::rfc3339_millis;
 
@@ -110,6 +110,11 @@ pub enum Event {
     HeldBecause {
         /// The error.
         problem: String,
+    },
+    /// Results go elsewhere from now on.
+    Redirected {
+        /// Where.
+        output: Location,
     },
     /// Results are out.
     Published {
@@ -346,6 +351,7 @@ impl Report {
             Event::Staged { totals } => self.staged = Some(totals),
             Event::CommandEnded { status } => self.command_status = Some(status),
             Event::HeldBecause { problem } => self.held = Some(problem),
+            Event::Redirected { output } => self.output = Some(output.to_string()),
             Event::Published { totals } => self.published = Some(totals),
             Event::Wiped { at, bytes_encrypted } => {
                 (self.key_wiped, self.bytes_encrypted) = (Some(at), Some(bytes_encrypted));

@@ -10,12 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{Kind, Report};
 use crate::fuse;
-use crate::spec::RunId;
+use crate::spec::{Location, RunId};
+use crate::sys::path;
 
 const LOCK: &str = "lock";
 const RECORD: &str = "state.json";
 const SOCKET: &str = "control.sock";
 const MOUNTPOINT: &str = "mnt";
+/// Where the run publishes to, as [`place`] writes it.
+const OUTPUT: &str = "output";
 /// No run id: `@` is not allowed in one.
 const BASE_LOCK: &str = "@lock";
 
@@ -28,6 +31,16 @@ pub enum StateError {
     /// No live run has this id.
     #[error("no run `{0}` is alive here; `runseal status` lists the runs")]
     Unknown(String),
+    /// A live run of this user publishes to the same output.
+    #[error(
+        "run {run} publishes to {output} too; wait for its end (`runseal status {run}`), or choose another --output"
+    )]
+    OutputInUse {
+        /// The other run.
+        run: String,
+        /// The output.
+        output: String,
+    },
     /// Somebody else could have put things into the state directory.
     #[error("{path} is not a directory of yours alone; remove it, or set XDG_RUNTIME_DIR")]
     Untrusted {
@@ -91,20 +104,34 @@ pub struct State {
 }
 
 impl State {
-    /// Makes the directory for `run_id`, after cleaning up what a dead run of that name left.
-    pub fn create(run_id: &RunId) -> Result<Self, StateError> {
+    /// Makes the directory for `run_id`, after cleaning up what a dead run of that name left. No two live runs have one
+    /// `output`.
+    pub fn create(run_id: &RunId, output: Option<&Location>) -> Result<Self, StateError> {
         let base = base()?;
         let _guard = lock_base(&base)?;
         let dir = base.join(run_id.as_str());
         if dir.exists() && !clean_if_dead(&dir)? {
             return Err(StateError::InUse(run_id.clone()));
         }
+        if let Some(output) = output {
+            refuse_taken(&base, output, run_id.as_str())?;
+        }
         make_dir(&dir, 0o700)?;
         make_dir(&dir.join(MOUNTPOINT), 0o700)?;
         let path = dir.join(LOCK);
         let lock = open_lock(&path)?;
         lock.lock().map_err(system("locking", &path))?;
-        Ok(Self { dir, owned: true, _lock: lock })
+        let state = Self { dir, owned: true, _lock: lock };
+        if let Some(output) = output {
+            state.publishes_to(output)?;
+        }
+        Ok(state)
+    }
+
+    /// Notes, for runs that start, where this one publishes to.
+    pub fn publishes_to(&self, output: &Location) -> Result<(), StateError> {
+        let path = self.dir.join(OUTPUT);
+        fs::write(&path, place(output)).map_err(system("writing", &path))
     }
 
     /// The private mountpoint.
@@ -184,6 +211,33 @@ pub fn find_by_id(id: &RunId) -> Result<(Record, PathBuf), StateError> {
     Ok((record, dir.join(SOCKET)))
 }
 
+/// Fails if a live run of this user, other than `run`, publishes to `output`.
+pub fn check_output(output: &Location, run: &str) -> Result<(), StateError> {
+    let base = base()?;
+    let _guard = lock_base(&base)?;
+    refuse_taken(&base, output, run)
+}
+
+fn refuse_taken(base: &Path, output: &Location, run: &str) -> Result<(), StateError> {
+    let place = place(output);
+    for entry in fs::read_dir(base).map_err(system("reading", base))?.filter_map(Result::ok) {
+        let (name, dir) = (entry.file_name(), entry.path());
+        if name != run && is_held(&dir) && fs::read(dir.join(OUTPUT)).is_ok_and(|other| other == place) {
+            let run = name.to_string_lossy().into_owned();
+            return Err(StateError::OutputInUse { run, output: output.to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// One text for one output, however it is named.
+fn place(output: &Location) -> Vec<u8> {
+    match output {
+        Location::Path(path) => path::resolved(path).into_os_string().into_encoded_bytes(),
+        Location::S3(uri) => uri.clone().into_prefix().to_string().into_bytes(),
+    }
+}
+
 /// Cleans up after the run of this id if it is dead.
 pub fn clean(id: &RunId) -> Result<(), StateError> {
     let base = base()?;
@@ -257,7 +311,7 @@ fn read_record(dir: &Path) -> Option<Record> {
 
 /// Removes exactly what a run makes: never recursively, so that nothing below a mountpoint can be hit.
 fn remove(dir: &Path) -> Result<(), StateError> {
-    for name in [SOCKET, RECORD, "state.json.tmp", LOCK] {
+    for name in [SOCKET, RECORD, "state.json.tmp", OUTPUT, LOCK] {
         let path = dir.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(system("removing", &path))?;
     }

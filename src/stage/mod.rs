@@ -19,6 +19,7 @@ mod target;
 mod tasks;
 mod upload;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use serde::Serialize;
 use crate::audit::{Event, Trail};
 use crate::fs::Scratch;
 use crate::preflight::{Cleared, Output};
-use crate::s3::{Answer, CallError, Cloud, outcome};
+use crate::s3::{Answer, CallError, Cloud, UploadSettings, outcome};
 use crate::spec::{RunId, S3Uri};
 use download::Download;
 use error::{inside, outside};
@@ -86,8 +87,7 @@ pub struct Totals {
 pub struct Stager {
     /// Gone once fetched: a million inputs take 160 MB.
     inputs: Mutex<Option<Cleared>>,
-    output: Option<Output>,
-    overwrite: bool,
+    target: Mutex<Target>,
     scratch: Arc<Scratch>,
     run: RunId,
     progress: Arc<dyn Progress>,
@@ -112,10 +112,11 @@ impl Stager {
         progress: Arc<dyn Progress>,
         trail: Arc<Trail>,
     ) -> Self {
-        let (output, overwrite) = (cleared.output.clone(), cleared.overwrite);
+        let mut cleared = cleared;
+        let target = Mutex::new(Target::of(&mut cleared));
         let (inputs, unfinished, uploads) = (Mutex::new(Some(cleared)), Mutex::default(), Mutex::default());
         let concurrency = DEFAULT_CONCURRENCY;
-        Self { inputs, output, overwrite, scratch, run, progress, trail, concurrency, owner: None, unfinished, uploads }
+        Self { inputs, target, scratch, run, progress, trail, concurrency, owner: None, unfinished, uploads }
     }
 
     /// Sets how many requests to S3 are under way at once; at least one.
@@ -164,23 +165,51 @@ impl Stager {
     /// allowed; then an old manifest is first replaced by an empty one. After an error, calling again, perhaps with
     /// another `cloud`, sends what is missing. Symbolic links and names that cannot be keys are in the manifest.
     pub fn publish(&self, from: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
-        match &self.output {
+        let (output, overwrite) = {
+            let target = self.target.lock();
+            (target.output.clone(), target.overwrite)
+        };
+        match output {
             None => Ok(Totals::default()),
-            Some(Output::Directory(output)) => self.publish_to_directory(output, from),
+            Some(Output::Directory(output)) => self.publish_to_directory(&output, overwrite, from),
             Some(Output::Prefix { uri, settings, encryption }) => {
                 let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
-                let (uri, settings, encryption) = (uri.clone(), settings.clone(), encryption.clone());
+                let settings = UploadSettings { overwrite, ..settings };
                 self.publish_to_prefix(Destination { uri, settings, encryption }, from, cloud)
             }
         }
     }
 
-    fn publish_to_directory(&self, output: &Path, from: u64) -> Result<Totals, StageError> {
+    /// From now on results may replace what is in the output.
+    pub fn allow_overwrite(&self) {
+        self.target.lock().overwrite = true;
+    }
+
+    /// Publishes as `cleared` says from now on; no attempt may be under way. What was sent to another output counts for
+    /// nothing any more: uploads are aborted, as far as `cloud` lets. What was sent to the same one otherwise is sent again.
+    pub fn redirect(&self, mut cleared: Cleared, overwrite: bool, cloud: Option<&Cloud>) {
+        let target = Target { overwrite, ..Target::of(&mut cleared) };
+        let old = std::mem::replace(&mut *self.target.lock(), target);
+        *self.unfinished.lock() = None;
+        let Some(uploads) = self.uploads.lock().take() else { return };
+        let Some(Output::Prefix { uri, settings, encryption }) = old.output else { return };
+        if let Some(cloud) = cloud {
+            let sender = self.sender(Destination { uri: uri.clone(), settings, encryption }, cloud);
+            cloud.block_on(sender.abort_all(uploads.pending()));
+        }
+        if matches!(&self.target.lock().output, Some(Output::Prefix { uri: new, .. }) if *new == uri) {
+            uploads.objects.iter().for_each(|object| object.send_again());
+            *self.uploads.lock() = Some(uploads);
+        }
+    }
+
+    fn publish_to_directory(&self, output: &Path, overwrite: bool, from: u64) -> Result<Totals, StageError> {
         let mut unfinished = self.unfinished.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
-            None => Publication::write(output, self.overwrite, &self.run, &self.scratch, &*self.progress, from)?,
+            None => Publication::write(output, overwrite, &self.run, &self.scratch, &*self.progress, from)?,
         };
+        publication.overwrite = overwrite;
         match publication.place() {
             Ok(totals) => Ok(totals),
             Err(error) => {
@@ -212,14 +241,28 @@ impl Stager {
     /// whose publishing failed: dropping alone leaves parts in the bucket, which cost money and are in no listing.
     pub fn give_up(&self, cloud: Option<&Cloud>) {
         let Some(uploads) = self.uploads.lock().take() else { return };
-        let (Some(cloud), Some(Output::Prefix { uri, settings, encryption })) = (cloud, &self.output) else { return };
-        let (uri, settings, encryption) = (uri.clone(), settings.clone(), encryption.clone());
+        let output = self.target.lock().output.clone();
+        let (Some(cloud), Some(Output::Prefix { uri, settings, encryption })) = (cloud, output) else { return };
         let sender = self.sender(Destination { uri, settings, encryption }, cloud);
         cloud.block_on(sender.abort_all(uploads.pending()));
     }
 
     fn sender(&self, to: Destination, cloud: &Cloud) -> Arc<Sender> {
         Sender::new(cloud, to, &self.run, &self.scratch, &self.progress, &self.trail, self.concurrency)
+    }
+}
+
+/// Where results go, as preflight has cleared it.
+struct Target {
+    output: Option<Output>,
+    overwrite: bool,
+    /// Keeps other runs out.
+    _claim: Option<File>,
+}
+
+impl Target {
+    fn of(cleared: &mut Cleared) -> Self {
+        Self { output: cleared.output.take(), overwrite: cleared.overwrite, _claim: cleared.claim.take() }
     }
 }
 

@@ -460,6 +460,13 @@ impl Outgoing {
         state.parts.fill(None);
     }
 
+    /// It is to be sent anew, and may replace what this run has put there before.
+    pub(super) fn send_again(&self) {
+        let mut state = self.state.lock();
+        state.ours |= state.done.take().is_some();
+        state.parts.fill(None);
+    }
+
     /// Hashes a part when all before it are hashed; does nothing if one of them failed, or it was hashed before.
     async fn hash(&self, part: usize, data: &[u8]) {
         let mut turns = self.turn.subscribe();

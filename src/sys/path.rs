@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag};
@@ -242,6 +242,13 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         next += 1;
     }
     directories.iter().rev().try_for_each(|d| remove_directory(d))
+}
+
+/// Absolute and free of symbolic links as far as it exists; its last component need not.
+pub fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let of_parent = || Some(std::fs::canonicalize(absolute.parent()?).ok()?.join(absolute.file_name()?));
+    std::fs::canonicalize(&absolute).ok().or_else(of_parent).unwrap_or(absolute)
 }
 
 /// A path as people read it: control characters and bytes that are not UTF-8 cannot reach the terminal.
