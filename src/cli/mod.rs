@@ -12,6 +12,7 @@ mod preflight;
 mod run;
 mod serve;
 mod store;
+mod visit;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -43,6 +44,8 @@ enum Action {
     Status(lifecycle::StatusArgs),
     Resume(lifecycle::ResumeArgs),
     End(lifecycle::EndArgs),
+    Exec(visit::ExecArgs),
+    Cp(visit::CpArgs),
     Audit(audit::AuditArgs),
     Serve(serve::ServeArgs),
     Policy(policy::PolicyArgs),
@@ -128,6 +131,8 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Status(args) => lifecycle::status(args),
         Action::Resume(args) => lifecycle::resume(args),
         Action::End(args) => lifecycle::end(args),
+        Action::Exec(args) => visit::exec(args),
+        Action::Cp(args) => visit::cp(args),
         Action::Policy(args) => policy::act(args),
         Action::Audit(args) => audit::act(args),
         Action::Serve(args) => serve::act(args),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, OnHold, RescueSpec, RunSpec};
+use crate::spec::{AwsSpec, OnFailure, OnHold, RescueSpec, RunSpec};
 
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
@@ -40,6 +40,10 @@ pub struct RunArgs {
     /// a terminal, 1h without one]
     #[arg(long, value_name = "wait|fail|DURATION")]
     on_hold: Option<OnHold>,
+    /// What to do with the scratch when COMMAND fails: end it, or hold it for `runseal exec` and `runseal cp`, as long as
+    /// --on-hold says
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    on_failure: OnFailure,
     #[command(flatten)]
     store: store::StoreArgs,
     #[command(flatten)]
@@ -61,7 +65,12 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
     let (id, store) = args.store.into_spec()?;
     let (report, command) = (args.report, args.command);
-    let rescue = RescueSpec { on_hold: args.on_hold };
+    if args.on_failure == OnFailure::Hold && args.on_hold == Some(OnHold::Fail) {
+        return Err(Failure::Usage(
+            "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
+        ));
+    }
+    let rescue = RescueSpec { on_hold: args.on_hold, on_failure: args.on_failure };
     let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report, rescue, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -83,16 +84,46 @@ fn executable(path: &Path) -> Result<(), CommandError> {
     }
 }
 
-/// Starts the command in the scratch mounted on `scratch`, with the environment the README promises, which lacks the
-/// variables in `withheld`.
-pub fn start(
+/// Where and as what programs of a run start.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Mountpoint of the scratch.
+    pub scratch: &'a Path,
+    /// Name of the run.
+    pub run_id: &'a str,
+    /// Variables of the environment they do not get.
+    pub withheld: &'a [&'a str],
+    /// What the user started runseal with.
+    pub inherited: Inherited,
+    /// Whether they must not have the capabilities of this process.
+    pub drop_capabilities: bool,
+}
+
+/// Starts the command in the scratch, with the environment the README promises.
+pub fn start(argv: &[OsString], surroundings: Surroundings<'_>) -> Result<Pid, CommandError> {
+    let (name, mut command) = prepared(argv, surroundings);
+    spawn(name, &mut command)
+}
+
+/// Starts a program beside the command, on these standard streams and in a session of its own; with `terminal`, the
+/// first of them is the terminal that controls it.
+pub fn start_beside(
     argv: &[OsString],
-    scratch: &Path,
-    run_id: &str,
-    withheld: &[&str],
-    inherited: Inherited,
-    drop_capabilities: bool,
+    surroundings: Surroundings<'_>,
+    [input, output, errors]: [OwnedFd; 3],
+    terminal: Option<&OsStr>,
 ) -> Result<Pid, CommandError> {
+    let (name, mut command) = prepared(argv, surroundings);
+    command.stdin(input).stdout(output).stderr(errors);
+    if let Some(kind) = terminal {
+        command.env("TERM", kind);
+    }
+    process::lead_session(&mut command, terminal.is_some());
+    spawn(name, &mut command)
+}
+
+fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> (&'a OsStr, Command) {
+    let Surroundings { scratch, run_id, withheld, inherited, drop_capabilities } = surroundings;
     let (name, arguments) = argv.split_first().expect("the command line demands a command");
     let mut command = Command::new(name);
     command
@@ -110,6 +141,10 @@ pub fn start(
         command.env_remove(name);
     }
     process::prepare(&mut command, inherited, drop_capabilities);
+    (name, command)
+}
+
+fn spawn(name: &OsStr, command: &mut Command) -> Result<Pid, CommandError> {
     match command.spawn() {
         // PID 1 reaps all children with waitpid(2), this one too.
         Ok(child) => Ok(Pid::from_raw(child.id() as i32)),
@@ -128,16 +163,19 @@ fn refusal(name: &OsStr, source: io::Error) -> CommandError {
     }
 }
 
-/// Collects every child that has ended; returns the status of `command` if it was among them. PID 1 inherits the
-/// orphans of the run, so there may be many.
-pub fn reap(command: Pid) -> Option<u8> {
-    let mut status = None;
+/// Collects every child that has ended, and tells `ended` their exit statuses. PID 1 inherits the orphans of the run, so
+/// there may be many.
+pub fn reap(mut ended: impl FnMut(Pid, u8)) {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return status,
-            Ok(ended) if ended.pid() == Some(command) => status = exit_status(ended).or(status),
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return status,
+            Ok(WaitStatus::StillAlive) => return,
+            Ok(status) => {
+                if let (Some(pid), Some(status)) = (status.pid(), exit_status(status)) {
+                    ended(pid, status);
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(_) => return,
         }
     }
 }

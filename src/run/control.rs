@@ -1,14 +1,16 @@
 //! The control socket of a run: one request and one reply per connection, each a line of JSON.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
@@ -17,6 +19,7 @@ use super::desk::Order;
 use super::report::{Journal, Report};
 use crate::s3::Credentials;
 use crate::spec::ResumeSpec;
+use crate::sys::socket;
 
 /// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
 const REQUEST_MAX: usize = 64 << 10;
@@ -29,6 +32,10 @@ pub enum Request {
     Status,
     /// Try to publish again.
     Resume(ResumeOrder),
+    /// Run a program beside the command.
+    Exec(ExecOrder),
+    /// Copy something out of the scratch.
+    Copy(CopyOrder),
     /// End the run.
     End {
         /// Even if results are lost.
@@ -45,6 +52,26 @@ pub struct ResumeOrder {
     pub spec: ResumeSpec,
 }
 
+/// A program to run beside the command.
+pub struct ExecOrder {
+    /// Program and arguments; never empty.
+    pub argv: Vec<OsString>,
+    /// Kind of the terminal that its standard streams are (`TERM`), if they are one.
+    pub terminal: Option<OsString>,
+    /// Its standard streams. They go beside the line, as descriptors.
+    pub streams: Vec<OwnedFd>,
+}
+
+/// Something to copy out of the scratch.
+pub struct CopyOrder {
+    /// Relative to the root of the scratch.
+    pub path: PathBuf,
+    /// Whether the contents of a file are wanted as they are, without an archive around them.
+    pub bare: bool,
+    /// Receives the archive. It goes beside the line, as a descriptor.
+    pub archive: Vec<OwnedFd>,
+}
+
 /// A request as it is sent. Credentials are borrowed from the line, which is wiped, and never copied on the way.
 #[derive(Serialize, Deserialize)]
 struct Line<'a> {
@@ -55,6 +82,22 @@ struct Line<'a> {
     credentials: Option<LineCredentials<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resume: Option<ResumeSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exec: Option<ExecLine>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copy: Option<CopyLine>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ExecLine {
+    argv: Vec<OsString>,
+    terminal: Option<OsString>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CopyLine {
+    path: OsString,
+    bare: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,37 +110,81 @@ struct LineCredentials<'a> {
 impl Request {
     /// The request as it is sent, with the end of its line.
     pub fn to_line(&self) -> io::Result<Zeroizing<Vec<u8>>> {
-        let (request, discard, order) = match self {
-            Self::Status => ("status", false, None),
-            Self::Resume(order) => ("resume", false, Some(order)),
-            Self::End { discard } => ("end", *discard, None),
-        };
-        let resume = order.map(|order| order.spec.clone());
-        let credentials = order.and_then(|order| order.credentials.as_ref());
-        let credentials = credentials.map(|handed| LineCredentials {
-            access_key_id: &handed.access_key_id,
-            secret_access_key: &handed.secret_access_key,
-            session_token: handed.session_token.as_ref().map(|token| token.as_str()),
-        });
         // Room for all of it: a vector that grows leaves copies behind.
         let mut line = Zeroizing::new(Vec::with_capacity(REQUEST_MAX));
-        serde_json::to_writer(&mut *line, &Line { request, discard, credentials, resume })?;
+        serde_json::to_writer(&mut *line, &self.as_line())?;
         line.push(b'\n');
-        if line.len() > REQUEST_MAX { Err(io::Error::other("the credentials are too long")) } else { Ok(line) }
+        if line.len() > REQUEST_MAX { Err(io::Error::other("the request is too long")) } else { Ok(line) }
+    }
+
+    fn as_line(&self) -> Line<'_> {
+        let named = |request| Line { request, discard: false, credentials: None, resume: None, exec: None, copy: None };
+        match self {
+            Self::Status => named("status"),
+            Self::Resume(ResumeOrder { credentials, spec }) => Line {
+                credentials: credentials.as_ref().map(LineCredentials::of),
+                resume: Some(spec.clone()),
+                ..named("resume")
+            },
+            Self::Exec(ExecOrder { argv, terminal, .. }) => {
+                Line { exec: Some(ExecLine { argv: argv.clone(), terminal: terminal.clone() }), ..named("exec") }
+            }
+            Self::Copy(CopyOrder { path, bare, .. }) => {
+                Line { copy: Some(CopyLine { path: path.clone().into(), bare: *bare }), ..named("copy") }
+            }
+            Self::End { discard } => Line { discard: *discard, ..named("end") },
+        }
+    }
+
+    /// What goes beside the line.
+    fn descriptors(&self) -> Vec<RawFd> {
+        let descriptors = match self {
+            Self::Exec(order) => &order.streams[..],
+            Self::Copy(order) => &order.archive[..],
+            Self::Status | Self::Resume(_) | Self::End { .. } => &[],
+        };
+        descriptors.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// Takes what came beside the line.
+    fn with(mut self, came: Vec<OwnedFd>) -> Self {
+        match &mut self {
+            Self::Exec(order) => order.streams = came,
+            Self::Copy(order) => order.archive = came,
+            Self::Status | Self::Resume(_) | Self::End { .. } => {}
+        }
+        self
     }
 
     /// Reads what [`Request::to_line`] made, without the end of the line.
     pub fn from_line(line: &[u8]) -> io::Result<Self> {
-        let Line { request, discard, credentials, resume } = serde_json::from_slice(line).map_err(|_| malformed())?;
-        let copy = |LineCredentials { access_key_id, secret_access_key, session_token }: LineCredentials| {
+        let Line { request, discard, credentials, resume, exec, copy } =
+            serde_json::from_slice(line).map_err(|_| malformed())?;
+        let own = |LineCredentials { access_key_id, secret_access_key, session_token }: LineCredentials| {
             Credentials::new(access_key_id, secret_access_key, session_token)
         };
-        let credentials = credentials.map(copy);
-        match request {
-            "status" => Ok(Self::Status),
-            "resume" => Ok(Self::Resume(ResumeOrder { credentials, spec: resume.unwrap_or_default() })),
-            "end" => Ok(Self::End { discard }),
+        let credentials = credentials.map(own);
+        match (request, exec, copy) {
+            ("status", ..) => Ok(Self::Status),
+            ("exec", Some(ExecLine { argv, terminal }), _) if !argv.is_empty() => {
+                Ok(Self::Exec(ExecOrder { argv, terminal, streams: Vec::new() }))
+            }
+            ("copy", _, Some(CopyLine { path, bare })) => {
+                Ok(Self::Copy(CopyOrder { path: path.into(), bare, archive: Vec::new() }))
+            }
+            ("resume", ..) => Ok(Self::Resume(ResumeOrder { credentials, spec: resume.unwrap_or_default() })),
+            ("end", ..) => Ok(Self::End { discard }),
             _ => Err(malformed()),
+        }
+    }
+}
+
+impl<'a> LineCredentials<'a> {
+    fn of(handed: &'a Credentials) -> Self {
+        Self {
+            access_key_id: &handed.access_key_id,
+            secret_access_key: &handed.secret_access_key,
+            session_token: handed.session_token.as_ref().map(|token| token.as_str()),
         }
     }
 }
@@ -116,25 +203,40 @@ pub struct Reply {
     pub message: String,
     /// The report so far, to [`Request::Status`].
     pub report: Option<Report>,
+    /// How the program ended, to [`Request::Exec`]: as a shell says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u8>,
 }
 
 impl Reply {
     /// Done.
     pub fn done(message: impl Into<String>) -> Self {
-        Self { ok: true, message: message.into(), report: None }
+        Self { ok: true, message: message.into(), report: None, status: None }
     }
 
     /// Not done, and why.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self { ok: false, message: message.into(), report: None }
+        Self { ok: false, message: message.into(), report: None, status: None }
     }
 }
 
 /// Sends `request` to the run behind `socket` and waits for the reply, at most for `patience`.
 pub fn ask(socket: &Path, request: &Request, patience: Option<Duration>) -> io::Result<Reply> {
+    reply(send(socket, request)?, patience)
+}
+
+/// Sends `request`, and what goes with it, to the run behind `socket`.
+pub fn send(socket: &Path, request: &Request) -> io::Result<StdStream> {
     let mut stream = StdStream::connect(socket)?;
+    let line = request.to_line()?;
+    let sent = socket::send(&stream, &line, &request.descriptors())?;
+    stream.write_all(&line[sent..])?;
+    Ok(stream)
+}
+
+/// Waits for the reply, at most for `patience`.
+pub fn reply(stream: StdStream, patience: Option<Duration>) -> io::Result<Reply> {
     stream.set_read_timeout(patience)?;
-    stream.write_all(&request.to_line()?)?;
     let mut answer = String::new();
     if BufReader::new(stream).read_line(&mut answer)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -181,6 +283,11 @@ async fn answer(mut stream: UnixStream, journal: Arc<Journal>, orders: mpsc::Unb
         Reply::refused("only the owner of a run and root may control it")
     } else {
         match tokio::time::timeout(REQUEST_TIME, read_request(&mut stream)).await {
+            // Whoever leaves while a program runs, or a copy is on its way, wants no more of it.
+            Ok(Ok(request @ (Request::Exec(_) | Request::Copy(_)))) => tokio::select! {
+                reply = pass_on(request, &orders) => reply,
+                () = gone(&stream) => return,
+            },
             Ok(Ok(Request::Status)) => Reply { report: Some(journal.snapshot()), ..Reply::done("alive") },
             Ok(Ok(request)) => pass_on(request, &orders).await,
             Ok(Err(error)) => Reply::refused(format!("bad request: {error}")),
@@ -202,16 +309,30 @@ async fn pass_on(request: Request, orders: &mpsc::UnboundedSender<Order>) -> Rep
     receiver.await.unwrap_or_else(|_| gone())
 }
 
+/// Waits until the client has closed its end.
+async fn gone(stream: &UnixStream) {
+    let mut rest = [0; 64];
+    loop {
+        let read = stream.async_io(Interest::READABLE, || socket::receive(stream, &mut rest)).await;
+        if !matches!(read, Ok((1.., _))) {
+            return;
+        }
+    }
+}
+
 async fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
     let mut line = Zeroizing::new(vec![0; REQUEST_MAX]);
-    let mut filled = 0;
+    let (mut filled, mut came) = (0, Vec::new());
     loop {
-        match stream.read(&mut line[filled..]).await? {
-            0 => return Err(malformed()),
-            n => filled += n,
+        let rest = &mut line[filled..];
+        let (read, mut beside) = stream.async_io(Interest::READABLE, || socket::receive(&*stream, rest)).await?;
+        if read == 0 {
+            return Err(malformed());
         }
+        filled += read;
+        came.append(&mut beside);
         if let Some(end) = line[..filled].iter().position(|&byte| byte == b'\n') {
-            return Request::from_line(&line[..end]);
+            return Ok(Request::from_line(&line[..end])?.with(came));
         }
     }
 }
@@ -228,6 +349,8 @@ fn is_trusted(stream: &UnixStream) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
     use crate::spec::{Location, Sse};
 
@@ -253,6 +376,13 @@ mod tests {
             let Request::Resume(back) = there_and_back(Request::Resume(order)) else { panic!("not what was asked") };
             assert_eq!((back.spec, back.credentials.is_none()), (spec, true));
         }
+        let argv: Vec<OsString> = vec!["sh".into(), OsString::from_vec(b"\xff\n".to_vec())];
+        let order = ExecOrder { argv: argv.clone(), terminal: Some("vt100".into()), streams: Vec::new() };
+        let Request::Exec(back) = there_and_back(Request::Exec(order)) else { panic!("not what was asked") };
+        assert_eq!((back.argv, back.terminal), (argv, Some("vt100".into())));
+        let order = CopyOrder { path: "work/log".into(), bare: true, archive: Vec::new() };
+        let Request::Copy(back) = there_and_back(Request::Copy(order)) else { panic!("not what was asked") };
+        assert_eq!((back.path, back.bare), (PathBuf::from("work/log"), true));
         for session_token in [None, Some("t/+=".repeat(4000))] {
             let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
             let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, session_token.as_deref());
@@ -269,7 +399,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_without_being_quoted() {
-        for line in ["", "{}", "{\"request\":\"hush\"}", "hush", "{\"request\":\"resume\",\"credentials\":\"hush\"}"] {
+        for line in [
+            "",
+            "{}",
+            "{\"request\":\"hush\"}",
+            "{\"request\":\"exec\"}",
+            "hush",
+            "{\"request\":\"resume\",\"credentials\":\"hush\"}",
+        ] {
             let Err(error) = Request::from_line(line.as_bytes()) else { panic!("{line} is no request") };
             assert!(!error.to_string().contains("hush"), "{error}");
         }

@@ -118,6 +118,11 @@ impl Desk {
             Order::Request(Request::Resume(_), reply) => {
                 let _ = reply.send(Reply::refused(format!("nothing is held: {doing}")));
             }
+            Order::Request(Request::Exec(_) | Request::Copy(_), reply) => {
+                let _ = reply.send(Reply::refused(format!(
+                    "not now, {doing}; it can be done while the command runs, or when the run is held"
+                )));
+            }
             Order::Request(_, reply) => {
                 let _ = reply
                     .send(Reply::refused(format!("{doing}; `runseal end --discard` ends the run without results")));

@@ -131,6 +131,14 @@ pub enum RunError {
     /// A live run did not do what it was asked.
     #[error("{0}")]
     Refused(String),
+    /// What was copied out of a run cannot be written.
+    #[error("cannot write {}: {source}{}", shown(path), if source.kind() == io::ErrorKind::AlreadyExists { "; name another place" } else { "" })]
+    Copy {
+        /// Where.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
     /// A live run could not be reached.
     #[error("run {run} does not answer: {source}")]
     Unreachable {

@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -63,12 +63,14 @@ pub fn flush_results(dir: &Path, in_user_namespace: bool, within: Option<&Path>)
     if in_user_namespace {
         process::hand_on_file_rights(&mut child);
     }
-    let output = child.output().map_err(failed)?;
-    if output.status.success() && output.stdout.is_empty() {
-        return Ok(());
-    }
-    let answer: Failures = serde_json::from_slice(&output.stdout)
-        .map_err(|_| failed(io::Error::other(format!("{SUBCOMMAND} ended with {}", output.status))))?;
+    let mut child = child.stdout(Stdio::piped()).spawn().map_err(failed)?;
+    let mut said = Vec::new();
+    child.stdout.take().expect("piped").read_to_end(&mut said).map_err(failed)?;
+    // What it said decides, not its status: PID 1 collects children while the command runs, and may have taken it.
+    let _ = child.wait();
+    let answer: Option<Failures> = serde_json::from_slice(&said)
+        .map_err(|_| failed(io::Error::other(format!("{SUBCOMMAND} ended before it was through"))))?;
+    let Some(answer) = answer else { return Ok(()) };
     Err(Unflushed {
         path: OsString::from_vec(answer.path).into(),
         source: io::Error::from_raw_os_error(answer.errno),
@@ -87,7 +89,7 @@ pub fn flush_here(dir: &Path, within: Option<&Path>) -> io::Result<()> {
         }
         None => dir.to_owned(),
     };
-    let Err(Unflushed { path, source, others }) = flush_tree(&dir) else { return Ok(()) };
+    let Err(Unflushed { path, source, others }) = flush_tree(&dir) else { return io::stdout().write_all(b"null") };
     let path = match within {
         Some(within) => within.join(path.strip_prefix(root).map_err(io::Error::other)?),
         None => path,
@@ -103,6 +105,11 @@ fn flush_tree(dir: &Path) -> Result<(), Unflushed> {
     let _ = File::open(dir).map(nix::unistd::syncfs);
     let mut failures = Vec::new();
     let mut pending = vec![dir.to_owned()];
+    // One file alone may be asked for.
+    if fs::symlink_metadata(dir).is_ok_and(|found| found.is_file()) {
+        failures.extend(flush_file(dir).err().map(|source| (dir.to_owned(), source)));
+        pending.clear();
+    }
     while let Some(dir) = pending.pop() {
         if let Err(source) = flush_files_of(&dir, &mut pending, &mut failures) {
             failures.push((dir, source));

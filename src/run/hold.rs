@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::command::OUTPUT;
@@ -19,7 +20,7 @@ use super::workflow::{Run, counted};
 use super::{flush, message};
 use crate::preflight;
 use crate::s3::{CallError, Credentials};
-use crate::spec::{Location, OnHold, ResumeSpec, RunSpec};
+use crate::spec::{Location, OnHold, ResumeSpec, RunId, RunSpec};
 use crate::stage::Stager;
 
 impl Run {
@@ -45,8 +46,10 @@ impl Run {
             }
             answer(waiting.take(), Reply::refused(format!("still held: {error}")));
             self.hold(&error);
-            match self.wait_held(&error).await {
+            match self.wait_held(&Trouble::Unpublished(&error), seal).await {
                 Release::Resumed(order, reply) => {
+                    // What visitors left must not write any more.
+                    self.clear();
                     waiting = Some(reply);
                     published = self.publish_again(stager.clone(), from, seal, *order).await?;
                 }
@@ -233,14 +236,26 @@ impl Run {
     }
 
     /// Waits until somebody resumes or discards, as long as `--on-hold` allows.
-    async fn wait_held(&mut self, why: &PublishError) -> Release {
+    async fn wait_held(&mut self, why: &Trouble<'_>, seal: &Seal) -> Release {
         let mut insistence = Insistence::default();
         let mut patience = Patience::new(self.spec.rescue.on_hold);
+        let mut children = signal(SignalKind::child()).ok();
         self.say_limit(&patience);
+        // A visitor may have ended before anybody listened.
+        self.guests.collect();
         loop {
             let order = tokio::select! {
                 order = self.desk.next() => order,
+                () = one_of(&mut children) => {
+                    self.guests.collect();
+                    continue;
+                }
                 tick = patience.tick() => match tick {
+                    // Somebody is at work in it.
+                    Tick::Over(_) if self.guests.count() > 0 => {
+                        patience = Patience::new(self.spec.rescue.on_hold);
+                        continue;
+                    }
                     Tick::Over(limit) => return Release::Forgotten(limit),
                     Tick::Remind(since, left) => {
                         self.remind(why, since, left);
@@ -248,21 +263,25 @@ impl Run {
                     }
                 },
             };
+            let Some(order) = self.receive(order, seal) else { continue };
             match order {
-                Order::Request(Request::Resume(order), reply) => return Release::Resumed(Box::new(order), reply),
+                Order::Request(Request::Resume(order), reply) => match self.obstacle(why) {
+                    None => return Release::Resumed(Box::new(order), reply),
+                    Some(obstacle) => {
+                        let _ = reply.send(Reply::refused(obstacle));
+                    }
+                },
                 Order::Request(Request::End { discard: true }, reply) => {
                     let _ = reply.send(Reply::done("discarded"));
                     return Release::Discarded;
                 }
                 Order::Request(_, reply) => {
                     let id = &self.spec.id;
-                    let _ = reply.send(Reply::refused(format!(
-                        "run {id} holds results that are not published: `runseal resume {id}` publishes them, `runseal \
-                         end --discard {id}` gives them up"
-                    )));
+                    let ways = why.ways(id);
+                    let _ = reply.send(Reply::refused(format!("run {id} holds {}: {ways}", why.what())));
                 }
                 Order::Signal { signal, from_terminal } => {
-                    let doing = format!("run {} holds results that are not published", self.spec.id);
+                    let doing = format!("run {} holds {}", self.spec.id, why.what());
                     if insistence.hear(signal, from_terminal, std::time::Instant::now(), &doing) {
                         return Release::Discarded;
                     }
@@ -282,18 +301,91 @@ impl Run {
 
     fn say_limit(&self, patience: &Patience) {
         if let Some(limit) = patience.limit() {
-            message::warn(format_args!(
-                "  if nobody does within {}, the results are discarded (--on-hold)",
-                shown(limit)
-            ));
+            message::warn(format_args!("  if nobody does within {}, they are discarded (--on-hold)", shown(limit)));
         }
     }
 
-    fn remind(&self, why: &PublishError, since: Duration, left: Option<Duration>) {
+    fn remind(&self, why: &Trouble<'_>, since: Duration, left: Option<Duration>) {
         let id = &self.spec.id;
-        let end = left.map(|left| format!("; in {} its results are discarded", shown(left))).unwrap_or_default();
-        message::warn(format_args!("run {id} is still held, since {}{end}: {why}", shown(since)));
-        message::warn(format_args!("  `runseal resume {id}` tries again, `runseal end --discard {id}` gives up"));
+        let end = left.map(|left| format!("; in {} it is discarded", shown(left))).unwrap_or_default();
+        message::warn(format_args!("run {id} is still held, since {}{end}: {}", shown(since), why.reason()));
+        message::warn(format_args!("  {}", why.ways(id)));
+    }
+
+    /// What keeps results from being published now.
+    fn obstacle(&self, why: &Trouble<'_>) -> Option<String> {
+        let id = &self.spec.id;
+        match (why, self.guests.count()) {
+            (Trouble::Failed(status), _) => Some(format!(
+                "the command ended with status {status}, so nothing of run {id} is published: {}",
+                why.ways(id)
+            )),
+            (Trouble::Unpublished(_), 0) => None,
+            (Trouble::Unpublished(_), count) => {
+                Some(format!("{count} programs of `runseal exec` are running in run {id}; end them, then resume"))
+            }
+        }
+    }
+
+    /// Holds the scratch of a command that failed, for rescue.
+    pub(super) async fn hold_scratch(&mut self, status: u8, seal: &Seal) {
+        let (id, why) = (self.spec.id.clone(), Trouble::Failed(status));
+        self.desk.journal.record(Event::HeldBecause { problem: why.reason() });
+        self.desk.phase(Phase::Held);
+        message::warn(format_args!(
+            "run {id} is held: all the command left stays in the sealed scratch as long as this process"
+        ));
+        message::warn(format_args!("  to look at it:  runseal exec {id} -- bash"));
+        message::warn(format_args!("  to copy from it:  runseal cp {id}:work/FILE DEST"));
+        message::warn(format_args!("  to end it:  runseal end --discard {id}"));
+        // However it ends, the command had failed.
+        self.wait_held(&why, seal).await;
+    }
+}
+
+/// Why a run is held.
+enum Trouble<'a> {
+    /// Its results could not be published.
+    Unpublished(&'a PublishError),
+    /// Its command ended with this status.
+    Failed(u8),
+}
+
+impl Trouble<'_> {
+    fn reason(&self) -> String {
+        match self {
+            Self::Unpublished(error) => error.to_string(),
+            Self::Failed(status) => format!("the command ended with status {status}"),
+        }
+    }
+
+    /// What would be lost.
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Unpublished(_) => "results that are not published",
+            Self::Failed(_) => "what a failed command left",
+        }
+    }
+
+    /// What can be done, for people.
+    fn ways(&self, id: &RunId) -> String {
+        let first = match self {
+            Self::Unpublished(_) => format!("`runseal resume {id}` publishes it"),
+            Self::Failed(_) => {
+                format!("`runseal exec {id} -- COMMAND` looks at it, `runseal cp {id}:PATH DEST` copies from it")
+            }
+        };
+        format!("{first}, `runseal end --discard {id}` gives it up")
+    }
+}
+
+/// One or more children have ended; never without a way to hear of it.
+async fn one_of(children: &mut Option<tokio::signal::unix::Signal>) {
+    match children {
+        Some(children) => {
+            children.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -18,7 +18,7 @@ use super::sealed::{self, Seat, beside, lock_memory, make_seal};
 use super::service::Service;
 use super::state::{Record, State};
 use super::supervisor::{self, Supervisor};
-use super::workflow::{Run, Service as Attendance};
+use super::workflow::{Run, Service as Attendance, is_open};
 use crate::fuse::{self, MountOptions};
 use crate::s3::Credentials;
 use crate::spec::{MountSpec, RescueSpec, RunSpec, StagingSpec};
@@ -138,25 +138,29 @@ async fn serve(
     let store = spec.store.clone();
     let room = desk.guard("opening the backing", Stake::Nothing, beside(move || Room::find(&store))).await??;
     let keys = KeySource { memory_locked: lock_memory(spec.store.memory_lock)?, share: None };
+    let mountpoint = spec.mountpoint.clone();
     let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, keys, &desk).await?;
     desk.watch(&seal);
     let ready = ready().map_err(system("opening /dev/null"));
     if ready.is_ok() {
         desk.phase(Phase::Serving);
-        wait_for_end(&mut desk).await;
+        wait_for_end(&mut desk, &mountpoint).await;
     }
     desk.phase(Phase::End);
     seal.close(&desk.journal).await;
     ready.map(|()| (Outcome::Succeeded, 0))
 }
 
-async fn wait_for_end(desk: &mut Desk) {
+async fn wait_for_end(desk: &mut Desk, mountpoint: &Path) {
     loop {
         match desk.next().await {
             Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => return,
             Order::Request(Request::End { .. }, reply) => {
                 let _ = reply.send(Reply::done("ending"));
                 return;
+            }
+            Order::Request(Request::Exec(_) | Request::Copy(_), reply) => {
+                let _ = reply.send(is_open(mountpoint));
             }
             Order::Request(_, reply) => {
                 let _ = reply.send(Reply::refused("a mount has nothing to resume"));

@@ -118,6 +118,12 @@ impl Seal {
         self.store.latched()
     }
 
+    /// Files, directories and the like in the scratch.
+    pub fn inodes(&self) -> u64 {
+        let counted = self.scratch.statfs();
+        counted.inodes - counted.inodes_free
+    }
+
     /// Takes the mount away and destroys the keys, in this order: detach, wait for the last user, wipe.
     pub async fn close(self, journal: &Journal) {
         if let Err(error) = self.mount.detach() {

@@ -234,7 +234,15 @@ fn refuse_taken(base: &Path, output: &Location, run: &str) -> Result<(), StateEr
 fn place(output: &Location) -> Vec<u8> {
     match output {
         Location::Path(path) => path::resolved(path).into_os_string().into_encoded_bytes(),
-        Location::S3(uri) => uri.clone().into_prefix().to_string().into_bytes(),
+        Location::S3(uri) => {
+            let mut place = uri.clone().into_prefix().to_string().into_bytes();
+            // A bucket is one bucket at one service only.
+            for name in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_CONFIG_FILE"] {
+                place.push(b'\n');
+                place.extend(std::env::var_os(name).unwrap_or_default().into_encoded_bytes());
+            }
+            place
+        }
     }
 }
 

@@ -1,19 +1,24 @@
 //! The phases of a sealed run, in order.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cloud::{self, CREDENTIAL_VARIABLES, Switch};
-use super::command::{self, INPUT, OUTPUT, TMP, WORK};
-use super::control::{Reply, Request};
+use super::command::{self, INPUT, OUTPUT, Surroundings, TMP, WORK};
+use super::control::{CopyOrder, Reply, Request};
 use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
+use super::flush;
+use super::guests::Guests;
 use super::message;
 use super::preflight::Ready;
 use super::progress::Meter;
@@ -25,8 +30,9 @@ use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
-use crate::spec::{RootSpec, RunSpec};
-use crate::stage::{Stager, Totals};
+use crate::spec::{OnFailure, RootSpec, RunSpec};
+use crate::stage::{self, Stager, Totals};
+use crate::units::ByteSize;
 
 /// How long a command may take to end after `runseal end --discard`.
 const GRACE: Duration = Duration::from_secs(10);
@@ -50,6 +56,8 @@ pub struct Run {
     pub(super) entrusted: bool,
     /// For a mount that serves, in place of a command.
     pub(super) service: Option<Service>,
+    /// Programs of `runseal exec`.
+    pub(super) guests: Guests,
 }
 
 /// What makes a run of a mount: no command, everybody who may sees it, and it ends when it is told to.
@@ -78,6 +86,7 @@ impl Run {
             credentials: None,
             entrusted: false,
             service: None,
+            guests: Guests::default(),
         }
     }
 
@@ -113,7 +122,7 @@ impl Run {
             self.switch.cut();
         }
         // On every way out: nothing of the run may outlive the key.
-        command::kill_everything();
+        self.clear();
         self.desk.phase(Phase::End);
         seal.close(&self.desk.journal).await;
         self.trail.record(&audit::Event::wipe_run_key());
@@ -205,11 +214,11 @@ impl Run {
             self.give_up(stager).await;
             return result;
         }
-        let status = self.command().await?;
-        command::kill_everything();
+        let before = seal.inodes();
+        let status = self.command(seal).await?;
+        self.clear();
         if status != 0 {
-            let lost = if self.spec.output.is_some() { "; nothing was published" } else { "" };
-            message::warn(format_args!("the command ended with status {status}{lost}"));
+            self.command_failed(status, seal.inodes() > before, seal).await;
             return Ok((Outcome::CommandFailed, status));
         }
         if self.spec.output.is_none() {
@@ -263,6 +272,9 @@ impl Run {
                     // Whoever asked may have left.
                     let _ = reply.send(answer);
                 }
+                Order::Request(Request::Exec(_) | Request::Copy(_), reply) => {
+                    let _ = reply.send(is_open(&self.mountpoint));
+                }
                 Order::Request(_, reply) => {
                     let _ = reply.send(Reply::refused(format!("run {id} has nothing to publish, or has done so")));
                 }
@@ -282,30 +294,104 @@ impl Run {
     }
 
     /// Starts the command and waits for it; orders reach it as signals.
-    async fn command(&mut self) -> Result<u8, RunError> {
+    async fn command(&mut self, seal: &Seal) -> Result<u8, RunError> {
         let mut children = signal(SignalKind::child()).map_err(system("watching children"))?;
         self.desk.phase(Phase::Command);
-        let RunSpec { command: argv, id, .. } = &self.spec;
-        let withheld = self.spec.uses_aws() && !self.spec.aws.keep_credentials;
-        let withheld = if withheld { &CREDENTIAL_VARIABLES[..] } else { &[] };
-        let (inherited, drop_capabilities) = (self.desk.inherited, self.drop_capabilities);
-        let pid = command::start(argv, &self.mountpoint, id.as_str(), withheld, inherited, drop_capabilities)?;
+        let pid = command::start(&self.spec.command, self.surroundings())?;
         let mut running = Running { pid, interrupts: 0, deadline: None };
         loop {
             tokio::select! {
-                _ = children.recv() => match command::reap(pid) {
-                    Some(_) if running.deadline.is_some() => return Err(RunError::Ended { doing: Running::DOING }),
-                    Some(status) => {
-                        self.desk.journal.record(Event::CommandEnded { status });
-                        return Ok(status);
+                _ = children.recv() => {
+                    let mut status = None;
+                    command::reap(|child, ended| if child == pid { status = Some(ended) } else { self.guests.ended(child, ended) });
+                    match status {
+                        Some(_) if running.deadline.is_some() => return Err(RunError::Ended { doing: Running::DOING }),
+                        Some(status) => {
+                            self.desk.journal.record(Event::CommandEnded { status });
+                            return Ok(status);
+                        }
+                        None => {}
                     }
-                    None => {}
-                },
+                }
                 () = running.overdue() => return Err(RunError::Ended { doing: Running::DOING }),
-                order = self.desk.next() => running.take(order, &self.desk)?,
+                order = self.desk.next() => {
+                    if let Some(order) = self.receive(order, seal) {
+                        running.take(order, &self.desk)?;
+                    }
+                }
             }
         }
     }
+
+    /// Where and as what programs of this run start.
+    fn surroundings(&self) -> Surroundings<'_> {
+        let withheld = self.spec.uses_aws() && !self.spec.aws.keep_credentials;
+        Surroundings {
+            scratch: &self.mountpoint,
+            run_id: self.spec.id.as_str(),
+            withheld: if withheld { &CREDENTIAL_VARIABLES } else { &[] },
+            inherited: self.desk.inherited,
+            drop_capabilities: self.drop_capabilities,
+        }
+    }
+
+    /// Lets visitors in: starts programs of `runseal exec`, and serves `runseal cp`. Gives back every other order.
+    pub(super) fn receive(&self, order: Order, seal: &Seal) -> Option<Order> {
+        match order {
+            Order::Request(Request::Exec(order), reply) => self.guests.admit(order, self.surroundings(), reply),
+            Order::Request(Request::Copy(order), reply) => self.copy_out(order, seal, reply),
+            order => return Some(order),
+        }
+        None
+    }
+
+    fn copy_out(&self, order: CopyOrder, seal: &Seal, client: oneshot::Sender<Reply>) {
+        let CopyOrder { path, bare, archive } = order;
+        let Some(archive) = archive.into_iter().next() else {
+            let _ = client.send(Reply::refused("bad request: a descriptor is to come with it"));
+            return;
+        };
+        let (scratch, in_user_namespace) = (seal.scratch.clone(), self.drop_capabilities);
+        let below = path.strip_prefix("/").unwrap_or(&path).to_owned();
+        let place = self.mountpoint.join(&below);
+        tokio::task::spawn_blocking(move || {
+            let flushed = flush::flush_results(&place, in_user_namespace, None);
+            let reply = match stage::archive(&scratch, &below, bare, BufWriter::new(File::from(archive))) {
+                Ok(totals) => {
+                    let (files, bytes) = (totals.files, ByteSize(totals.bytes));
+                    let gap = flushed.err().map(|error| format!("; {error}")).unwrap_or_default();
+                    Reply::done(format!("copied {files} files, {bytes}{gap}"))
+                }
+                Err(error) => Reply::refused(error.to_string()),
+            };
+            let _ = client.send(reply);
+        });
+    }
+
+    /// Ends everything that runs in the scratch.
+    pub(super) fn clear(&self) {
+        command::kill_everything();
+        self.guests.dismiss();
+    }
+
+    /// What a failed command left is told, and held if that was asked for.
+    async fn command_failed(&mut self, status: u8, left_files: bool, seal: &Seal) {
+        let lost = if self.spec.output.is_some() { "; nothing was published" } else { "" };
+        message::warn(format_args!("the command ended with status {status}{lost}"));
+        if self.spec.rescue.on_failure == OnFailure::Hold {
+            self.hold_scratch(status, seal).await;
+        } else if left_files {
+            message::warn(format_args!(
+                "the files it left in the scratch are gone; next time --on-failure=hold keeps them for `runseal exec` and \
+                 `runseal cp`"
+            ));
+        }
+    }
+}
+
+/// The answer of a mount to visitors.
+pub(super) fn is_open(mountpoint: &Path) -> Reply {
+    Reply::refused(format!("a mount needs no such help: it is open below {}", mountpoint.display()))
 }
 
 /// Totals with the requests to S3 they took.

@@ -45,11 +45,23 @@ impl FromStr for OnHold {
     }
 }
 
+/// `--on-failure`: what becomes of the scratch when the command fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnFailure {
+    /// It is destroyed.
+    #[default]
+    End,
+    /// It is held, as long as `--on-hold` says.
+    Hold,
+}
+
 /// What becomes of a run in trouble.
 #[derive(Clone, Debug, Default)]
 pub struct RescueSpec {
     /// How long results are held; `None` leaves it to whether there is a terminal.
     pub on_hold: Option<OnHold>,
+    /// What becomes of the scratch of a command that failed.
+    pub on_failure: OnFailure,
 }
 
 #[cfg(test)]

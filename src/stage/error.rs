@@ -40,7 +40,10 @@ pub enum StageError {
         path: PathBuf,
     },
     /// Something appeared where a result is to go.
-    #[error("{} appeared in the output since preflight; remove it, or allow replacing with --overwrite", shown(path))]
+    #[error(
+        "{} appeared in the output since preflight; remove it, or replace it: `runseal resume --overwrite`",
+        shown(path)
+    )]
     Appeared {
         /// The path.
         path: PathBuf,
@@ -97,7 +100,7 @@ pub enum StageError {
     /// S3 encrypts a result otherwise than preflight was told.
     #[error(
         "{uri} would be encrypted with {found}, preflight saw {expected}; set the encryption of the bucket back, or \
-         name one with --sse and --sse-kms-key-id"
+         name one: `runseal resume --sse ALGORITHM --sse-kms-key-id KEY`"
     )]
     OtherEncryption {
         /// The object.

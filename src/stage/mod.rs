@@ -4,6 +4,7 @@
 //! plaintext is parked in between, and the buffers are wiped. Both directions keep permission bits, modification
 //! times and holes; root also keeps owners. Hard links become files of their own; extended attributes stay behind.
 
+mod archive;
 mod buffers;
 mod checksum;
 mod commit;
@@ -36,6 +37,7 @@ use error::{inside, outside};
 use publish::Publication;
 use upload::{Destination, Sender, Uploads};
 
+pub use archive::archive;
 pub use error::StageError;
 pub use manifest::MANIFEST;
 

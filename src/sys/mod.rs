@@ -5,3 +5,5 @@ pub mod mount;
 pub mod notify;
 pub mod path;
 pub mod process;
+pub mod socket;
+pub mod terminal;

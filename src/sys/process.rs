@@ -144,6 +144,20 @@ pub fn prepare(command: &mut Command, inherited: Inherited, drop_capabilities: b
     unsafe { command.pre_exec(setup) };
 }
 
+/// Has `command` lead a session of its own; with `terminal`, its standard input is the terminal that controls it.
+pub fn lead_session(command: &mut Command, terminal: bool) {
+    let setup = move || {
+        nix::unistd::setsid()?;
+        // SAFETY: TIOCSCTTY takes an integer: 0, not to steal the terminal of another session. nix has no wrapper for it.
+        if terminal && unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: as in `prepare`: only system calls on plain integers. std offers no safe way to set these.
+    unsafe { command.pre_exec(setup) };
+}
+
 /// Sets the soft and hard limit of core files to `bytes`, or to the hard limit if that is lower.
 pub fn limit_core(bytes: rlim_t) -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;

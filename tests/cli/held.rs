@@ -128,6 +128,89 @@ fn without_a_terminal_a_hold_has_a_bound() {
     run(&["--on-hold", "soon"], "true").expect(64, &["`wait`, `fail`"]);
 }
 
+// promise: S-124
+#[test]
+fn a_held_run_can_replace_or_go_elsewhere() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let report = dir.path().join("report.json");
+    let live = held(dir.path(), &report);
+    // What does not do is found before anything is published, and the run stays held.
+    let full = dir.path().join("full");
+    fs::create_dir(&full).expect("created");
+    fs::write(full.join("old"), "old").expect("written");
+    say(&["resume", "--output", text(&full), &live.id]).expect(69, &["still held", "OUTPUT_NOT_EMPTY", "old"]);
+    say(&["resume", "--output", &format!("/run/runseal/{}/mnt/work", live.id), &live.id])
+        .expect(69, &["inside the scratch"]);
+    say(&["resume", "--sse", "aws:kms", &live.id]).expect(69, &["results in S3"]);
+    live.wait_for("held");
+    let other = dir.path().join("other");
+    say(&["resume", "--output", text(&other), &live.id]).expect(0, &[]);
+    live.end().expect(0, &[]);
+    assert_eq!(fs::read_to_string(other.join("x")).expect("published"), "result\n");
+    assert!(other.join("runseal-manifest.json").exists());
+    assert_eq!(fs::read_dir(dir.path().join("out")).expect("listed").count(), 1, "only the foreign file");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).expect("written")).expect("JSON");
+    assert_eq!((&report["outcome"], &report["output"]), (&"published".into(), &text(&other).into()));
+}
+
+// promise: S-124
+#[test]
+fn a_held_run_can_replace_what_is_in_its_output() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let live = held(dir.path(), &dir.path().join("report.json"));
+    say(&["resume", "--overwrite", &live.id]).expect(0, &[]);
+    live.end().expect(0, &["runseal resume --overwrite"]);
+    assert_eq!(fs::read_to_string(dir.path().join("out/x")).expect("published"), "result\n");
+}
+
+// promise: S-125
+#[test]
+fn two_runs_into_one_output_are_told_apart_when_the_second_starts() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    fs::create_dir(dir.path().join("there")).expect("created");
+    for name in ["there", "new"] {
+        let output = dir.path().join(name);
+        let first = Live::start(dir.path(), &["--output", text(&output)], "ready; sleep 3600");
+        let again = dir.path().join("there/../").join(name);
+        for same in [&output, &again] {
+            let flags = ["--overwrite", "--output", text(same)];
+            run(&flags, "echo started").expect(73, &[&first.id, name]);
+            say(&["preflight", "--output", text(same)]).expect(73, &[&first.id]);
+        }
+        let other = Live::start(dir.path(), &["--output", text(&dir.path().join("other"))], "ready; sleep 3600");
+        say(&["resume", "--output", text(&output), &other.id]).expect(73, &[&first.id]);
+        // However a run ends, it stands in nobody's way afterwards.
+        send(first.supervisor(), Signal::SIGKILL);
+        let _ = first.end();
+        wait_until("the lock is free", || run(&flags_of(&output), RESULT).code == 0);
+    }
+}
+
+/// Leaves a result.
+const RESULT: &str = "echo x >\"$RUNSEAL_OUTPUT/x\"";
+
+fn flags_of(output: &Path) -> [&str; 3] {
+    ["--overwrite", "--output", text(output)]
+}
+
+// promise: S-125
+#[test]
+fn another_user_is_kept_out_of_an_output_that_exists() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let output = dir.path().join("out");
+    fs::create_dir(&output).expect("created");
+    // What a run of another user, or of another machine, holds all its life.
+    let theirs = fs::File::open(&output).expect("opened");
+    theirs.lock().expect("locked");
+    run(&["--output", text(&output)], RESULT).expect(73, &["another run is going to publish there"]);
+    drop(theirs);
+    run(&["--output", text(&output)], RESULT).expect(0, &[]);
+}
+
 #[test]
 fn nothing_to_resume_is_said() {
     require_host!();

@@ -10,3 +10,4 @@ mod mounts;
 mod runs;
 mod signals;
 mod usage;
+mod visits;

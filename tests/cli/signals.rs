@@ -270,3 +270,26 @@ fn an_interactive_command_gives_the_terminal_back() {
     terminal.press(b"\x03");
     terminal.wait_for("ended 74");
 }
+
+// promise: S-122
+#[test]
+fn a_visitor_on_a_terminal_gets_one_of_its_own() {
+    require_host!();
+    require_script!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let live = Live::start(dir.path(), &[], "ready; while [ ! -e end ]; do sleep 0.05; done");
+    let binary = env!("CARGO_BIN_EXE_runseal");
+    let mut terminal =
+        Terminal::new(&format!("stty rows 33 cols 77; {binary} exec {} -- sh -i; echo left $?", live.id));
+    terminal.press(b"echo size $(stty size) on $(tty)\n");
+    terminal.wait_for("size 33 77 on /dev/pts/");
+    terminal.press(b"sleep 3600\n");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    // For what runs there, not for this client.
+    terminal.press(b"\x03");
+    terminal.press(b"touch end; exit 9\n");
+    terminal.wait_for("left 9");
+    let (_, seen) = terminal.end();
+    assert!(!seen.contains("Inappropriate ioctl") && !seen.contains("no job control"), "{seen}");
+    live.end().expect(0, &[]);
+}
