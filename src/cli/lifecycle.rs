@@ -58,6 +58,9 @@ pub struct EndArgs {
     /// Even if results that are not published are lost
     #[arg(long)]
     discard: bool,
+    /// Remove results that this run has put into the output already, unless somebody has changed them since
+    #[arg(long, requires = "discard")]
+    remove_published: bool,
     /// Name of the run, or the mountpoint of `runseal mount`
     run: String,
 }
@@ -132,7 +135,7 @@ fn credentials_of_environment() -> Result<Credentials, Failure> {
 }
 
 pub fn end(args: EndArgs) -> Result<u8, Failure> {
-    let message = run::end(&args.run, args.discard)?;
+    let message = run::end(&args.run, args.discard, args.remove_published)?;
     writeln!(std::io::stdout(), "{}: {message}", args.run)?;
     Ok(0)
 }

@@ -260,6 +260,11 @@ impl ObjectStore for Switched {
         self.objects.abort_upload(target, upload).await
     }
 
+    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.objects.remove(target, stored).await
+    }
+
     async fn bucket_encryption(&self, bucket: &str) -> Result<Answer<Encryption>, CallError> {
         self.pass("s3:GetBucketEncryption", self.objects.bucket_encryption(bucket)).await
     }

@@ -40,6 +40,8 @@ pub enum Request {
     End {
         /// Even if results are lost.
         discard: bool,
+        /// Whether results that are in the output already are removed.
+        remove_published: bool,
     },
 }
 
@@ -78,6 +80,8 @@ struct Line<'a> {
     request: &'a str,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     discard: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    remove_published: bool,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     credentials: Option<LineCredentials<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,7 +122,15 @@ impl Request {
     }
 
     fn as_line(&self) -> Line<'_> {
-        let named = |request| Line { request, discard: false, credentials: None, resume: None, exec: None, copy: None };
+        let named = |request| Line {
+            request,
+            discard: false,
+            remove_published: false,
+            credentials: None,
+            resume: None,
+            exec: None,
+            copy: None,
+        };
         match self {
             Self::Status => named("status"),
             Self::Resume(ResumeOrder { credentials, spec }) => Line {
@@ -132,7 +144,7 @@ impl Request {
             Self::Copy(CopyOrder { path, bare, .. }) => {
                 Line { copy: Some(CopyLine { path: path.clone().into(), bare: *bare }), ..named("copy") }
             }
-            Self::End { discard } => Line { discard: *discard, ..named("end") },
+            &Self::End { discard, remove_published } => Line { discard, remove_published, ..named("end") },
         }
     }
 
@@ -158,7 +170,7 @@ impl Request {
 
     /// Reads what [`Request::to_line`] made, without the end of the line.
     pub fn from_line(line: &[u8]) -> io::Result<Self> {
-        let Line { request, discard, credentials, resume, exec, copy } =
+        let Line { request, discard, remove_published, credentials, resume, exec, copy } =
             serde_json::from_slice(line).map_err(|_| malformed())?;
         let own = |LineCredentials { access_key_id, secret_access_key, session_token }: LineCredentials| {
             Credentials::new(access_key_id, secret_access_key, session_token)
@@ -173,7 +185,7 @@ impl Request {
                 Ok(Self::Copy(CopyOrder { path: path.into(), bare, archive: Vec::new() }))
             }
             ("resume", ..) => Ok(Self::Resume(ResumeOrder { credentials, spec: resume.unwrap_or_default() })),
-            ("end", ..) => Ok(Self::End { discard }),
+            ("end", ..) => Ok(Self::End { discard, remove_published }),
             _ => Err(malformed()),
         }
     }
@@ -362,7 +374,8 @@ mod tests {
             Request::from_line(&line).expect("understood")
         };
         assert!(matches!(there_and_back(Request::Status), Request::Status));
-        assert!(matches!(there_and_back(Request::End { discard: true }), Request::End { discard: true }));
+        let end = there_and_back(Request::End { discard: true, remove_published: true });
+        assert!(matches!(end, Request::End { discard: true, remove_published: true }));
         let spec = ResumeSpec {
             incomplete: true,
             allow_empty: true,

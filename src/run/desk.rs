@@ -17,6 +17,9 @@ use super::report::{Event, Journal, Phase};
 use super::seal::Seal;
 use crate::sys::process::Inherited;
 
+/// What is done while results are on their way out.
+pub const PUBLISHING: &str = "publishing the results";
+
 /// What the supervisor passes on.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Delivered {
@@ -55,6 +58,30 @@ pub struct Desk {
     pub inherited: Inherited,
     /// How much to say.
     pub voice: Voice,
+    /// Who has ended the run, and wants to hear when it is done.
+    pub farewell: Farewell,
+}
+
+/// The end of a run as somebody has ordered it.
+#[derive(Default)]
+pub struct Farewell {
+    /// Whether results that are in the output already are to be removed.
+    pub remove_published: bool,
+    waiting: Option<oneshot::Sender<Reply>>,
+}
+
+impl Farewell {
+    /// Takes the order; it is answered later.
+    pub fn order(&mut self, remove_published: bool, client: oneshot::Sender<Reply>) {
+        *self = Self { remove_published, waiting: Some(client) };
+    }
+
+    /// Answers, if somebody waits and has not been answered.
+    pub fn answer(&mut self, text: impl Into<String>) {
+        if let Some(client) = self.waiting.take() {
+            let _ = client.send(Reply::done(text));
+        }
+    }
 }
 
 impl Desk {
@@ -103,8 +130,8 @@ impl Desk {
                     }
                     _ => {}
                 },
-                Order::Request(Request::End { discard: true }, reply) => {
-                    let _ = reply.send(Reply::done("ending; the results of this run are discarded"));
+                Order::Request(Request::End { discard: true, remove_published }, reply) => {
+                    self.farewell.order(remove_published, reply);
                     return Err(RunError::Ended { doing });
                 }
                 order => self.decline(order, doing)?,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::command::CommandError;
+use super::desk::PUBLISHING;
 use super::flush::Unflushed;
 use super::namespace::NamespaceError;
 use super::state::StateError;
@@ -106,7 +107,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// A signal ended the run.
-    #[error("{signal} ended the run while {doing}; nothing was published")]
+    #[error("{signal} ended the run while {doing}; {}", loss(doing))]
     Interrupted {
         /// The signal.
         signal: Signal,
@@ -114,7 +115,7 @@ pub enum RunError {
         doing: &'static str,
     },
     /// `runseal end` ended the run.
-    #[error("the run was ended while {doing}, as asked; nothing was published")]
+    #[error("the run was ended while {doing}, as asked; {}", loss(doing))]
     Ended {
         /// What was going on.
         doing: &'static str,
@@ -208,6 +209,11 @@ impl PublishError {
 
 fn is_about_credentials(cause: Cause) -> bool {
     matches!(cause, Cause::Credentials | Cause::Denied)
+}
+
+/// What the end meant. Of results that were on their way some may be in the output: that is told beside it.
+fn loss(doing: &str) -> &'static str {
+    if doing == PUBLISHING { "the results are discarded" } else { "nothing was published" }
 }
 
 /// By what authority results were discarded.

@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 
 use super::command::OUTPUT;
 use super::control::{Reply, Request, ResumeOrder};
-use super::desk::{Insistence, Order, Stake};
+use super::desk::{Insistence, Order, PUBLISHING, Stake};
 use super::error::{PublishError, RunError};
 use super::patience::{Patience, Tick, shown};
 use super::preflight::check_output;
 use super::report::{AwsFacts, Event, Phase};
 use super::seal::Seal;
 use super::sealed::{CLEARANCE, beside};
-use super::workflow::{Run, counted};
+use super::workflow::{DISCARDED, Run, counted};
 use super::{flush, message};
 use crate::preflight;
 use crate::s3::{CallError, Credentials};
@@ -45,7 +45,7 @@ impl Run {
                 return Err(RunError::Unpublished { held: None, source: error });
             }
             answer(waiting.take(), Reply::refused(format!("still held: {error}")));
-            self.hold(&error);
+            self.hold(&error, &stager);
             match self.wait_held(&Trouble::Unpublished(&error), seal).await {
                 Release::Resumed(order, reply) => {
                     // What visitors left must not write any more.
@@ -111,7 +111,9 @@ impl Run {
                 // What this run has put into the same output is no reason against it; keys of others are still refused.
                 let cleared = check_output(&new, new.overwrite || !moved, cloud.as_deref(), &trail)?;
                 let encryption = cleared.result_encryption().map(ToString::to_string);
-                stager.redirect(cleared, new.overwrite, cloud.as_deref());
+                if let Some((remains, error)) = stager.redirect(cleared, new.overwrite, cloud.as_deref()) {
+                    message::warn(format_args!("run {}: {remains}; they could not be removed: {error}", new.id));
+                }
                 Ok(encryption)
             });
             match self.desk.guard("checking the output", Stake::Results, check).await? {
@@ -176,24 +178,46 @@ impl Run {
             journal.record(Event::Published { totals: counted(totals, requests) });
             Ok(())
         });
-        self.desk.guard("publishing the results", Stake::Results, work).await
+        self.desk.guard(PUBLISHING, Stake::Results, work).await
     }
 
-    /// Has uploads aborted that will not be completed.
-    pub(super) async fn give_up(&self, stager: Arc<Stager>) {
+    /// Leaves the output: has uploads aborted that will not be completed, removes what is visible there if that was
+    /// ordered, and says what stays.
+    pub(super) async fn leave(&mut self, stager: Arc<Stager>) {
         self.switch.cut();
-        let cloud = self.cloud.clone();
-        let abort = beside(move || stager.give_up(cloud.as_deref()));
+        stager.stop();
+        let (cloud, abort) = (self.cloud.clone(), stager.clone());
+        let abort = beside(move || abort.give_up(cloud.as_deref()));
         if tokio::time::timeout(CLEARANCE, abort).await.is_err() {
             message::warn(
-                "uploads to S3 could not all be aborted; a lifecycle rule (AbortIncompleteMultipartUpload) removes them",
+                "publishing did not stop in time: uploads to S3 may not all be aborted (a lifecycle rule with \
+                 AbortIncompleteMultipartUpload removes them), and results without a manifest may be in the output",
             );
+            return;
+        }
+        if self.desk.farewell.remove_published {
+            let (cloud, remove) = (self.cloud.clone(), stager.clone());
+            if let Err(error) = beside(move || remove.remove_remains(cloud.as_deref())).await {
+                message::warn(error);
+            }
+        }
+        let remains = stager.remains();
+        let stays = remains.as_ref().map(|remains| format!("run {}: {remains}; remove them", self.spec.id));
+        self.desk.journal.record(Event::Left { remains });
+        match stays {
+            None => self.desk.farewell.answer(DISCARDED),
+            Some(stays) => {
+                message::warn(&stays);
+                self.desk.farewell.answer(format!("{DISCARDED}; {stays}"));
+            }
         }
     }
 
     /// Says why the results are held, and what can be done.
-    pub(super) fn hold(&self, error: &PublishError) {
+    pub(super) fn hold(&self, error: &PublishError, stager: &Stager) {
         let id = &self.spec.id;
+        let remains = stager.remains();
+        self.desk.journal.record(Event::Left { remains: remains.clone() });
         self.desk.journal.record(Event::HeldBecause { problem: error.to_string() });
         self.desk.phase(Phase::Held);
         message::warn(format_args!("the results could not be published: {error}"));
@@ -205,6 +229,12 @@ impl Run {
             ));
         }
         message::warn(format_args!("  to give the results up:  runseal end --discard {id}"));
+        if let Some(remains) = remains {
+            message::warn(format_args!("run {id}: {remains}"));
+            message::warn(format_args!(
+                "  to give the results up and remove those too:  runseal end --discard --remove-published {id}"
+            ));
+        }
     }
 
     /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
@@ -271,8 +301,8 @@ impl Run {
                         let _ = reply.send(Reply::refused(obstacle));
                     }
                 },
-                Order::Request(Request::End { discard: true }, reply) => {
-                    let _ = reply.send(Reply::done("discarded"));
+                Order::Request(Request::End { discard: true, remove_published }, reply) => {
+                    self.desk.farewell.order(remove_published, reply);
                     return Release::Discarded;
                 }
                 Order::Request(_, reply) => {

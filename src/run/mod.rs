@@ -170,9 +170,11 @@ pub fn resume(run: &str, order: ResumeOrder) -> Result<String, RunError> {
     accepted(ask(run, &control::Request::Resume(order), None)?)
 }
 
-/// Ends a run or a mount; `discard` even if results are lost.
-pub fn end(run: &str, discard: bool) -> Result<String, RunError> {
-    accepted(ask(run, &control::Request::End { discard }, Some(END_TIME))?)
+/// Ends a run or a mount; `discard` even if results are lost. With `remove_published`, results that are in the output
+/// without a manifest are removed.
+pub fn end(run: &str, discard: bool, remove_published: bool) -> Result<String, RunError> {
+    let patience = if remove_published { None } else { Some(END_TIME) };
+    accepted(ask(run, &control::Request::End { discard, remove_published }, patience)?)
 }
 
 fn accepted(reply: Reply) -> Result<String, RunError> {

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::preflight::Cleared;
 use crate::spec::{AuditDestination, InputSpec, Location, RunId, RunSpec};
+use crate::stage::Remains;
 use crate::sys::path::shown;
 use crate::units::rfc3339_millis;
 
@@ -110,6 +111,11 @@ pub enum Event {
     HeldBecause {
         /// The error.
         problem: String,
+    },
+    /// Part of the results is in the output without a manifest, or not any more.
+    Left {
+        /// What.
+        remains: Option<Remains>,
     },
     /// Results go elsewhere from now on.
     Redirected {
@@ -262,6 +268,9 @@ pub struct Report {
     pub staged: Option<Value>,
     /// Totals of the results.
     pub published: Option<Value>,
+    /// Results that are in the output although publishing has not succeeded.
+    #[serde(default)]
+    pub left: Option<Remains>,
     /// Why the results are held, if they are or were.
     pub held: Option<String>,
     /// Phases, in order.
@@ -309,6 +318,7 @@ impl Report {
             mount: None,
             staged: None,
             published: None,
+            left: None,
             held: None,
             phases: Vec::new(),
             bytes_encrypted: None,
@@ -352,7 +362,8 @@ impl Report {
             Event::CommandEnded { status } => self.command_status = Some(status),
             Event::HeldBecause { problem } => self.held = Some(problem),
             Event::Redirected { output } => self.output = Some(output.to_string()),
-            Event::Published { totals } => self.published = Some(totals),
+            Event::Left { remains } => self.left = remains,
+            Event::Published { totals } => (self.published, self.left) = (Some(totals), None),
             Event::Wiped { at, bytes_encrypted } => {
                 (self.key_wiped, self.bytes_encrypted) = (Some(at), Some(bytes_encrypted));
             }

@@ -16,7 +16,7 @@ use nix::unistd::geteuid;
 use tokio::sync::mpsc;
 
 use super::control;
-use super::desk::{Desk, read_link};
+use super::desk::{Desk, Farewell, read_link};
 use super::error::{RunError, system};
 use super::message::{self, Voice};
 use super::namespace::{self, Isolation};
@@ -105,7 +105,15 @@ where
         let (busy, mut idle) = mpsc::channel(1);
         let server = tokio::spawn(control::serve(listener, journal.clone(), sender.clone(), busy));
         read_link(seat.link, sender.clone());
-        let result = life(Desk { orders, sender, journal, inherited: seat.inherited, voice: seat.voice }).await;
+        let result = life(Desk {
+            orders,
+            sender,
+            journal,
+            inherited: seat.inherited,
+            voice: seat.voice,
+            farewell: Farewell::default(),
+        })
+        .await;
         // Whoever waits for an answer gets it before this process is gone.
         server.abort();
         let _ = tokio::time::timeout(FAREWELL, idle.recv()).await;

@@ -246,7 +246,7 @@ impl Family {
 
     /// Asks it to end; answers when it has begun to. `discard` even if results are lost.
     pub async fn end(&self, discard: bool) -> Result<String, RunError> {
-        accepted(self.ask(Request::End { discard }, Some(END_TIME)).await?)
+        accepted(self.ask(Request::End { discard, remove_published: false }, Some(END_TIME)).await?)
     }
 
     /// Has it publish; waits for the end of that.

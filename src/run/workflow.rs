@@ -34,6 +34,8 @@ use crate::spec::{OnFailure, RootSpec, RunSpec};
 use crate::stage::{self, Stager, Totals};
 use crate::units::ByteSize;
 
+/// The answer to `runseal end --discard`.
+pub(super) const DISCARDED: &str = "ended; the results of this run are discarded";
 /// How long a command may take to end after `runseal end --discard`.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -105,6 +107,7 @@ impl Run {
         // aborted.
         self.switch.cut();
         self.close_trail();
+        self.desk.farewell.answer(DISCARDED);
         result
     }
 
@@ -211,7 +214,7 @@ impl Run {
         if let Some(ready) = self.service.as_mut().and_then(|service| service.ready.take()) {
             ready().map_err(system("letting go of the caller"))?;
             let result = self.attend(stager.clone(), output, seal).await;
-            self.give_up(stager).await;
+            self.leave(stager).await;
             return result;
         }
         let before = seal.inodes();
@@ -233,7 +236,7 @@ impl Run {
         match self.publish_or_hold(stager.clone(), output, seal).await {
             Ok(()) => Ok((Outcome::Published, 0)),
             Err(error) => {
-                self.give_up(stager).await;
+                self.leave(stager).await;
                 Err(error)
             }
         }
@@ -248,8 +251,11 @@ impl Run {
             match self.desk.next().await {
                 Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => break,
                 Order::MountEnded | Order::Orphaned => break,
-                Order::Request(Request::End { discard }, reply) if discard || !pending => {
-                    let _ = reply.send(Reply::done("ending"));
+                Order::Request(Request::End { discard, remove_published }, reply) if discard || !pending => {
+                    self.desk.farewell.order(remove_published, reply);
+                    if !remove_published {
+                        self.desk.farewell.answer("ending");
+                    }
                     break;
                 }
                 Order::Request(Request::End { .. }, reply) => {
@@ -265,7 +271,7 @@ impl Run {
                             Reply::done("published")
                         }
                         Err(error) => {
-                            self.hold(&error);
+                            self.hold(&error, &stager);
                             Reply::refused(format!("held: {error}"))
                         }
                     };
@@ -433,7 +439,7 @@ impl Running {
                     self.send(signal);
                 }
             }
-            Order::Request(Request::End { discard: true }, reply) => {
+            Order::Request(Request::End { discard: true, .. }, reply) => {
                 self.send(Signal::SIGTERM);
                 self.send(Signal::SIGCONT);
                 self.deadline = Some(Instant::now() + GRACE);

@@ -100,6 +100,10 @@ pub trait ObjectStore: Send + Sync {
     /// `AbortMultipartUpload`. An upload that is gone already is no error.
     async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError>;
 
+    /// `DeleteObject` of exactly what was `stored`: its version, or, where versions are not kept, the object with its
+    /// `ETag` (`If-Match`). What somebody has put there since stays, and is an error of [`Cause::Precondition`].
+    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError>;
+
     /// `GetBucketEncryption`: the default of the bucket. For explanations only: run roles rarely may.
     async fn bucket_encryption(&self, bucket: &str) -> Result<Answer<Encryption>, CallError>;
 

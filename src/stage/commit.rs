@@ -33,9 +33,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl Sender {
     /// Makes everything visible but the manifest. Uploads that S3 has lost are not done afterwards.
     pub(super) async fn commit(self: &Arc<Self>, uploads: &mut Uploads) -> Result<(), StageError> {
-        if self.to.settings.overwrite && !uploads.withdrawn {
-            self.put_manifest(manifest::withdrawn(&self.run), &self.to.settings).await?;
-            uploads.withdrawn = true;
+        if self.to.settings.overwrite && uploads.withdrawn.is_none() {
+            uploads.withdrawn = Some(self.put_manifest(manifest::withdrawn(&self.run), &self.to.settings).await?);
         }
         let missing = uploads.objects.iter().filter(|object| !object.is_done());
         let largest = missing.clone().filter(|object| !object.is_large()).map(|object| object.size).max();
@@ -51,7 +50,7 @@ impl Sender {
         };
         let Some(Answer { value: stored, request_id }) = answer else { return Ok(()) };
         if let Err(error) = self.agree(object.uri(), &stored.encryption) {
-            object.replace_later();
+            object.replace_later(stored);
             return Err(error);
         }
         object.state.lock().done = Some(stored);
@@ -175,7 +174,7 @@ impl Sender {
     /// What this run has made visible itself, it may replace.
     fn settings_for(&self, object: &Outgoing) -> UploadSettings {
         let mut settings = self.to.settings.clone();
-        settings.overwrite |= object.state.lock().ours;
+        settings.overwrite |= object.state.lock().made.is_some();
         settings
     }
 
@@ -185,10 +184,14 @@ impl Sender {
         let mut body = Vec::new();
         manifest::write(&mut body, &self.run, &uploads.plan, uploads.totals(), &learnt)
             .map_err(|e| StageError::Outside { action: "writing", path: MANIFEST.into(), source: e })?;
-        self.put_manifest(body, &self.to.settings).await
+        self.put_manifest(body, &self.to.settings).await.map(drop)
     }
 
-    async fn put_manifest(&self, body: Vec<u8>, settings: &UploadSettings) -> Result<(), StageError> {
+    async fn put_manifest(
+        &self,
+        body: Vec<u8>,
+        settings: &UploadSettings,
+    ) -> Result<(UploadTarget, Stored), StageError> {
         let uri = S3Uri { bucket: self.to.uri.bucket.clone(), key: format!("{}{MANIFEST}", self.to.uri.key) };
         let target = UploadTarget { bucket: uri.bucket.clone(), key: uri.key.clone() };
         let (size, crc) = (body.len() as u64, crc64(&body));
@@ -201,7 +204,7 @@ impl Sender {
         };
         self.agree(uri.clone(), &answer.value.encryption)?;
         self.trail.record(&Event::publish_object(&uri, size).ended(Ok(&answer.request_id)));
-        Ok(())
+        Ok((target, answer.value))
     }
 }
 

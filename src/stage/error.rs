@@ -116,6 +116,9 @@ pub enum StageError {
         /// The object.
         uri: S3Uri,
     },
+    /// Somebody gave the results up while they were published.
+    #[error("publishing was given up")]
+    GivenUp,
     /// A result changed while it was published: what was written is not what was there.
     #[error("the result `{}` changed while it was published; stop what writes to it", shown(path))]
     Unsettled {

@@ -16,6 +16,7 @@ mod place;
 mod plan;
 mod pool;
 mod publish;
+mod remains;
 mod target;
 mod tasks;
 mod upload;
@@ -23,6 +24,7 @@ mod upload;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -40,6 +42,7 @@ use upload::{Destination, Sender, Uploads};
 pub use archive::archive;
 pub use error::StageError;
 pub use manifest::MANIFEST;
+pub use remains::Remains;
 
 /// Requests to S3 under way at once, unless told otherwise. About 15 fill 10 Gbit/s with large parts (S3 User Guide,
 /// "Performance guidelines"); small objects are bound by the latency of each request and want more.
@@ -102,6 +105,7 @@ pub struct Stager {
     unfinished: Mutex<Option<Publication>>,
     /// What is sent to S3 but not all visible yet.
     uploads: Mutex<Option<Uploads>>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Stager {
@@ -118,7 +122,8 @@ impl Stager {
         let target = Mutex::new(Target::of(&mut cleared));
         let (inputs, unfinished, uploads) = (Mutex::new(Some(cleared)), Mutex::default(), Mutex::default());
         let concurrency = DEFAULT_CONCURRENCY;
-        Self { inputs, target, scratch, run, progress, trail, concurrency, owner: None, unfinished, uploads }
+        let stopped = Arc::default();
+        Self { inputs, target, scratch, run, progress, trail, concurrency, owner: None, unfinished, uploads, stopped }
     }
 
     /// Sets how many requests to S3 are under way at once; at least one.
@@ -182,6 +187,38 @@ impl Stager {
         }
     }
 
+    /// What is visible in the output although publishing has not succeeded. Waits for an attempt that is under way.
+    pub fn remains(&self) -> Option<Remains> {
+        let uri = match &self.target.lock().output {
+            Some(Output::Prefix { uri, .. }) => Some(uri.clone()),
+            _ => None,
+        };
+        match uri {
+            Some(uri) => self.uploads.lock().as_ref().and_then(|uploads| uploads.remains(&uri)),
+            None => self.unfinished.lock().as_ref().and_then(Publication::remains),
+        }
+    }
+
+    /// Removes what [`Stager::remains`] tells of, as far as it is still what this run has put there.
+    pub fn remove_remains(&self, cloud: Option<&Cloud>) -> Result<(), StageError> {
+        if let Some(publication) = &mut *self.unfinished.lock() {
+            publication.remove()?;
+        }
+        let output = self.target.lock().output.clone();
+        let mut kept = self.uploads.lock();
+        let (Some(uploads), Some(Output::Prefix { uri, settings, encryption })) = (kept.as_mut(), output) else {
+            return Ok(());
+        };
+        let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
+        let sender = self.sender(Destination { uri, settings, encryption }, cloud);
+        cloud.block_on(sender.remove(uploads))
+    }
+
+    /// From now on no result is begun any more; an attempt that is under way fails soon.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
     /// From now on results may replace what is in the output.
     pub fn allow_overwrite(&self) {
         self.target.lock().overwrite = true;
@@ -189,12 +226,20 @@ impl Stager {
 
     /// Publishes as `cleared` says from now on; no attempt may be under way. What was sent to another output counts for
     /// nothing any more: uploads are aborted, as far as `cloud` lets. What was sent to the same one otherwise is sent again.
-    pub fn redirect(&self, mut cleared: Cleared, overwrite: bool, cloud: Option<&Cloud>) {
+    /// What is visible in another output is removed; answers why not, if not.
+    pub fn redirect(
+        &self,
+        mut cleared: Cleared,
+        overwrite: bool,
+        cloud: Option<&Cloud>,
+    ) -> Option<(Remains, StageError)> {
+        let left = if self.is_elsewhere(&cleared) { self.remains() } else { None };
+        let left = left.and_then(|left| Some((left, self.remove_remains(cloud).err()?)));
         let target = Target { overwrite, ..Target::of(&mut cleared) };
         let old = std::mem::replace(&mut *self.target.lock(), target);
         *self.unfinished.lock() = None;
-        let Some(uploads) = self.uploads.lock().take() else { return };
-        let Some(Output::Prefix { uri, settings, encryption }) = old.output else { return };
+        let Some(uploads) = self.uploads.lock().take() else { return left };
+        let Some(Output::Prefix { uri, settings, encryption }) = old.output else { return left };
         if let Some(cloud) = cloud {
             let sender = self.sender(Destination { uri: uri.clone(), settings, encryption }, cloud);
             cloud.block_on(sender.abort_all(uploads.pending()));
@@ -203,17 +248,32 @@ impl Stager {
             uploads.objects.iter().for_each(|object| object.send_again());
             *self.uploads.lock() = Some(uploads);
         }
+        left
+    }
+
+    fn is_elsewhere(&self, cleared: &Cleared) -> bool {
+        match (&self.target.lock().output, &cleared.output) {
+            (Some(Output::Prefix { uri, .. }), Some(Output::Prefix { uri: new, .. })) => uri != new,
+            (Some(Output::Directory(path)), Some(Output::Directory(new))) => path != new,
+            _ => true,
+        }
     }
 
     fn publish_to_directory(&self, output: &Path, overwrite: bool, from: u64) -> Result<Totals, StageError> {
         let mut unfinished = self.unfinished.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
-            None => Publication::write(output, overwrite, &self.run, &self.scratch, &*self.progress, from)?,
+            None => {
+                let stopped = Arc::clone(&self.stopped);
+                Publication::write(output, overwrite, &self.run, &self.scratch, &*self.progress, from, stopped)?
+            }
         };
         publication.overwrite = overwrite;
         match publication.place() {
-            Ok(totals) => Ok(totals),
+            Ok(totals) => {
+                self.target.lock().claim = None;
+                Ok(totals)
+            }
             Err(error) => {
                 *unfinished = Some(publication);
                 Err(error)
@@ -242,9 +302,10 @@ impl Stager {
     /// Aborts uploads to S3 that are not completed, as far as that succeeds. To be called before a stager is dropped
     /// whose publishing failed: dropping alone leaves parts in the bucket, which cost money and are in no listing.
     pub fn give_up(&self, cloud: Option<&Cloud>) {
-        let Some(uploads) = self.uploads.lock().take() else { return };
+        let kept = self.uploads.lock();
         let output = self.target.lock().output.clone();
-        let (Some(cloud), Some(Output::Prefix { uri, settings, encryption })) = (cloud, output) else { return };
+        let (Some(uploads), Some(cloud)) = (kept.as_ref(), cloud) else { return };
+        let Some(Output::Prefix { uri, settings, encryption }) = output else { return };
         let sender = self.sender(Destination { uri, settings, encryption }, cloud);
         cloud.block_on(sender.abort_all(uploads.pending()));
     }
@@ -258,13 +319,13 @@ impl Stager {
 struct Target {
     output: Option<Output>,
     overwrite: bool,
-    /// Keeps other runs out.
-    _claim: Option<File>,
+    /// Keeps other runs out until the results are there. As long as it is open the file system cannot be unmounted.
+    claim: Option<File>,
 }
 
 impl Target {
     fn of(cleared: &mut Cleared) -> Self {
-        Self { output: cleared.output.take(), overwrite: cleared.overwrite, _claim: cleared.claim.take() }
+        Self { output: cleared.output.take(), overwrite: cleared.overwrite, claim: cleared.claim.take() }
     }
 }
 

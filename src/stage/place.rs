@@ -50,6 +50,7 @@ impl Publication {
         let mut changed = vec![TOP];
         for i in TOP + 1..self.plan.entries.len() {
             if !self.placed[i] {
+                self.go_on()?;
                 self.place_entry(i, &mut changed)?;
             }
         }

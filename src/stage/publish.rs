@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -38,6 +39,8 @@ pub(super) struct Publication {
     pub(super) learnt: Vec<Learnt>,
     /// By entry of the plan: whether it is in its place.
     pub(super) placed: Vec<bool>,
+    /// Whether the results are given up.
+    stopped: Arc<AtomicBool>,
     /// `partial`, locked to tell preflight of other runs that it is in use. Released after `partial` is gone.
     locked: File,
 }
@@ -51,10 +54,11 @@ impl Publication {
         scratch: &Arc<Scratch>,
         progress: &dyn Progress,
         from: u64,
+        stopped: Arc<AtomicBool>,
     ) -> Result<Self, StageError> {
         let mut holds = Vec::new();
         let plan = survey(scratch, from, &mut holds)?;
-        let mut publication = Self::begin(output, overwrite, run, plan)?;
+        let mut publication = Self::begin(output, overwrite, run, plan, stopped)?;
         publication.check_places()?;
         publication.check_room()?;
         let totals = publication.plan.totals();
@@ -67,7 +71,13 @@ impl Publication {
     }
 
     /// Makes the hidden directory, and the output where it is missing.
-    fn begin(output: &Path, overwrite: bool, run: &RunId, plan: Plan) -> Result<Self, StageError> {
+    fn begin(
+        output: &Path,
+        overwrite: bool,
+        run: &RunId,
+        plan: Plan,
+        stopped: Arc<AtomicBool>,
+    ) -> Result<Self, StageError> {
         let name = format!(".runseal-{run}.partial");
         let reserved =
             |entry: &super::plan::Entry| entry.parent == TOP && (entry.name == MANIFEST || entry.name == *name);
@@ -90,13 +100,18 @@ impl Publication {
         let _ = locked.try_lock();
         let placed = vec![false; plan.entries.len()];
         let (output, run) = (output.to_owned(), run.clone());
-        Ok(Self { output, overwrite, run, partial, plan, learnt: Vec::new(), placed, locked })
+        Ok(Self { output, overwrite, run, partial, plan, learnt: Vec::new(), placed, stopped, locked })
     }
 
     /// Whether what was written is still there to be renamed.
     pub(super) fn is_intact(&self) -> bool {
         let opened = path::Stat::of(&self.locked);
         opened.is_ok_and(|opened| path::stat(&self.partial).is_ok_and(|named| named.ino == opened.ino))
+    }
+
+    /// Fails once the results are given up.
+    pub(super) fn go_on(&self) -> Result<(), StageError> {
+        if self.stopped.load(Ordering::Relaxed) { Err(StageError::GivenUp) } else { Ok(()) }
     }
 
     /// Refuses early what cannot fit, rather than after writing for hours.
@@ -192,6 +207,7 @@ impl Writer<'_> {
     }
 
     fn file(&self, buffer: &mut [u8], i: usize) -> Result<Sum, StageError> {
+        self.to.go_on()?;
         let attr = &self.to.plan.entries[i].attr;
         let file = path::create(&self.path(i), 0o600).map_err(self.outside("creating", i))?;
         let sum = self.copy(buffer, i, &file)?;
@@ -216,6 +232,7 @@ impl Writer<'_> {
             self.progress.advance(data.start - at);
             at = data.start;
             while at < data.end {
+                self.to.go_on()?;
                 let want = buffer.len().min((data.end - at) as usize);
                 let got = self.scratch.read(ino, at, &mut buffer[..want]).map_err(self.inside("reading", i))?;
                 if got == 0 {

@@ -51,8 +51,10 @@ pub(super) struct Uploads {
     pub(super) plan: Plan,
     /// Files and markers of empty directories.
     pub(super) objects: Vec<Arc<Outgoing>>,
-    /// Whether an old manifest has been replaced by an empty one.
-    pub(super) withdrawn: bool,
+    /// The empty manifest that has replaced an old one.
+    pub(super) withdrawn: Option<(UploadTarget, Stored)>,
+    /// What was made visible and is no result any more.
+    pub(super) strays: Vec<(UploadTarget, Stored)>,
     /// Keeps every inode.
     _holds: Vec<Hold>,
 }
@@ -95,8 +97,8 @@ pub(super) struct State {
     hashed: usize,
     pub(super) sum: Option<Sum>,
     pub(super) crc: u64,
-    /// Whether what is visible at the key was put there by this run, so that it may be replaced.
-    pub(super) ours: bool,
+    /// What this run has put there but is not as it should be, so that it may be replaced.
+    pub(super) made: Option<Stored>,
     pub(super) done: Option<Stored>,
 }
 
@@ -114,12 +116,12 @@ impl Uploads {
             Some(Arc::new(Outgoing::new(&plan, entry, target)))
         });
         let objects = objects.collect();
-        Ok(Self { plan, objects, withdrawn: false, _holds: holds })
+        Ok(Self { plan, objects, withdrawn: None, strays: Vec::new(), _holds: holds })
     }
 
     /// Takes over what `old` had done for files that are still the same. Answers with uploads that are of no use now.
     pub(super) fn take_over(&mut self, old: &Uploads) -> Vec<(UploadTarget, String)> {
-        self.withdrawn = old.withdrawn;
+        (self.withdrawn, self.strays) = (old.withdrawn.clone(), old.strays.clone());
         let mut old: HashMap<_, _> = old.objects.iter().map(|object| (&object.target.key, object)).collect();
         for object in &mut self.objects {
             let Some(before) = old.remove(&object.target.key) else { continue };
@@ -127,10 +129,16 @@ impl Uploads {
                 *object = Arc::new(before.again(object.entry));
             } else {
                 let was = before.state.lock();
-                object.state.lock().ours = was.ours || was.done.is_some();
+                object.state.lock().made = was.done.clone().or_else(|| was.made.clone());
                 old.insert(&before.target.key, before);
             }
         }
+        let strays = old.values().filter(|object| !self.objects.iter().any(|new| new.target == object.target));
+        let strays = strays.filter_map(|object| {
+            let state = object.state.lock();
+            Some((object.target.clone(), state.done.clone().or_else(|| state.made.clone())?))
+        });
+        self.strays.extend(strays);
         let lost = |object: &&Arc<Outgoing>| Some((object.target.clone(), object.state.lock().upload.take()?));
         old.values().filter_map(lost).collect()
     }
@@ -454,16 +462,18 @@ impl Outgoing {
     }
 
     /// What is visible now is this run's own, but not as it should be: it is to be sent again.
-    pub(super) fn replace_later(&self) {
+    pub(super) fn replace_later(&self, stored: Stored) {
         let mut state = self.state.lock();
-        state.ours = true;
+        state.made = Some(stored);
         state.parts.fill(None);
     }
 
     /// It is to be sent anew, and may replace what this run has put there before.
     pub(super) fn send_again(&self) {
         let mut state = self.state.lock();
-        state.ours |= state.done.take().is_some();
+        if let Some(done) = state.done.take() {
+            state.made = Some(done);
+        }
         state.parts.fill(None);
     }
 

@@ -475,6 +475,84 @@ fn giving_up_while_results_are_published_aborts_the_uploads() {
     assert_eq!(site.double.read("outputs", "out/small"), None, "nothing is visible before large results are there");
 }
 
+// promise: S-126
+#[test]
+fn what_an_unfinished_publication_leaves_is_said_and_can_be_removed() {
+    require_host!();
+    for remove in [false, true] {
+        let site = Site::new();
+        site.double.change(|world| {
+            world.persona("runner").deny(Denial::of("s3:PutObject").on(&format!("arn:aws:s3:::outputs/{MANIFEST}")));
+        });
+        let live = site.live_with_results(&["--report", "report.json"]);
+        site.go();
+        assert!(held(&live).contains("runseal-manifest.json"));
+        assert_eq!(status(&live.id).expect("alive")["report"]["left"]["entries"], 2);
+        // Somebody has put something else there since: that is not this run's.
+        site.double.put("outputs", "out/small", b"theirs");
+        let flag = if remove { vec!["--remove-published"] } else { Vec::new() };
+        let said = say(&[&["end", "--discard"], &flag[..], &[&live.id]].concat()).expect(0, &[]);
+        let said =
+            (said.out, live.end().expect(74, &["2 of its results are in s3://outputs/out/", "--remove-published"]));
+        assert_eq!(said.0.contains("2 of its results are in s3://outputs/out/"), !remove, "{said:?}");
+        assert_eq!(site.double.read("outputs", "out/small").expect("not ours to remove"), "theirs");
+        assert_eq!(site.double.read("outputs", "out/large").is_some(), !remove);
+        let report = site.report("report.json");
+        assert_eq!((&report["outcome"], &report["published"]), (&"discarded".into(), &Value::Null));
+        assert_eq!(report["left"]["entries"].as_u64(), if remove { None } else { Some(2) }, "{report}");
+    }
+}
+
+// promise: S-126
+#[test]
+fn results_given_up_while_the_manifest_is_tried_again_are_said_to_be_there() {
+    require_host!();
+    let site = Site::new();
+    let live = site.live_with_results(&["--report", "report.json"]);
+    let down =
+        Effect::Error { status: 503, code: "SlowDown".into(), message: "Please reduce your request rate.".into() };
+    site.double.fault(Fault::on("PutObject", down).at(&format!("outputs/{MANIFEST}")));
+    site.go();
+    wait_until("all but the manifest is there", || site.double.keys("outputs").len() == 2);
+    send(live.supervisor(), Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(1200));
+    send(live.supervisor(), Signal::SIGTERM);
+    let said = say(&["end", "--discard", &live.id]).expect(0, &[]);
+    assert!(said.out.contains("2 of its results are in s3://outputs/out/, without a manifest"), "{said:?}");
+    let said = live.end().expect(74, &["2 of its results are in s3://outputs/out/"]);
+    assert!(!said.err.contains("nothing was published"), "{said:?}");
+    assert_eq!(site.report("report.json")["left"]["output"], "s3://outputs/out/");
+}
+
+// promise: S-124, S-126
+#[test]
+fn a_held_run_moves_between_buckets_and_directories() {
+    require_host!();
+    let site = Site::new();
+    site.double.change(|world| {
+        world.persona("runner").deny(Denial::of("s3:PutObject").on(&format!("arn:aws:s3:::outputs/{MANIFEST}")));
+    });
+    let live = site.live_with_results(&[]);
+    site.go();
+    held(&live);
+    assert_eq!(site.double.keys("outputs").len(), 2);
+    say(&["resume", "--output", "s3://no-such-bucket/x/", &live.id]).expect(69, &["still held", "no-such-bucket"]);
+    say(&["resume", "--output", "s3://outputs/else/", "--sse-kms-key-id", INPUT_KEY, &live.id]).expect(0, &[]);
+    live.end().expect(0, &[]);
+    assert_eq!(site.double.keys("outputs"), ["else/large", "else/runseal-manifest.json", "else/small"]);
+    assert_eq!(site.double.object("outputs", "else/small").expect("there").encryption.key.as_deref(), Some(INPUT_KEY));
+
+    // From a directory, which needed no AWS at all, to a bucket.
+    let output = site.path("out");
+    fs::create_dir(&output).expect("created");
+    let script = format!("echo result >\"$RUNSEAL_OUTPUT/x\"; echo foreign >'{}/x'; ready", output.display());
+    let live = site.live(&["--output", text(&output)], &script);
+    held(&live);
+    say(&["resume", "--output", "s3://outputs/third/", &live.id]).expect(0, &[]);
+    live.end().expect(0, &[]);
+    assert_eq!(site.double.read("outputs", "third/x").expect("published"), "result\n");
+}
+
 #[test]
 fn a_run_that_is_killed_while_it_publishes_leaves_no_manifest() {
     require_host!();

@@ -118,8 +118,17 @@ impl S3 for Store {
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let mut world = self.0.world.lock();
-        world.bucket(&req.input.bucket).objects.remove(&req.input.key);
-        world.folder.forget(&req.input.bucket, &req.input.key);
+        let (bucket, key) = (&req.input.bucket, &req.input.key);
+        let objects = &mut world.bucket(bucket).objects;
+        let there = objects.get(key);
+        if let (Some(condition), Some(object)) = (&req.input.if_match, there) {
+            object.matches(Some(condition), None)?;
+        }
+        // Only the newest version is kept here; of any other there is nothing to remove.
+        if req.input.version_id.is_none() || there.is_some_and(|object| object.version == req.input.version_id) {
+            objects.remove(key);
+            world.folder.forget(bucket, key);
+        }
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 

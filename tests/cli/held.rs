@@ -165,6 +165,51 @@ fn a_held_run_can_replace_what_is_in_its_output() {
     assert_eq!(fs::read_to_string(dir.path().join("out/x")).expect("published"), "result\n");
 }
 
+/// Mounts a file system of its own, for as long as this lives.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn on(path: &'a Path) -> Self {
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "tmpfs", text(path)]).status();
+        assert!(mounted.expect("mount(8) starts").success());
+        Self(path)
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0).status();
+    }
+}
+
+// promise: S-126
+#[test]
+fn entries_that_are_in_their_place_are_said_and_can_be_removed() {
+    require_host!();
+    for remove in [false, true] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (output, report) = (dir.path().join("out"), dir.path().join("report.json"));
+        let other = output.join("other");
+        fs::create_dir_all(&other).expect("created");
+        // Nothing can be renamed into it.
+        let _other = Tmpfs::on(&other);
+        let script = "cd \"$RUNSEAL_OUTPUT\"; echo a >a; mkdir b other; echo c >b/c; echo x >other/x; ready";
+        let flags = ["--overwrite", "--output", text(&output), "--report", text(&report)];
+        let live = Live::start(dir.path(), &flags, script);
+        live.wait_for("held");
+        assert!(output.join("a").exists() && output.join("b/c").exists());
+        fs::write(output.join("b/d"), "theirs").expect("written");
+        let flag = if remove { vec!["--remove-published"] } else { Vec::new() };
+        let said = say(&[&["end", "--discard"], &flag[..], &[&live.id]].concat()).expect(0, &[]);
+        assert_eq!(said.out.contains("2 of its results are in"), !remove, "{said:?}");
+        live.end().expect(74, &["2 of its results are in", "the first is a", "--remove-published"]);
+        assert_eq!((output.join("a").exists(), output.join("b/c").exists()), (!remove, !remove));
+        assert!(output.join("b/d").exists(), "not ours to remove");
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(report).expect("written")).expect("JSON");
+        assert_eq!(report["left"].is_object(), !remove);
+    }
+}
+
 // promise: S-125
 #[test]
 fn two_runs_into_one_output_are_told_apart_when_the_second_starts() {

@@ -321,6 +321,16 @@ impl ObjectStore for Bucket {
         answer((), effect)
     }
 
+    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError> {
+        let effect = self.called("DeleteObject", &target.key)?;
+        let mut state = self.0.lock();
+        match state.objects.get(&target.key) {
+            Some(held) if Some(&held.etag) == stored.etag.as_ref() => state.objects.remove(&target.key),
+            _ => return Err(error("s3:DeleteObject", Cause::Precondition, "PreconditionFailed")),
+        };
+        answer((), effect)
+    }
+
     async fn bucket_encryption(&self, _: &str) -> Result<Answer<Encryption>, CallError> {
         answer(self.0.lock().encryption.clone(), None)
     }

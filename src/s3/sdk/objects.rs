@@ -293,6 +293,18 @@ impl ObjectStore for Objects {
         }
     }
 
+    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError> {
+        let send = |client: Client| {
+            let request = client.delete_object().bucket(&target.bucket).key(&target.key);
+            match &stored.version {
+                Some(version) => request.version_id(version).send(),
+                None => request.set_if_match(stored.etag.clone()).send(),
+            }
+        };
+        let output = self.call("s3:DeleteObject", &target.bucket, send).await?;
+        Ok(answer((), &output))
+    }
+
     async fn bucket_encryption(&self, bucket: &str) -> Result<Answer<Encryption>, CallError> {
         let send = |client: Client| client.get_bucket_encryption().bucket(bucket).send();
         let output = self.call("s3:GetBucketEncryption", bucket, send).await?;
