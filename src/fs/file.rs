@@ -35,14 +35,8 @@ impl Scratch {
         }
         end(offset, data.len() as u64)?;
         file.content.write_at(&file.store, offset, data)?;
-        if mode.kill_suidgid || !mode.keep_times {
-            let mut meta = inode.meta();
-            if mode.kill_suidgid {
-                meta.clear_suid_sgid();
-            }
-            if !mode.keep_times {
-                meta.modified(Time::now());
-            }
+        if !mode.keep_times {
+            inode.meta().modified(Time::now());
         }
         Ok(())
     }
@@ -136,7 +130,7 @@ mod tests {
     use super::*;
     use crate::store::StoreError;
 
-    const PLAIN: WriteMode = WriteMode { keep_times: false, kill_suidgid: false };
+    const PLAIN: WriteMode = WriteMode { keep_times: false };
     const OLD: Time = Time { secs: 1, nanos: 0 };
 
     fn contents(fs: &Scratch, ino: u64) -> Vec<u8> {
@@ -173,13 +167,11 @@ mod tests {
     #[test]
     fn writing_moves_times_unless_the_kernel_keeps_them() {
         let fs = scratch();
-        let ino = fs.mknod(ROOT, b"f", Kind::File, 0o6755, 0, &CALLER).unwrap().ino;
+        let ino = fs.file(ROOT, "f").ino;
         age(&fs, ino);
         fs.write(ino, 0, b"", PLAIN).unwrap();
-        fs.write(ino, 0, b"x", WriteMode { keep_times: true, ..PLAIN }).unwrap();
-        assert_eq!((fs.attr(ino).mtime, fs.attr(ino).ctime, fs.attr(ino).mode), (OLD, OLD, 0o6755));
-        fs.write(ino, 0, b"x", WriteMode { kill_suidgid: true, keep_times: true }).unwrap();
-        assert_eq!((fs.attr(ino).mtime, fs.attr(ino).mode), (OLD, 0o755));
+        fs.write(ino, 0, b"x", WriteMode { keep_times: true }).unwrap();
+        assert_eq!((fs.attr(ino).mtime, fs.attr(ino).ctime), (OLD, OLD));
         fs.write(ino, 0, b"x", PLAIN).unwrap();
         assert!(fs.attr(ino).mtime > OLD && fs.attr(ino).ctime > OLD);
     }

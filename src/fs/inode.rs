@@ -1,5 +1,7 @@
 //! Inodes: what an object is, its attributes, and when it dies.
 
+use std::cell::LazyCell;
+
 use parking_lot::{Mutex, MutexGuard};
 
 use super::acl::Acl;
@@ -8,10 +10,10 @@ use super::file::File;
 use super::xattr::Extended;
 use super::{Attr, Caller, FsError, Kind, SetAttr, SetTime, Time};
 
-const SETUID: u32 = 0o4000;
-const SETGID: u32 = 0o2000;
+pub(super) const SETUID: u32 = 0o4000;
+pub(super) const SETGID: u32 = 0o2000;
 const STICKY: u32 = 0o1000;
-const GROUP_EXECUTE: u32 = 0o010;
+pub(super) const GROUP_EXECUTE: u32 = 0o010;
 
 /// One object of the file system.
 pub(super) struct Inode {
@@ -207,23 +209,24 @@ impl Meta {
         self.ctime = now.into();
     }
 
+    /// Clears these bits of the mode.
+    pub(super) fn clear(&mut self, bits: u32) {
+        self.mode &= !bits as u16;
+    }
+
     /// Clears setuid, and setgid where it stands for a privilege (without group execute it once meant mandatory
-    /// locking, and Linux leaves it alone too).
-    pub(super) fn clear_suid_sgid(&mut self) {
-        let mut mode = self.mode() & !SETUID;
-        if mode & GROUP_EXECUTE != 0 {
-            mode &= !SETGID;
-        }
-        self.mode = mode as u16;
+    /// locking).
+    fn clear_suid_sgid(&mut self) {
+        self.clear(if self.mode() & GROUP_EXECUTE != 0 { SETUID | SETGID } else { SETUID });
     }
 
     /// Applies everything of `set` but the size, which has been set already.
-    pub(super) fn set(&mut self, set: &SetAttr, kind: Kind, now: Time) {
+    pub(super) fn set(&mut self, set: &SetAttr, kind: Kind) {
         if *set == SetAttr::default() {
             return;
         }
         let new_owner = set.uid.is_some() || set.gid.is_some();
-        if new_owner && kind != Kind::Directory || set.size.is_some() && set.kill_suidgid {
+        if new_owner && kind != Kind::Directory {
             self.clear_suid_sgid();
         }
         self.uid = set.uid.unwrap_or(self.uid);
@@ -231,16 +234,19 @@ impl Meta {
         if let Some(mode) = set.mode {
             self.chmod(mode);
         }
+        // The kernel mostly brings all times along.
+        let now = LazyCell::new(Time::now);
         let stamp = |time: SetTime| match time {
-            SetTime::Now => Stamp::from(now),
-            SetTime::At(time) => Stamp::from(time),
+            SetTime::Now => *now,
+            SetTime::At(time) => time,
         };
-        if set.size.is_some() {
-            self.mtime = now.into();
+        if let Some(mtime) = set.mtime.or(set.size.map(|_| SetTime::Now)) {
+            self.mtime = stamp(mtime).into();
         }
-        self.mtime = set.mtime.map_or(self.mtime, stamp);
-        self.atime = set.atime.map_or(self.atime, stamp);
-        self.ctime = set.ctime.unwrap_or(now).into();
+        if let Some(atime) = set.atime {
+            self.atime = stamp(atime).into();
+        }
+        self.ctime = set.ctime.unwrap_or_else(|| *now).into();
     }
 
     fn chmod(&mut self, mode: u32) {
@@ -299,16 +305,8 @@ mod tests {
     use super::super::{FsError, ROOT, RenameFlags, Scratch};
     use super::*;
 
-    const NONE: SetAttr = SetAttr {
-        mode: None,
-        uid: None,
-        gid: None,
-        size: None,
-        atime: None,
-        mtime: None,
-        ctime: None,
-        kill_suidgid: false,
-    };
+    const NONE: SetAttr =
+        SetAttr { mode: None, uid: None, gid: None, size: None, atime: None, mtime: None, ctime: None };
     const OLD: Time = Time { secs: 1, nanos: 2 };
 
     fn aged_file(fs: &Scratch, mode: u32) -> u64 {
@@ -376,18 +374,6 @@ mod tests {
         let dir = fs.dir(ROOT, "d").ino;
         fs.setattr(dir, &SetAttr { mode: Some(0o6755), ..NONE }).unwrap();
         assert_eq!(fs.setattr(dir, &SetAttr { uid: Some(5), gid: Some(5), ..NONE }).unwrap().mode, 0o6755);
-    }
-
-    // promise: S-23
-    #[test]
-    fn truncating_and_writing_clear_them_when_asked() {
-        let fs = scratch();
-        let ino = fs.mknod(ROOT, b"f", Kind::File, 0o6755, 0, &CALLER).unwrap().ino;
-        let truncate = SetAttr { size: Some(7), ..NONE };
-        assert_eq!(fs.setattr(ino, &truncate).unwrap().mode, 0o6755);
-        assert_eq!(fs.setattr(ino, &SetAttr { kill_suidgid: true, ..truncate }).unwrap().mode, 0o755);
-        assert_eq!(fs.setattr(ino, &SetAttr { mode: Some(0o2644), ..NONE }).unwrap().mode, 0o2644);
-        assert_eq!(fs.setattr(ino, &SetAttr { kill_suidgid: true, ..truncate }).unwrap().mode, 0o2644);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod file;
 mod inode;
 mod namespace;
 mod rename;
+mod suidgid;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -25,14 +26,15 @@ mod xattr;
 
 use std::sync::Arc;
 
-use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
 use self::dir::{Directory, Entries};
 use self::inode::{Inode, Meta, Node};
+pub use self::suidgid::{Change, Standing};
 use self::table::Table;
 use crate::store::Store;
 pub use crate::store::StoreError;
+use crate::sys::clock::inode_time;
 
 /// Inode number of the root directory.
 pub const ROOT: u64 = 1;
@@ -196,8 +198,6 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// Status change; without it, ctime becomes now.
     pub ctime: Option<Time>,
-    /// Clear setuid, and setgid of a group-executable file, if `size` or an owner changes (FUSE `HANDLE_KILLPRIV_V2`).
-    pub kill_suidgid: bool,
 }
 
 /// How a write treats metadata.
@@ -205,8 +205,6 @@ pub struct SetAttr {
 pub struct WriteMode {
     /// Leave mtime and ctime to the caller (the kernel owns them with a writeback cache).
     pub keep_times: bool,
-    /// Clear setuid and setgid (FUSE `WRITE_KILL_SUIDGID`).
-    pub kill_suidgid: bool,
 }
 
 /// `fallocate(2)` modes.
@@ -328,7 +326,7 @@ impl Scratch {
         if let Some(size) = set.size {
             inode.file()?.set_size(size)?;
         }
-        inode.meta().set(set, inode.kind(), Time::now());
+        inode.meta().set(set, inode.kind());
         Ok(inode.attr())
     }
 
@@ -369,9 +367,9 @@ impl Drop for Scratch {
 
 impl Time {
     /// The time by the clock the kernel stamps its own inodes with: under a writeback cache it sets mtime and ctime
-    /// of files, and a finer clock here would run ahead of it.
+    /// of files, and another clock here would run ahead of it or behind.
     fn now() -> Self {
-        let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).expect("Linux has had this clock since 2.6.32");
-        Self { secs: now.tv_sec(), nanos: now.tv_nsec() as u32 }
+        let (secs, nanos) = inode_time();
+        Self { secs, nanos }
     }
 }

@@ -24,13 +24,16 @@ use super::counters::{Counters, Opcode};
 use super::cpu_latency::CpuLatency;
 use super::errno::errno;
 use super::init::{Negotiated, negotiate};
-use crate::fs::{Attr, Caller, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
+use super::requester::standing;
+use crate::fs::{Attr, Caller, Change, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
 use crate::units::SECTOR;
 
 /// How long the kernel may trust entries and attributes: without end, since every change comes through it.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 /// Inode numbers are never used twice, so there are no generations.
 const GENERATION: Generation = Generation(0);
+/// The attribute that carries the access ACL.
+const ACCESS_ACL: &str = "system.posix_acl_access";
 /// There are no open files here.
 const NO_HANDLE: FileHandle = FileHandle(0);
 /// Most bytes copied by one request, so that a worker comes back; the kernel asks again for the rest.
@@ -71,6 +74,11 @@ impl Adapter {
     /// `may`: the capabilities to use of those the kernel has.
     pub(super) fn new(scratch: Arc<Scratch>, shared: Arc<Shared>, may: InitFlags) -> Self {
         Self { scratch, shared, may, granted: InitFlags::empty() }
+    }
+
+    /// Takes set-user-ID and set-group-ID away if `change` by the sender of `request` does (HANDLE_KILLPRIV_V2).
+    fn kill_suidgid(&self, request: &Request, ino: INodeNo, change: Change) -> Result<(), FsError> {
+        self.scratch.kill_suidgid(ino.0, change, |uid, gid| standing(request, uid, gid)).map(drop)
     }
 
     /// Counts a request whose caller waits for the answer: all but FORGET.
@@ -138,10 +146,9 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             ctime: ctime.map(from_system),
-            // HANDLE_KILLPRIV_V2: fuser 0.18 does not pass on the kernel's FATTR_KILL_SUIDGID, which says just this.
-            kill_suidgid: uid.is_some() || gid.is_some() || (size.is_some() && request.uid() != 0),
         };
-        attributes(reply, self.scratch.setattr(ino.0, &set));
+        let killed = killing(&set).map_or(Ok(()), |change| self.kill_suidgid(request, ino, change));
+        attributes(reply, killed.and_then(|()| self.scratch.setattr(ino.0, &set)));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -240,7 +247,7 @@ impl Filesystem for Adapter {
     /// The kernel has resolved O_APPEND and checked permissions; a write from its cache has no caller.
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -251,11 +258,10 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.count(Opcode::Write);
-        let mode = WriteMode {
-            keep_times: self.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
-            kill_suidgid: flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
-        };
-        match self.scratch.write(ino.0, offset, data, mode) {
+        let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let killed = if kills { self.kill_suidgid(request, ino, Change::Contents) } else { Ok(()) };
+        let mode = WriteMode { keep_times: self.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE) };
+        match killed.and_then(|()| self.scratch.write(ino.0, offset, data, mode)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => {
                 self.shared.failed_writes.fetch_add(1, Ordering::Relaxed);
@@ -344,7 +350,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -354,7 +360,9 @@ impl Filesystem for Adapter {
     ) {
         self.count(Opcode::SetXattr);
         let Some(mode) = xattr_mode(flags) else { return reply.error(Errno::EINVAL) };
-        empty(reply, self.scratch.setxattr(ino.0, name.as_bytes(), value, mode));
+        let set = self.scratch.setxattr(ino.0, name.as_bytes(), value, mode);
+        let acl = name == ACCESS_ACL;
+        empty(reply, set.and_then(|()| if acl { self.kill_suidgid(request, ino, Change::AccessAcl) } else { Ok(()) }));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -468,7 +476,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -478,7 +486,8 @@ impl Filesystem for Adapter {
     ) {
         self.count(Opcode::Fallocate);
         let Some(mode) = fallocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        empty(reply, self.scratch.fallocate(ino.0, offset, length, mode));
+        let killed = self.kill_suidgid(request, ino, Change::Contents);
+        empty(reply, killed.and_then(|()| self.scratch.fallocate(ino.0, offset, length, mode)));
     }
 
     /// `ENOSYS`, after which the kernel reports everything up to the size as data. It does not write its dirty pages
@@ -490,7 +499,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         _: FileHandle,
         from_offset: u64,
@@ -502,10 +511,24 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.count(Opcode::CopyFileRange);
-        match self.scratch.copy_file_range(from.0, from_offset, to.0, to_offset, length.min(MOST_COPIED)) {
+        let killed = self.kill_suidgid(request, to, Change::Contents);
+        let length = length.min(MOST_COPIED);
+        match killed.and_then(|()| self.scratch.copy_file_range(from.0, from_offset, to.0, to_offset, length)) {
             Ok(copied) => reply.written(copied as u32),
             Err(error) => reply.error(errno(&error)),
         }
+    }
+}
+
+/// How SETATTR can take set-user-ID away. The change of nothing but ctime is chown(2) to nothing: the kernel does not say
+/// that the bits have to go, nor does it ask whether the caller may do that.
+fn killing(set: &SetAttr) -> Option<Change> {
+    let only_ctime = SetAttr { ctime: set.ctime, ..SetAttr::default() };
+    match set {
+        SetAttr { uid: Some(_), .. } | SetAttr { gid: Some(_), .. } => Some(Change::Owner),
+        SetAttr { size: Some(_), .. } => Some(Change::Contents),
+        SetAttr { ctime: Some(_), .. } if *set == only_ctime => Some(Change::SameOwner),
+        _ => None,
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `options`, `mountpoint` | what may be asked for, and where it may be mounted |
 //! | `session` | [`Mount`]: mount, serve, detach, abort |
 //! | `bdi` | how much the kernel reads ahead and how much it keeps dirty |
+//! | `requester` | who sent a request, where its header does not say enough |
 //! | `cpu_latency` | processors that wake fast while requests come one after another |
 
 use std::io;
@@ -25,6 +26,7 @@ mod errno;
 mod init;
 mod mountpoint;
 mod options;
+mod requester;
 mod session;
 
 pub use mountpoint::detach_stale;

@@ -1,5 +1,6 @@
 //! Thin safe wrappers of system calls. Unsafe code lives here and in `crypt` only.
 
+pub mod clock;
 pub mod memory;
 pub mod mount;
 pub mod notify;

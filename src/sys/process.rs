@@ -48,6 +48,26 @@ pub fn outlive_parent() -> io::Result<()> {
     Ok(prctl::set_pdeathsig(None)?)
 }
 
+/// What a process may (credentials(7), capabilities(7)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Effective capabilities, one bit each.
+    pub effective: u64,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// The credentials of a process or thread, numbered as in this `/proc`; `None` if it cannot be seen.
+pub fn credentials(process: u32) -> Option<Credentials> {
+    parse_credentials(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?)
+}
+
+fn parse_credentials(status: &str) -> Option<Credentials> {
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
+    let groups = field("Groups:")?.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(Credentials { effective: u64::from_str_radix(field("CapEff:")?.trim(), 16).ok()?, groups })
+}
+
 /// A descriptor of `process` that becomes readable when it ends (pidfd_open(2), Linux 5.3). `ESRCH`: it has ended.
 pub fn watch(process: Pid) -> io::Result<OwnedFd> {
     // SAFETY: this system call takes two integers and touches no memory. nix has no wrapper for it.
@@ -216,6 +236,16 @@ mod tests {
         assert!(fork().is_err());
         drop(stop);
         let _ = thread.join();
+    }
+
+    #[test]
+    fn credentials_are_read_as_proc_shows_them() {
+        let status = "Name:\tx\nGroups:\t4 27 1000 \nCapEff:\t0000000000000010\n";
+        assert_eq!(parse_credentials(status), Some(Credentials { effective: 16, groups: vec![4, 27, 1000] }));
+        assert_eq!(parse_credentials("Groups:\t\nCapEff:\t0\n"), Some(Credentials { effective: 0, groups: vec![] }));
+        assert_eq!(parse_credentials("Name:\tx\n"), None);
+        assert!(credentials(std::process::id()).is_some());
+        assert_eq!(credentials(u32::MAX), None);
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Attributes: times, permissions, extended attributes, ACLs.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 use runseal::fs::Time;
 
-use crate::fixture::{has, mount, mount_options};
+use crate::fixture::{Mounted, has, mount, mount_options};
 
 // promise: S-20
 #[test]
@@ -35,7 +39,7 @@ fn the_server_learns_size_and_times_of_what_was_written() {
     let Some(scratch) = mount() else { return };
     fs::write(scratch.path("file"), "12345").expect("a file");
     let seen = fs::metadata(scratch.path("file")).expect("stat");
-    fs::File::open(scratch.path("file")).and_then(|file| file.sync_all()).expect("fsync");
+    File::open(scratch.path("file")).and_then(|file| file.sync_all()).expect("fsync");
     let kept = scratch.scratch.lookup(1, b"file").expect("the server knows it");
     assert_eq!(kept.size, 5);
     assert_eq!((kept.mtime.secs, i64::from(kept.mtime.nanos)), (seen.mtime(), seen.mtime_nsec()));
@@ -80,6 +84,75 @@ buffer = ctypes.create_string_buffer(4)
 assert libc.getxattr(b'f', b'user.five', None, 0) == 5
 assert libc.getxattr(b'f', b'user.five', buffer, 4) == -1 and ctypes.get_errno() == errno.ERANGE
 assert libc.listxattr(b'f', buffer, 4) == -1 and ctypes.get_errno() == errno.ERANGE",
+    );
+}
+
+/// On kernels with multigrain time stamps (Linux 6.13), fine stamps that others take move those of the kernel forward.
+// promise: S-141
+#[test]
+fn what_is_made_later_is_not_older() {
+    let Some(scratch) = mount() else { return };
+    let noise = File::create(scratch.beside("noise").join("noise")).expect("a file on the disk");
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                noise.write_all_at(b"x", 0).expect("a write");
+                noise.metadata().expect("fstat");
+                thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let older = (0..1000).filter_map(|_| first_that_is_older(&scratch)).collect::<Vec<_>>();
+        end.store(true, Ordering::Relaxed);
+        assert_eq!(older, [""; 0], "older than what was there before");
+    });
+}
+
+/// Seconds and nanoseconds.
+type Stamp = (i64, i64);
+
+/// Changes of the kernel and of the server take turns; names the first one that is stamped with an earlier time than the
+/// one before it.
+fn first_that_is_older(scratch: &Mounted) -> Option<&'static str> {
+    let (file, other, dir) = (scratch.path("file"), scratch.path("other"), scratch.path("dir"));
+    let write = || fs::write(&file, "data").expect("a write");
+    let modified =
+        |path: &Path| fs::symlink_metadata(path).map(|seen| (seen.mtime(), seen.mtime_nsec())).expect("stat");
+    let changed = |path: &Path| fs::symlink_metadata(path).map(|seen| (seen.ctime(), seen.ctime_nsec())).expect("stat");
+    let changes: [(&str, &dyn Fn() -> Stamp); 12] = [
+        ("write", &|| (write(), modified(&file)).1),
+        ("create", &|| (File::create(&other).expect("create"), modified(&other)).1),
+        ("write", &|| (write(), modified(&file)).1),
+        ("mkdir", &|| (fs::create_dir(&dir).expect("mkdir"), modified(&dir)).1),
+        ("write", &|| (write(), modified(&file)).1),
+        ("rename", &|| (fs::rename(&other, dir.join("x")).expect("rename"), changed(&dir.join("x"))).1),
+        ("write", &|| (write(), modified(&file)).1),
+        ("symlink", &|| (symlink("x", &other).expect("symlink"), modified(&other)).1),
+        ("write", &|| (write(), modified(&file)).1),
+        ("unlink", &|| (fs::remove_file(dir.join("x")).expect("unlink"), modified(&dir)).1),
+        ("link", &|| (fs::hard_link(&file, dir.join("y")).expect("link"), changed(&file)).1),
+        ("chmod", &|| (fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("chmod"), changed(&dir)).1),
+    ];
+    let stamps: Vec<_> = changes.iter().map(|(name, change)| (*name, change())).collect();
+    fs::remove_dir_all(&dir).expect("rm -r");
+    fs::remove_file(&other).expect("unlink");
+    stamps.windows(2).find(|pair| pair[1].1 < pair[0].1).map(|pair| pair[1].0)
+}
+
+// promise: S-140
+#[test]
+fn as_many_attributes_as_can_be_set_can_be_listed() {
+    let Some(scratch) = mount() else { return };
+    scratch.python(
+        "open('f', 'w').close()
+names = [f'user.{n:0200}' for n in range(400)]
+try:
+    for n, name in enumerate(names): os.setxattr('f', name, b'')
+except OSError as e: assert e.errno == errno.ENOSPC, e
+else: assert False, 'more names than can be listed were set'
+assert sorted(os.listxattr('f')) == names[:n] and n > 300, n
+os.removexattr('f', names[0])
+os.setxattr('f', names[n], b'')",
     );
 }
 

@@ -11,4 +11,5 @@ mod names;
 mod overlay;
 mod programs;
 mod space;
+mod suidgid;
 mod suites;
