@@ -13,6 +13,10 @@ const MAX_VALUE: usize = 65_536;
 /// Room for names and values of one inode: they live in memory, so somebody has to draw a line.
 const MAX_TOTAL: usize = 1 << 20;
 
+/// Room for names of one inode, each with the NUL byte listxattr(2) puts behind it: what that call can return
+/// (`XATTR_LIST_MAX`) without the names of both ACLs, which are set whatever else there is.
+const MAX_NAMES: usize = 65_536 - (ACCESS_ACL.len() + 1 + DEFAULT_ACL.len() + 1);
+
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
@@ -26,6 +30,8 @@ pub(super) struct Extended {
     plain: BTreeMap<Box<[u8]>, Box<[u8]>>,
     /// Bytes of names and values in `plain`.
     bytes: usize,
+    /// Bytes of names in `plain`, each with a NUL byte.
+    names: usize,
 }
 
 /// Which attribute a name means.
@@ -195,10 +201,11 @@ impl Extended {
             _ => {}
         }
         let bytes = self.bytes - old.unwrap_or(0) + name.len() + value.len();
-        if bytes > MAX_TOTAL {
+        let names = self.names + if old.is_none() { name.len() + 1 } else { 0 };
+        if bytes > MAX_TOTAL || names > MAX_NAMES {
             return Err(FsError::NoInodes);
         }
-        self.bytes = bytes;
+        (self.bytes, self.names) = (bytes, names);
         self.plain.insert(name.into(), value.into());
         Ok(())
     }
@@ -206,6 +213,7 @@ impl Extended {
     fn remove(&mut self, name: &[u8]) -> Result<(), FsError> {
         let old = self.plain.remove(name).ok_or(FsError::NoAttribute)?;
         self.bytes -= name.len() + old.len();
+        self.names -= name.len() + 1;
         Ok(())
     }
 }
@@ -290,6 +298,24 @@ mod tests {
         fs.setxattr(ino, &name(0), &value, ANY).unwrap();
         fs.removexattr(ino, &name(0)).unwrap();
         fs.setxattr(ino, &name(room), &value, ANY).unwrap();
+    }
+
+    // promise: S-140
+    #[test]
+    fn what_can_be_set_can_be_listed() {
+        let fs = scratch();
+        let ino = fs.dir(ROOT, "d").ino;
+        let name = |i: usize| format!("user.{i:0250}").into_bytes();
+        let room = (0..).take_while(|&i| fs.setxattr(ino, &name(i), b"", ANY).is_ok()).count();
+        assert_eq!(room, MAX_NAMES / 256);
+        assert!(matches!(fs.setxattr(ino, &name(room), b"", ANY), Err(FsError::NoInodes)));
+        fs.setxattr(ino, &name(0), b"longer", ANY).unwrap();
+        fs.setxattr(ino, ACCESS_ACL, NAMED, ANY).unwrap();
+        fs.setxattr(ino, DEFAULT_ACL, NAMED, ANY).unwrap();
+        let listed = fs.listxattr(ino).unwrap();
+        assert!(listed.len() <= 65_536 && listed.split(|&byte| byte == 0).count() == room + 3);
+        fs.removexattr(ino, &name(0)).unwrap();
+        fs.setxattr(ino, &name(room), b"", ANY).unwrap();
     }
 
     #[test]
