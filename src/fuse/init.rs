@@ -11,14 +11,14 @@ const CONGESTION: u16 = 48;
 
 /// Capabilities that stand alone, each with what is lost without it.
 ///
-/// Left out with a reason: ATOMIC_O_TRUNC (without OPEN the truncation would be lost), AUTO_INVAL_DATA and
+/// Left out with a reason: ATOMIC_O_TRUNC (without OPEN the truncation would be lost), ASYNC_DIO (the kernel drops cached
+/// pages before an asynchronous write and not after it, and what is read meanwhile stays stale), AUTO_INVAL_DATA and
 /// EXPLICIT_INVAL_DATA (nothing changes behind the kernel's back), POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks
 /// itself), SETXATTR_EXT and ALLOW_IDMAP (fuser 0.18 cannot decode what follows from them).
-const ALONE: [(InitFlags, &str); 10] = [
+const ALONE: [(InitFlags, &str); 9] = [
     (InitFlags::FUSE_NO_OPEN_SUPPORT, "every open and close costs a request"),
     (InitFlags::FUSE_NO_OPENDIR_SUPPORT, "every opendir and closedir costs a request"),
     (InitFlags::FUSE_PARALLEL_DIROPS, "lookups in one directory wait for each other"),
-    (InitFlags::FUSE_ASYNC_DIO, "O_DIRECT requests of one call wait for each other"),
     (InitFlags::FUSE_CACHE_SYMLINKS, "every readlink costs a request"),
     (InitFlags::FUSE_DO_READDIRPLUS, "listing with attributes costs a request per entry"),
     (InitFlags::FUSE_READDIRPLUS_AUTO, "listing without attributes fetches them all the same"),
@@ -96,6 +96,7 @@ mod tests {
         assert_eq!(degraded, Vec::<String>::new());
         assert!(granted.contains(WRITEBACK));
         assert!(!granted.intersects(InitFlags::FUSE_ATOMIC_O_TRUNC | InitFlags::FUSE_SETXATTR_EXT));
+        assert!(!granted.contains(InitFlags::FUSE_ASYNC_DIO));
         assert!(!granted.intersects(InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS));
         assert!(!granted.intersects(InitFlags::FUSE_ALLOW_IDMAP | InitFlags::FUSE_HANDLE_KILLPRIV));
     }

@@ -46,6 +46,59 @@ fn after_fsync_and_after_close_the_server_has_everything() {
     assert!(arrived(MIB) == Some(second));
 }
 
+/// Writers through libaio, readers through the page cache.
+const ASYNCHRONOUS: &str = r"
+import ctypes, mmap, random, struct, threading
+path, rounds = 'f', 1000
+PAGES, PAGE = 16, 4096
+libc = ctypes.CDLL(None, use_errno=True)
+IO_SETUP, IO_GETEVENTS, IO_SUBMIT = (206, 208, 209) if os.uname().machine == 'x86_64' else (0, 4, 2)
+def call(*args):
+    answer = libc.syscall(*args)
+    if answer < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return answer
+with open(path, 'wb') as file: file.write(bytes(PAGES * PAGE))
+direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+context = ctypes.c_ulong(0)
+call(IO_SETUP, PAGES, ctypes.byref(context))
+buffers = [mmap.mmap(-1, PAGE) for _ in range(PAGES)]
+addresses = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in buffers]
+blocks = [ctypes.create_string_buffer(64) for _ in range(PAGES)]
+events = ctypes.create_string_buffer(32 * PAGES)
+def write_all(value):
+    for n in range(PAGES):
+        buffers[n][:8] = struct.pack('<Q', value)
+        # data, key, rw_flags, opcode (PWRITE), priority, fd, buffer, bytes, offset
+        struct.pack_into('<QIIHhIQQq', blocks[n], 0, n, 0, 0, 1, 0, direct, addresses[n], PAGE, n * PAGE)
+    pointers = (ctypes.c_void_p * PAGES)(*[ctypes.addressof(block) for block in blocks])
+    assert call(IO_SUBMIT, context, ctypes.c_long(PAGES), pointers) == PAGES
+    assert call(IO_GETEVENTS, context, ctypes.c_long(PAGES), ctypes.c_long(PAGES), events, None) == PAGES
+    for n in range(PAGES):
+        assert struct.unpack_from('<QQq', events, 32 * n)[2] == PAGE
+done = False
+def read_on():
+    fd = os.open(path, os.O_RDONLY)
+    while not done:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for n in random.sample(range(PAGES), PAGES): os.pread(fd, 8, n * PAGE)
+readers = [threading.Thread(target=read_on) for _ in range(2)]
+for reader in readers: reader.start()
+look, stale = os.open(path, os.O_RDONLY), 0
+for value in range(1, rounds + 1):
+    write_all(value)
+    stale += sum(struct.unpack('<Q', os.pread(look, 8, n * PAGE))[0] != value for n in range(PAGES))
+done = True
+for reader in readers: reader.join()
+assert stale == 0, f'{stale} reads are older than the write they follow'
+";
+
+// promise: S-10
+#[test]
+fn readers_see_what_was_written_asynchronously() {
+    let Some(scratch) = mount() else { return };
+    scratch.python(ASYNCHRONOUS);
+}
+
 // promise: S-10
 #[test]
 fn read_mmap_and_direct_io_see_each_other() {
