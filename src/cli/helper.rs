@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::exit;
 use crate::run::{knows_mount_option, warn};
+use crate::sys::mount::unescape;
 
 /// What `argv[0]` begins with when mount(8) calls.
 const PREFIX: &str = "mount.";
@@ -29,10 +30,15 @@ const OF_OTHERS: [&str; 16] = [
     "helper=", "x-", "X-", "loud", "silent",
 ];
 
+/// What mount(8) takes for the default and keeps to itself, its opposite, and what is written instead.
+const SWALLOWED: [(&str, &str, &str); 2] = [("suid", "nosuid", "allow_suid"), ("dev", "nodev", "allow_dev")];
+const FSTAB: &str = "/etc/fstab";
+
 /// Mount an encrypted scratch; called by mount(8) for file systems of type fuse.runseal
 ///
 /// In /etc/fstab: `runseal /scratch fuse.runseal size=10G,backing=/disk 0 0`. Options are those of mount(8), and size,
-/// backing (directories, separated by colons), run-id, cipher-engine, memory-lock and cpu-latency as of `runseal mount`.
+/// backing (directories, separated by colons), run-id, cipher-engine, memory-lock and cpu-latency as of `runseal mount`;
+/// allow_suid and allow_dev stand for suid and dev, which mount(8) does not pass on.
 #[derive(Debug, Parser)]
 #[command(name = "mount.fuse.runseal", version, max_term_width = 100)]
 struct HelperArgs {
@@ -76,7 +82,8 @@ pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsStri
             return if error.use_stderr() { WRONG_INVOCATION } else { 0 };
         }
     };
-    let line = match translate(&args) {
+    let asked = MountCommand::above().map_or_else(String::new, |command| command.options(&args.mountpoint, FSTAB));
+    let line = match check_swallowed(&asked, &args.options).and_then(|()| translate(&args)) {
         Ok(line) => line,
         Err(problem) => {
             warn(problem);
@@ -96,6 +103,60 @@ pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsStri
         0 => 0,
         exit::USAGE | exit::NO_PERMISSION => WRONG_INVOCATION,
         _ => MOUNT_FAILURE,
+    }
+}
+
+/// The mount(8) that calls.
+struct MountCommand {
+    words: Vec<String>,
+}
+
+impl MountCommand {
+    /// `None` if somebody else calls.
+    fn above() -> Option<Self> {
+        let line = fs::read(format!("/proc/{}/cmdline", nix::unistd::getppid())).ok()?;
+        let words = line.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        Self::parse(words)
+    }
+
+    fn parse(words: Vec<String>) -> Option<Self> {
+        let program = words.first().map(Path::new).and_then(Path::file_name);
+        (program == Some(OsStr::new("mount"))).then_some(Self { words })
+    }
+
+    /// The options it was given for `mountpoint`, by its command line and by `fstab`.
+    fn options(&self, mountpoint: &OsStr, fstab: &str) -> String {
+        let typed = self.words.iter().any(|word| word.ends_with(FS_TYPE));
+        let all = self.words.iter().any(|word| matches!(word.as_str(), "-a" | "--all"));
+        let table = if typed && !all { String::new() } else { fs::read_to_string(fstab).unwrap_or_default() };
+        let of_table = table.lines().filter_map(|line| options_of(line, mountpoint)).next_back();
+        let after = |word: &str| matches!(word, "-o" | "--options");
+        let apart = self.words.windows(2).filter(|pair| after(&pair[0])).map(|pair| pair[1].as_str());
+        let joined = self.words.iter().filter_map(|word| word.strip_prefix("--options=").or(word.strip_prefix("-o")));
+        let all = of_table.into_iter().chain(apart).chain(joined).filter(|options| !options.is_empty());
+        all.collect::<Vec<_>>().join(",")
+    }
+}
+
+/// The options of a line of fstab(5), if it is about `mountpoint` and this type.
+fn options_of<'a>(line: &'a str, mountpoint: &OsStr) -> Option<&'a str> {
+    let mut fields = line.split_whitespace().skip(1);
+    let place = unescape(fields.next()?.as_bytes());
+    let this = fields.next()? == FS_TYPE && (place == mountpoint || fs::canonicalize(&place).ok()? == mountpoint);
+    this.then(|| fields.next()).flatten()
+}
+
+/// Refuses when mount(8) was asked for what it does not pass on, and it was not said in the other way.
+fn check_swallowed(asked: &str, arrived: &[String]) -> Result<(), String> {
+    let lost = SWALLOWED.iter().find(|(word, opposite, instead)| {
+        let last = asked.split(',').rfind(|option| option == word || option == opposite);
+        last == Some(word) && !arrived.iter().any(|option| [word, opposite, instead].contains(&&option.as_str()))
+    });
+    match lost {
+        Some((word, _, instead)) => {
+            Err(format!("mount(8) does not pass the option `{word}` on to runseal; write `{instead}` instead"))
+        }
+        None => Ok(()),
     }
 }
 
@@ -123,6 +184,7 @@ fn translate(args: &HelperArgs) -> Result<Vec<OsString>, String> {
         match name {
             "remount" => return Err("a sealed mount cannot be changed; unmount it, and mount it anew".to_owned()),
             "backing" => line.extend(value.split(':').map(|directory| format!("--backing={directory}").into())),
+            "allow_suid" | "allow_dev" => options.extend(allowed(option, &args.options)),
             _ if OF_THE_STORE.contains(&name) => line.push(format!("--{option}").into()),
             _ if is_of_others(option) => {}
             _ if args.sloppy && !knows_mount_option(option) => {}
@@ -134,6 +196,12 @@ fn translate(args: &HelperArgs) -> Result<Vec<OsString>, String> {
     }
     line.extend(["--".into(), args.mountpoint.clone()]);
     Ok(line)
+}
+
+/// What mount(8) would have called it; its opposite wins, because mount(8) does not keep the order.
+fn allowed(option: &str, all: &[String]) -> Option<&'static str> {
+    let (word, opposite, _) = SWALLOWED.iter().find(|(.., instead)| *instead == option)?;
+    (!all.iter().any(|other| other == opposite)).then_some(*word)
 }
 
 fn is_of_others(option: &str) -> bool {
@@ -169,6 +237,56 @@ mod tests {
             ("runseal /mnt -o bogus=1,noexec", "runseal mount -o bogus=1,noexec -- /mnt"),
         ] {
             assert_eq!(line(words).as_deref(), Ok(expected), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_mount_keeps_to_itself_is_said_in_another_way() {
+        assert_eq!(
+            line("runseal /mnt -o rw,allow_suid,allow_dev").as_deref(),
+            Ok("runseal mount -o rw,suid,dev -- /mnt")
+        );
+        assert_eq!(line("runseal /mnt -o nosuid,allow_suid").as_deref(), Ok("runseal mount -o nosuid -- /mnt"));
+        for (asked, arrived, refused) in [
+            ("suid", "rw", Some("allow_suid")),
+            ("size=1,dev,noauto", "rw,size=1", Some("allow_dev")),
+            ("suid,allow_suid", "rw,allow_suid", None),
+            ("user,suid", "rw,user,suid", None),
+            ("suid,nosuid", "rw,nosuid", None),
+            ("nosuid,suid", "rw", Some("allow_suid")),
+            ("defaults", "rw", None),
+            ("", "rw", None),
+        ] {
+            let arrived: Vec<_> = arrived.split(',').map(str::to_owned).collect();
+            match (check_swallowed(asked, &arrived), refused) {
+                (Ok(()), None) => {}
+                (Err(said), Some(word)) => assert!(said.contains(word), "{said}"),
+                (found, _) => panic!("{asked}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn mount_was_asked_by_its_command_line_and_by_fstab() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let fstab = dir.path().join("fstab");
+        let lines = "# runseal /fs fuse.runseal comment 0 0\n/dev/sda / ext4 errors=remount-ro 0 1\n\
+                     runseal /fs fuse.runseal suid,size=1 0 0\nrunseal /a\\040b fuse.runseal dev\n";
+        fs::write(&fstab, lines).expect("written");
+        let asked = |line: &str, place: &str| {
+            let command = MountCommand::parse(line.split(' ').map(str::to_owned).collect())?;
+            Some(command.options(OsStr::new(place), fstab.to_str().expect("UTF-8")))
+        };
+        for (line, place, expected) in [
+            ("mount /fs", "/fs", Some("suid,size=1")),
+            ("/bin/mount -a", "/a b", Some("dev")),
+            ("mount -o ro /fs", "/fs", Some("suid,size=1,ro")),
+            ("mount /nowhere", "/nowhere", Some("")),
+            ("mount runseal /fs -t fuse.runseal -o rw,dev --options=x -oy", "/fs", Some("rw,dev,x,y")),
+            ("mount -a -t fuse.runseal", "/fs", Some("suid,size=1")),
+            ("sh -c mount", "/fs", None),
+        ] {
+            assert_eq!(asked(line, place).as_deref(), expected, "{line}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! `runseal mount`.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -92,6 +92,68 @@ fn bursts_of_requests_keep_processors_awake_unless_told_not_to() {
         })
     });
     wait_until("processors may sleep again", || allowed() > 0);
+}
+
+/// mount(8) with the helper installed, and `fstab`, for one shell script only; `$P` is the mountpoint, `$ID` a run id.
+fn with_helper(fstab: &str, script: &str) -> Option<Said> {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let point = dir.path().join("point");
+    for name in ["sbin", "etc", "point"] {
+        fs::create_dir(dir.path().join(name)).expect("a directory");
+    }
+    symlink(runseal().get_program(), dir.path().join("sbin/mount.fuse.runseal")).expect("a link");
+    fs::write(dir.path().join("etc/fstab"), fstab.replace("$P", text(&point))).expect("written");
+    let own_view = "sbin=$(readlink -f /sbin)
+        mount -t overlay none -o lowerdir=$D/sbin:$sbin $sbin && mount -t overlay none -o lowerdir=$D/etc:/etc /etc || exit 99
+        flags() { grep \" $P fuse.runseal \" /proc/self/mounts || echo nothing; }";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-eu", "-c", &format!("{own_view}\n{script}")])
+        .env("D", dir.path())
+        .env("P", &point)
+        .env("ID", fresh_id())
+        .output()
+        .expect("unshare runs");
+    let said = Said::of(output);
+    if said.code == 99 {
+        println!("SKIP: cli::mounts: no overlay over /sbin: {}", said.err);
+        return None;
+    }
+    Some(said)
+}
+
+// promise: S-24, S-142
+#[test]
+fn fstab_gives_setuid_and_devices_by_names_that_mount_passes_on() {
+    require_host!();
+    let fstab = "runseal $P fuse.runseal size=64M,noauto,allow_suid,allow_dev 0 0\n";
+    let script = "
+        mount $P; flags; umount $P
+        mount -t fuse.runseal runseal $P -o run-id=$ID,size=64M,allow_dev; flags; umount $P
+        mount -t fuse.runseal runseal $P -o run-id=$ID,size=64M,allow_suid,nosuid; flags; umount $P";
+    let Some(said) = with_helper(fstab, script) else { return };
+    let said = said.expect(0, &[]);
+    let lines: Vec<_> = said.out.lines().map(|line| (line.contains("nosuid"), line.contains("nodev"))).collect();
+    assert_eq!(lines, [(false, false), (true, false), (true, true)], "{}", said.out);
+}
+
+// promise: S-142
+#[test]
+fn what_mount_does_not_pass_on_is_refused_with_what_to_write() {
+    require_host!();
+    for (fstab, command, remedy) in [
+        ("", "mount -t fuse.runseal runseal $P -o run-id=$ID,suid", "allow_suid"),
+        ("", "mount -t fuse.runseal runseal $P -o run-id=$ID,dev", "allow_dev"),
+        ("runseal $P fuse.runseal size=64M,suid 0 0\n", "mount $P", "allow_suid"),
+        ("runseal $P fuse.runseal size=64M,dev 0 0\n", "mount -a", "allow_dev"),
+    ] {
+        let Some(said) =
+            with_helper(fstab, &format!("{command} && flags && umount $P || {{ code=$?; flags; exit $code; }}"))
+        else {
+            return;
+        };
+        assert_eq!(said.out, "nothing\n", "{command}");
+        assert!(said.code != 0 && said.err.contains(remedy), "{command}: {said:?}");
+    }
 }
 
 #[test]
