@@ -60,7 +60,7 @@ pub fn code(error: &RunError) -> u8 {
         RunError::MemoryLock { .. } => CONFIGURATION,
         RunError::Report { .. } | RunError::Copy { .. } => CANNOT_CREATE,
         RunError::Interrupted { signal, .. } => 128 + *signal as u8,
-        RunError::Ended { .. } => IO,
+        RunError::Ended { .. } | RunError::Incomplete(_) => IO,
         RunError::MountLost { .. } | RunError::Lost(_) | RunError::System { .. } => SYSTEM,
         RunError::Refused(_) | RunError::Unreachable { .. } => UNAVAILABLE,
     }
@@ -202,6 +202,7 @@ mod tests {
             (RunError::Copy { path: "/x".into(), source: denied() }, 73),
             (RunError::Interrupted { signal, doing: "d" }, 143),
             (RunError::Ended { doing: "d" }, 74),
+            (RunError::Incomplete("i".into()), 74),
             (RunError::MountLost { doing: "d" }, 71),
             (RunError::Lost("l".into()), 71),
             (RunError::Refused("r".into()), 69),

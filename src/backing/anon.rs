@@ -99,6 +99,14 @@ impl Backing for AnonBacking {
         Ok(nix::fcntl::fallocate(self.file(arena), flags, offset as i64, len as i64)?)
     }
 
+    fn set_aside(&self, arena: u32, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match nix::fcntl::fallocate(self.file(arena), flags, offset as i64, len as i64) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Err(io::ErrorKind::Unsupported.into()),
+            other => Ok(other?),
+        }
+    }
+
     fn available(&self) -> io::Result<u64> {
         self.disks.iter().try_fold(0u64, |sum, &index| {
             let stat = nix::sys::statvfs::fstatvfs(&self.files[index])?;

@@ -72,6 +72,10 @@ impl<B: Backing> Backing for FaultyBacking<B> {
         self.inner.discard(arena, offset, len)
     }
 
+    fn set_aside(&self, arena: u32, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.set_aside(arena, offset, len)
+    }
+
     fn available(&self) -> io::Result<u64> {
         self.inner.available()
     }

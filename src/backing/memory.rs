@@ -59,6 +59,10 @@ impl Backing for MemoryBacking {
         Ok(())
     }
 
+    fn set_aside(&self, _: u32, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn available(&self) -> io::Result<u64> {
         Ok(u64::MAX)
     }

@@ -26,6 +26,12 @@ pub trait Backing: Send + Sync {
     /// Gives the disk space of a range back (`fallocate(2)` with `FALLOC_FL_PUNCH_HOLE`).
     fn discard(&self, arena: u32, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Has the disk hold room for a range that will be written later (`fallocate(2)`).
+    ///
+    /// # Errors
+    /// `Unsupported` where the file system cannot do so.
+    fn set_aside(&self, arena: u32, offset: u64, len: u64) -> io::Result<()>;
+
     /// Bytes that can still be written before the disks are full.
     fn available(&self) -> io::Result<u64>;
 }
@@ -45,6 +51,10 @@ impl<B: Backing + ?Sized> Backing for std::sync::Arc<B> {
 
     fn discard(&self, arena: u32, offset: u64, len: u64) -> io::Result<()> {
         (**self).discard(arena, offset, len)
+    }
+
+    fn set_aside(&self, arena: u32, offset: u64, len: u64) -> io::Result<()> {
+        (**self).set_aside(arena, offset, len)
     }
 
     fn available(&self) -> io::Result<u64> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, OnFailure, OnHold, RescueSpec, RunSpec};
+use crate::spec::{AwsSpec, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec};
 
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
@@ -44,6 +44,10 @@ pub struct RunArgs {
     /// --on-hold says
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     on_failure: OnFailure,
+    /// What to do with results when the scratch was full, or its disk failed, and data below work or TMPDIR was lost:
+    /// `hold` them, since they may depend on it, or `warn` and publish. Results that lost data themselves are always held
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    lost_writes: LostWrites,
     #[command(flatten)]
     store: store::StoreArgs,
     #[command(flatten)]
@@ -70,7 +74,7 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
             "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
         ));
     }
-    let rescue = RescueSpec { on_hold: args.on_hold, on_failure: args.on_failure };
+    let rescue = RescueSpec { on_hold: args.on_hold, on_failure: args.on_failure, lost_writes: args.lost_writes };
     let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report, rescue, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

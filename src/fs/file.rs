@@ -23,6 +23,7 @@ impl Scratch {
     pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         let inode = self.inode(ino)?;
         let file = inode.file()?;
+        self.losses.read(ino, offset..offset.saturating_add(buf.len() as u64));
         Ok(file.content.read_at(&file.store, offset, buf)?)
     }
 
@@ -33,8 +34,18 @@ impl Scratch {
         if data.is_empty() {
             return Ok(());
         }
-        end(offset, data.len() as u64)?;
-        file.content.write_at(&file.store, offset, data)?;
+        let range = offset..end(offset, data.len() as u64)?;
+        let written = match mode.accepted {
+            true => file.content.write_back_at(&file.store, offset, data),
+            false => file.content.write_at(&file.store, offset, data),
+        };
+        match written {
+            Ok(()) => self.losses.mend(ino, range),
+            Err(error) => {
+                self.losses.lose(ino, range);
+                return Err(error.into());
+            }
+        }
         if !mode.keep_times {
             inode.meta().modified(Time::now());
         }
@@ -48,7 +59,7 @@ impl Scratch {
         if len == 0 {
             return Err(FsError::Invalid);
         }
-        end(offset, len)?;
+        let range = offset..end(offset, len)?;
         match mode {
             Fallocate::Allocate { keep_size } => content.allocate(store, offset, len, keep_size)?,
             Fallocate::Punch => content.punch(store, offset, len)?,
@@ -56,6 +67,9 @@ impl Scratch {
                 content.punch(store, offset, len)?;
                 content.allocate(store, offset, len, keep_size)?;
             }
+        }
+        if !matches!(mode, Fallocate::Allocate { .. }) {
+            self.losses.mend(ino, range);
         }
         inode.meta().modified(Time::now());
         Ok(())
@@ -81,9 +95,21 @@ impl Scratch {
         if from == to && from_offset.abs_diff(to_offset) < len {
             return Err(FsError::Invalid);
         }
-        let copied = file.content.copy_from(&file.store, to_offset, &source.content, from_offset, len)?;
+        self.losses.read(from, from_offset..from_offset + len);
+        let range = to_offset..to_offset + len;
+        let copied = file.content.copy_from(&file.store, to_offset, &source.content, from_offset, len);
+        match copied {
+            Ok(_) => self.losses.mend(to, range),
+            Err(_) => self.losses.lose(to, range),
+        }
+        let copied = copied?;
         target.meta().modified(Time::now());
         Ok(copied)
+    }
+
+    /// Sectors that a file takes, reserved ones included; 0 for what is no file.
+    pub fn allocated(&self, ino: u64) -> u64 {
+        self.inode(ino).ok().and_then(|inode| Some(inode.file().ok()?.content.sectors())).unwrap_or(0)
     }
 
     /// First range of data that ends behind `offset`, cut at `offset`.
@@ -130,7 +156,7 @@ mod tests {
     use super::*;
     use crate::store::StoreError;
 
-    const PLAIN: WriteMode = WriteMode { keep_times: false };
+    const PLAIN: WriteMode = WriteMode { keep_times: false, accepted: false };
     const OLD: Time = Time { secs: 1, nanos: 0 };
 
     fn contents(fs: &Scratch, ino: u64) -> Vec<u8> {
@@ -170,7 +196,7 @@ mod tests {
         let ino = fs.file(ROOT, "f").ino;
         age(&fs, ino);
         fs.write(ino, 0, b"", PLAIN).unwrap();
-        fs.write(ino, 0, b"x", WriteMode { keep_times: true }).unwrap();
+        fs.write(ino, 0, b"x", WriteMode { keep_times: true, ..PLAIN }).unwrap();
         assert_eq!((fs.attr(ino).mtime, fs.attr(ino).ctime), (OLD, OLD));
         fs.write(ino, 0, b"x", PLAIN).unwrap();
         assert!(fs.attr(ino).mtime > OLD && fs.attr(ino).ctime > OLD);

@@ -116,6 +116,11 @@ impl Inode {
         alive
     }
 
+    /// Whether the kernel knows it, most likely.
+    pub(super) fn is_referenced(&self) -> bool {
+        self.meta.lock().references > 0
+    }
+
     /// Gives references back; `true` when the inode is dead now.
     pub(super) fn release(&self, count: u64) -> bool {
         let mut meta = self.meta.lock();

@@ -16,6 +16,7 @@ mod acl;
 mod dir;
 mod file;
 mod inode;
+mod losses;
 mod namespace;
 mod rename;
 mod suidgid;
@@ -30,10 +31,12 @@ use parking_lot::Mutex;
 
 use self::dir::{Directory, Entries};
 use self::inode::{Inode, Meta, Node};
+use self::losses::Losses;
+pub use self::losses::{Loss, LossTotals};
 pub use self::suidgid::{Change, Standing};
 use self::table::Table;
 use crate::store::Store;
-pub use crate::store::StoreError;
+pub use crate::store::{Pressure, StoreError};
 use crate::sys::clock::inode_time;
 
 /// Inode number of the root directory.
@@ -205,6 +208,8 @@ pub struct SetAttr {
 pub struct WriteMode {
     /// Leave mtime and ctime to the caller (the kernel owns them with a writeback cache).
     pub keep_times: bool,
+    /// The writer was told already that the data is written: it may take the headroom.
+    pub accepted: bool,
 }
 
 /// `fallocate(2)` modes.
@@ -296,6 +301,7 @@ pub struct Scratch {
     table: Table,
     /// Held while a directory moves to another parent, so that the tree above any directory stands still.
     moves: Mutex<()>,
+    losses: Losses,
 }
 
 impl Scratch {
@@ -303,14 +309,14 @@ impl Scratch {
     pub fn new(store: Arc<Store>, options: ScratchOptions) -> Self {
         let root = Meta::root(options.mode, options.uid, options.gid, Time::now());
         let table = Table::new(options.max_inodes, root, Node::Directory(Box::new(Directory::new(ROOT))));
-        Self { store, table, moves: Mutex::new(()) }
+        Self { store, table, moves: Mutex::new(()), losses: Losses::default() }
     }
 
     /// Gives `count` references back.
     pub fn forget(&self, ino: u64, count: u64) {
         let Some(inode) = self.table.get(ino) else { return };
         if inode.release(count) {
-            self.table.remove(ino);
+            self.bury(ino);
         }
     }
 
@@ -325,9 +331,34 @@ impl Scratch {
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
             inode.file()?.set_size(size)?;
+            self.losses.cut(ino, size);
         }
         inode.meta().set(set, inode.kind());
         Ok(inode.attr())
+    }
+
+    /// Sets space aside behind the limit for data that is accepted before it is written here; `early` and `late` are bytes,
+    /// see [`Store::set_headroom`].
+    pub fn set_headroom(&self, early: u64, late: u64) -> std::io::Result<()> {
+        self.store.set_headroom(early, late)
+    }
+
+    /// How near the end of the space is.
+    pub fn pressure(&self) -> Pressure {
+        self.store.pressure()
+    }
+
+    /// Hands the numbers of all regular files that have references to `take`, some at a time. What comes or goes
+    /// meanwhile may be among them or not.
+    pub fn referenced_files(&self, mut take: impl FnMut(&[u64])) {
+        for shard in self.table.shards() {
+            let files: Vec<u64> = {
+                let shard = shard.read();
+                let known = shard.iter().filter(|inode| inode.kind() == Kind::File && inode.is_referenced());
+                known.map(|inode| inode.ino).collect()
+            };
+            take(&files);
+        }
     }
 
     /// Space and inodes in all and free.
@@ -348,8 +379,14 @@ impl Scratch {
     /// Takes away a link that has just lost its entry.
     fn unlink_inode(&self, inode: &Inode, now: Time) {
         if inode.unlink(now) {
-            self.table.remove(inode.ino);
+            self.bury(inode.ino);
         }
+    }
+
+    /// Strikes out a dead inode.
+    fn bury(&self, ino: u64) {
+        self.table.remove(ino);
+        self.losses.bury(ino);
     }
 }
 

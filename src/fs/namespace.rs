@@ -82,6 +82,7 @@ impl Scratch {
             entries.insert(name, inode.clone());
             parent.meta().modified(now);
         }
+        self.losses.made(parent.ino, name);
         Ok(inode.attr())
     }
 
@@ -145,13 +146,17 @@ impl Scratch {
             directory.reserve()?;
             let mut meta = parent.meta().child(node.kind(), mode, caller, now);
             meta.add_reference();
-            let inode = self.table.create(meta, node).inspect_err(|_| directory.release())?;
+            let inode = self.table.create(meta, node).inspect_err(|_| {
+                directory.release();
+                self.losses.refuse_name(parent.ino, name);
+            })?;
             entries.insert(name, inode.clone());
             let mut meta = parent.meta();
             meta.modified(now);
             meta.nlink += u32::from(inode.is_directory());
             inode
         };
+        self.losses.made(parent.ino, name);
         Ok(inode.attr())
     }
 
@@ -176,6 +181,7 @@ impl Scratch {
             meta.nlink -= u32::from(inode.is_directory());
             inode
         };
+        self.losses.unlinked(inode.ino, name);
         self.unlink_inode(&inode, now);
         Ok(())
     }

@@ -95,6 +95,7 @@ impl Scratch {
         // What was replaced is cleared without holding up the directories.
         drop(locked);
         step.target.inspect(|target| self.unlink_inode(target, now));
+        self.losses.made(to.inode.ino, to.name);
         Ok(())
     }
 

@@ -75,6 +75,11 @@ impl Table {
         }
     }
 
+    /// The shards, to be locked one after the other.
+    pub(super) fn shards(&self) -> &[RwLock<HashTable<Arc<Inode>>>] {
+        &self.shards
+    }
+
     fn put(&self, inode: Arc<Inode>) {
         self.shard(inode.ino).write().insert_unique(hash(inode.ino), inode, |inode| hash(inode.ino));
     }

@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +22,9 @@ use super::convert::{
 use super::counters::{Counters, Opcode};
 use super::cpu_latency::CpuLatency;
 use super::errno::errno;
+use super::gate::Gate;
 use super::init::{Negotiated, negotiate};
+use super::notifier::{Notice, Notices};
 use super::requester::standing;
 use crate::fs::{Attr, Caller, Change, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
 use crate::units::SECTOR;
@@ -43,8 +44,8 @@ const MOST_COPIED: u64 = 1 << 30;
 pub(super) struct Shared {
     /// Requests so far.
     pub counters: Counters,
-    /// WRITE requests that were answered with an error.
-    pub failed_writes: AtomicU64,
+    /// What the kernel is to be told.
+    pub notices: Arc<Notices>,
     /// Set by INIT.
     pub negotiated: OnceLock<Negotiated>,
     /// Set where the machine lets this process ask for processors that wake fast.
@@ -52,10 +53,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             counters: Counters::new(),
-            failed_writes: AtomicU64::new(0),
+            notices: Arc::default(),
             negotiated: OnceLock::new(),
             latency: OnceLock::new(),
         }
@@ -65,6 +66,7 @@ impl Shared {
 /// [`Scratch`] as the kernel sees it.
 pub(super) struct Adapter {
     scratch: Arc<Scratch>,
+    gate: Arc<Gate>,
     shared: Arc<Shared>,
     may: InitFlags,
     granted: InitFlags,
@@ -73,7 +75,13 @@ pub(super) struct Adapter {
 impl Adapter {
     /// `may`: the capabilities to use of those the kernel has.
     pub(super) fn new(scratch: Arc<Scratch>, shared: Arc<Shared>, may: InitFlags) -> Self {
-        Self { scratch, shared, may, granted: InitFlags::empty() }
+        let gate = Arc::new(Gate::new(scratch.clone(), shared.notices.clone()));
+        Self { scratch, gate, shared, may, granted: InitFlags::empty() }
+    }
+
+    /// The gate at write(2).
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 
     /// Takes set-user-ID and set-group-ID away if `change` by the sender of `request` does (HANDLE_KILLPRIV_V2).
@@ -87,6 +95,38 @@ impl Adapter {
         if let Some(latency) = self.shared.latency.get() {
             latency.request();
         }
+    }
+}
+
+/// Replies that hold attributes: the gate hears of those after the kernel has them.
+impl Adapter {
+    fn entry(&self, reply: ReplyEntry, result: Result<Attr, FsError>) {
+        match result {
+            Ok(attr) => {
+                reply.entry(&FOREVER, &file_attr(&attr), GENERATION);
+                self.gate.told(&attr);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn attributes(&self, reply: ReplyAttr, result: Result<Attr, FsError>) {
+        match result {
+            Ok(attr) => {
+                reply.attr(&FOREVER, &file_attr(&attr));
+                self.gate.told(&attr);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// Whether a file may be made; the refusal is recorded.
+    fn admits_new(&self, parent: u64, name: &OsStr) -> bool {
+        let admitted = self.gate.admits_new();
+        if !admitted {
+            self.scratch.refuse_name(parent, name.as_bytes());
+        }
+        admitted
     }
 }
 
@@ -104,7 +144,7 @@ impl Filesystem for Adapter {
         self.count(Opcode::Lookup);
         match self.scratch.lookup(parent.0, name.as_bytes()) {
             Err(FsError::NotFound) => reply.entry(&FOREVER, &absent(), GENERATION),
-            result => entry(reply, result),
+            result => self.entry(reply, result),
         }
     }
 
@@ -114,9 +154,13 @@ impl Filesystem for Adapter {
         self.scratch.forget(ino.0, count);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    /// With a handle it comes from write(2), which is let go on by attributes and refused by an error.
+    fn getattr(&self, _: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Opcode::GetAttr);
-        attributes(reply, self.scratch.getattr(ino.0));
+        if handle.is_some() && !self.gate.admits(ino.0) {
+            return reply.error(Errno::ENOSPC);
+        }
+        self.attributes(reply, self.scratch.getattr(ino.0));
     }
 
     fn setattr(
@@ -148,7 +192,7 @@ impl Filesystem for Adapter {
             ctime: ctime.map(from_system),
         };
         let killed = killing(&set).map_or(Ok(()), |change| self.kill_suidgid(request, ino, change));
-        attributes(reply, killed.and_then(|()| self.scratch.setattr(ino.0, &set)));
+        self.attributes(reply, killed.and_then(|()| self.scratch.setattr(ino.0, &set)));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -171,13 +215,16 @@ impl Filesystem for Adapter {
     ) {
         self.count(Opcode::MkNod);
         let Some(kind) = node_kind(mode) else { return reply.error(Errno::EINVAL) };
+        if kind == Kind::File && !self.admits_new(parent.0, name) {
+            return reply.error(Errno::ENOSPC);
+        }
         let caller = caller(request, umask);
-        entry(reply, self.scratch.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, rdev, &caller));
+        self.entry(reply, self.scratch.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, rdev, &caller));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.count(Opcode::MkDir);
-        entry(reply, self.scratch.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(request, umask)));
+        self.entry(reply, self.scratch.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(request, umask)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -193,7 +240,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.count(Opcode::Symlink);
         let target = target.as_os_str().as_bytes();
-        entry(reply, self.scratch.symlink(parent.0, name.as_bytes(), target, &caller(request, 0)));
+        self.entry(reply, self.scratch.symlink(parent.0, name.as_bytes(), target, &caller(request, 0)));
     }
 
     fn rename(
@@ -213,7 +260,7 @@ impl Filesystem for Adapter {
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Opcode::Link);
-        entry(reply, self.scratch.link(ino.0, parent.0, name.as_bytes()));
+        self.entry(reply, self.scratch.link(ino.0, parent.0, name.as_bytes()));
     }
 
     /// `ENOSYS` tells the kernel to open files by itself from now on (NO_OPEN_SUPPORT).
@@ -260,14 +307,22 @@ impl Filesystem for Adapter {
         self.count(Opcode::Write);
         let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let killed = if kills { self.kill_suidgid(request, ino, Change::Contents) } else { Ok(()) };
-        let mode = WriteMode { keep_times: self.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE) };
+        let mode = WriteMode {
+            keep_times: self.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+            accepted: flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+        };
+        if self.gate.listens() {
+            self.gate.watch(ino.0, self.scratch.allocated(ino.0));
+        }
         match killed.and_then(|()| self.scratch.write(ino.0, offset, data, mode)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => {
-                self.shared.failed_writes.fetch_add(1, Ordering::Relaxed);
                 reply.error(errno(&error));
+                // The pages look as if they were written; nobody may read them any more.
+                self.shared.notices.send(Notice::Range(ino.0, offset..offset + data.len() as u64));
             }
         }
+        self.gate.look();
     }
 
     /// `ENOSYS`: nothing to do when a descriptor is closed; the kernel still writes its dirty pages first.
@@ -320,14 +375,20 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         self.count(Opcode::ReadDirPlus);
+        let mut told = Vec::new();
         let result = self.scratch.readdirplus(ino.0, offset, &mut |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
-            !reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &file_attr(attr), GENERATION)
+            let taken = !reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &file_attr(attr), GENERATION);
+            if taken && self.gate.listens() {
+                told.push(*attr);
+            }
+            taken
         });
         match result {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(&error)),
         }
+        told.iter().for_each(|attr| self.gate.told(attr));
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -397,9 +458,15 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         self.count(Opcode::Create);
+        if !self.admits_new(parent.0, name) {
+            return reply.error(Errno::ENOSPC);
+        }
         let caller = caller(request, umask);
         match self.scratch.mknod(parent.0, name.as_bytes(), Kind::File, mode & 0o7777, 0, &caller) {
-            Ok(attr) => reply.created(&FOREVER, &file_attr(&attr), GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(attr) => {
+                reply.created(&FOREVER, &file_attr(&attr), GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+                self.gate.told(&attr);
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -488,6 +555,7 @@ impl Filesystem for Adapter {
         let Some(mode) = fallocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         let killed = self.kill_suidgid(request, ino, Change::Contents);
         empty(reply, killed.and_then(|()| self.scratch.fallocate(ino.0, offset, length, mode)));
+        self.gate.look();
     }
 
     /// `ENOSYS`, after which the kernel reports everything up to the size as data. It does not write its dirty pages
@@ -517,6 +585,7 @@ impl Filesystem for Adapter {
             Ok(copied) => reply.written(copied as u32),
             Err(error) => reply.error(errno(&error)),
         }
+        self.gate.look();
     }
 }
 
@@ -534,20 +603,6 @@ fn killing(set: &SetAttr) -> Option<Change> {
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
-fn entry(reply: ReplyEntry, result: Result<Attr, FsError>) {
-    match result {
-        Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr), GENERATION),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn attributes(reply: ReplyAttr, result: Result<Attr, FsError>) {
-    match result {
-        Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr)),
-        Err(error) => reply.error(errno(&error)),
-    }
 }
 
 fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {

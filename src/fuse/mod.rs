@@ -8,6 +8,8 @@
 //! | `init` | which capabilities to ask the kernel for |
 //! | `options`, `mountpoint` | what may be asked for, and where it may be mounted |
 //! | `session` | [`Mount`]: mount, serve, detach, abort |
+//! | `gate` | what the kernel accepts must have room: `ENOSPC` at write(2) |
+//! | `notifier` | tells the kernel what it must forget |
 //! | `bdi` | how much the kernel reads ahead and how much it keeps dirty |
 //! | `requester` | who sent a request, where its header does not say enough |
 //! | `cpu_latency` | processors that wake fast while requests come one after another |
@@ -23,8 +25,10 @@ mod convert;
 mod counters;
 mod cpu_latency;
 mod errno;
+mod gate;
 mod init;
 mod mountpoint;
+mod notifier;
 mod options;
 mod requester;
 mod session;

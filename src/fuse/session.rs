@@ -9,7 +9,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Once, mpsc};
 use std::thread;
 
@@ -18,12 +17,15 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::adapter::{Adapter, Shared};
+use super::bdi::Allowance;
 use super::cpu_latency::{self, CpuLatency};
+use super::init::Negotiated;
 use super::mountpoint::{self, FS_TYPE, SOURCE, detach_stale, is_ours};
 use super::options::{self, Parsed};
 use super::{FuseError, MountFacts, MountOptions, bdi};
 use crate::fs::{ROOT, Scratch};
 use crate::sys::mount::{self as sys, MountEntry, mount_table, top_mount};
+use crate::units::SECTOR_U64;
 
 const DEVICE: &str = "/dev/fuse";
 /// fuser names its workers `fuser-0`, `fuser-1`, ...
@@ -47,8 +49,27 @@ impl Mount {
     /// Mounts `scratch` on `mountpoint` (an existing, empty directory that nothing is mounted on), completes INIT
     /// and primes the kernel's no-open state: when this returns, the mount is ready.
     pub fn new(scratch: Arc<Scratch>, mountpoint: &Path, options: &MountOptions) -> Result<Self, FuseError> {
+        Self::serve_scratch(scratch, mountpoint, options, InitFlags::all())
+    }
+
+    /// With the capabilities of `may`.
+    fn serve_scratch(
+        scratch: Arc<Scratch>,
+        mountpoint: &Path,
+        options: &MountOptions,
+        may: InitFlags,
+    ) -> Result<Self, FuseError> {
         let shared = Arc::new(Shared::new());
-        Self::serve(Adapter::new(scratch, shared.clone(), InitFlags::all()), shared, mountpoint, options)
+        let statfs = scratch.statfs();
+        let adapter = Adapter::new(scratch, shared.clone(), may);
+        let gate = adapter.gate();
+        let space = statfs.sectors.saturating_mul(SECTOR_U64);
+        let (mut mount, allowance) = Self::serve(adapter, shared, mountpoint, options, space)?;
+        let writes_late = |facts: &Negotiated| facts.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
+        if mount.shared.negotiated.get().is_some_and(writes_late) {
+            mount.facts.degraded.extend(gate.arm(allowance));
+        }
+        Ok(mount)
     }
 
     fn serve<F: Filesystem>(
@@ -56,7 +77,8 @@ impl Mount {
         shared: Arc<Shared>,
         mountpoint: &Path,
         options: &MountOptions,
-    ) -> Result<Self, FuseError> {
+        space: u64,
+    ) -> Result<(Self, Allowance), FuseError> {
         let parsed = options::parse(options)?;
         let path = mountpoint::check(mountpoint)?;
         let device = open_device()?;
@@ -74,7 +96,7 @@ impl Mount {
         let threads = worker_count(options.threads);
         let descriptor = device.as_raw_fd();
         let (notifier, mut degraded) = mount.start(filesystem, device, threads).map_err(FuseError::Session)?;
-        let knobs = bdi::tune(mount.device);
+        let knobs = bdi::tune(mount.device, space);
         degraded.extend(knobs.degraded);
         if !options.leave_cpu_latency {
             match CpuLatency::open() {
@@ -104,7 +126,8 @@ impl Mount {
             degraded,
             ..mount.facts.clone()
         };
-        Ok(mount)
+        mount.shared.notices.start(notifier).map_err(FuseError::Session)?;
+        Ok((mount, knobs.allowance))
     }
 
     /// Completes INIT and starts the workers; returns also what could not be had.
@@ -120,7 +143,7 @@ impl Mount {
         // Who may come in is decided by the kernel (`allow_other`), not a second time here.
         let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
         let notifier = session.notifier();
-        let (end, minor) = (self.end.clone(), self.device.1);
+        let (end, minor, notices) = (self.end.clone(), self.device.1, self.shared.notices.clone());
         let (report, flusher) = mpsc::channel();
         thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
             // The receiver waits for this.
@@ -128,6 +151,7 @@ impl Mount {
             SERVED.lock().push(minor);
             let result = session.run();
             SERVED.lock().retain(|served| *served != minor);
+            notices.end();
             end.set(result);
         })?;
         let mut degraded = Vec::new();
@@ -150,12 +174,6 @@ impl Mount {
     /// Requests the kernel has sent so far, by opcode as fuse.h names it.
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
         self.shared.counters.snapshot()
-    }
-
-    /// WRITE requests that failed so far. Under the writeback cache their writer may never learn of it: a write(2) that
-    /// succeeded is sent later, and the error comes from fsync(2) or close(2), which programs forget to check.
-    pub fn failed_writes(&self) -> u64 {
-        self.shared.failed_writes.load(Ordering::Relaxed)
     }
 
     /// Blocks until the session has ended: unmounted by somebody, detached, or aborted. A detached mount ends when the
@@ -459,7 +477,8 @@ mod tests {
         let Some(path) = env::var_os(PLACE) else { return };
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).expect("a lower limit");
         let options = MountOptions { threads: 2, ..MountOptions::default() };
-        let Ok(mount) = Mount::serve(Panicking, Arc::new(Shared::new()), Path::new(&path), &options) else { return };
+        let served = Mount::serve(Panicking, Arc::new(Shared::new()), Path::new(&path), &options, 1 << 30);
+        let Ok((mount, _)) = served else { return };
         // This process is inside its own mount when it dies.
         let inside = Path::new(&path).join("hang");
         thread::spawn(move || fs::metadata(inside).map(drop));
@@ -475,9 +494,8 @@ mod tests {
             let dir = tempfile::tempdir().expect("a directory");
             let path = fs::canonicalize(dir.path()).expect("it exists").join("mnt");
             fs::create_dir(&path).expect("a mountpoint");
-            let shared = Arc::new(Shared::new());
-            let adapter = Adapter::new(scratch(), shared.clone(), InitFlags::all() - lacking);
-            let mount = match Mount::serve(adapter, shared, &path, &MountOptions::default()) {
+            let may = InitFlags::all() - lacking;
+            let mount = match Mount::serve_scratch(scratch(), &path, &MountOptions::default(), may) {
                 Ok(mount) => mount,
                 Err(FuseError::Device { .. } | FuseError::Mount { .. }) => return skip("cannot mount here"),
                 Err(error) => panic!("{error}"),

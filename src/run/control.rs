@@ -218,17 +218,20 @@ pub struct Reply {
     /// How the program ended, to [`Request::Exec`]: as a shell says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u8>,
+    /// Whether what was published is incomplete.
+    #[serde(default)]
+    pub incomplete: bool,
 }
 
 impl Reply {
     /// Done.
     pub fn done(message: impl Into<String>) -> Self {
-        Self { ok: true, message: message.into(), report: None, status: None }
+        Self { ok: true, message: message.into(), report: None, status: None, incomplete: false }
     }
 
     /// Not done, and why.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self { ok: false, message: message.into(), report: None, status: None }
+        Self { ok: false, message: message.into(), report: None, status: None, incomplete: false }
     }
 }
 

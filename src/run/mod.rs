@@ -20,6 +20,7 @@ pub mod error;
 mod flush;
 mod guests;
 mod hold;
+mod losses;
 mod message;
 mod mount;
 mod namespace;
@@ -167,7 +168,8 @@ pub fn resume(run: &str, order: ResumeOrder) -> Result<String, RunError> {
     if let Some(output) = &order.spec.output {
         state::check_output(output, run)?;
     }
-    accepted(ask(run, &control::Request::Resume(order), None)?)
+    let reply = ask(run, &control::Request::Resume(order), None)?;
+    if reply.incomplete { Err(RunError::Incomplete(reply.message)) } else { accepted(reply) }
 }
 
 /// Ends a run or a mount; `discard` even if results are lost. With `remove_published`, results that are in the output

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::losses::LossFacts;
 use crate::preflight::Cleared;
 use crate::spec::{AuditDestination, InputSpec, Location, RunId, RunSpec};
 use crate::stage::Remains;
@@ -59,6 +60,8 @@ pub enum Phase {
 pub enum Outcome {
     /// The command succeeded and its results are published.
     Published,
+    /// The same, although data was lost: somebody wanted them as they are.
+    Incomplete,
     /// The command succeeded; no output was asked for. Or a mount ended as asked.
     Succeeded,
     /// The command failed; nothing was published.
@@ -107,6 +110,8 @@ pub enum Event {
         /// Exit status, 128 + signal if a signal killed it.
         status: u8,
     },
+    /// Data was lost, or is there again.
+    Lost(LossFacts),
     /// An attempt to publish failed.
     HeldBecause {
         /// The error.
@@ -273,6 +278,9 @@ pub struct Report {
     pub left: Option<Remains>,
     /// Why the results are held, if they are or were.
     pub held: Option<String>,
+    /// What the scratch could not keep.
+    #[serde(default)]
+    pub lost_writes: LossFacts,
     /// Phases, in order.
     pub phases: Vec<PhaseTime>,
     /// Bytes encrypted and written to the backing in all.
@@ -320,6 +328,7 @@ impl Report {
             published: None,
             left: None,
             held: None,
+            lost_writes: LossFacts::default(),
             phases: Vec::new(),
             bytes_encrypted: None,
             key_wiped: None,
@@ -360,6 +369,7 @@ impl Report {
             Event::Mounted { facts } => self.mount = Some(facts),
             Event::Staged { totals } => self.staged = Some(totals),
             Event::CommandEnded { status } => self.command_status = Some(status),
+            Event::Lost(facts) => self.lost_writes = facts,
             Event::HeldBecause { problem } => self.held = Some(problem),
             Event::Redirected { output } => self.output = Some(output.to_string()),
             Event::Left { remains } => self.left = remains,

@@ -158,6 +158,7 @@ fn outcome_of(error: &RunError, journal: &Journal) -> Outcome {
     match error {
         RunError::Interrupted { .. } | RunError::Ended { .. } => Outcome::Interrupted,
         RunError::Discarded(_) => Outcome::Discarded,
+        RunError::Incomplete(_) => Outcome::Incomplete,
         RunError::Unpublished { .. } => Outcome::Unpublished,
         _ if journal.snapshot().command_status.is_some() => Outcome::Failed,
         _ => Outcome::Refused,

@@ -19,6 +19,7 @@ use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
 use super::flush;
 use super::guests::Guests;
+use super::hold::Published;
 use super::message;
 use super::preflight::Ready;
 use super::progress::Meter;
@@ -227,14 +228,9 @@ impl Run {
         if self.spec.output.is_none() {
             return Ok((Outcome::Succeeded, 0));
         }
-        let failed = seal.mount.failed_writes();
-        if failed > 0 {
-            message::warn(format_args!(
-                "{failed} writes of the command found no room or failed; it saw that at fsync(2) or close(2), if it looked"
-            ));
-        }
         match self.publish_or_hold(stager.clone(), output, seal).await {
-            Ok(()) => Ok((Outcome::Published, 0)),
+            Ok(Published::Whole) => Ok((Outcome::Published, 0)),
+            Ok(Published::Incomplete(missing)) => Err(RunError::Incomplete(missing)),
             Err(error) => {
                 self.leave(stager).await;
                 Err(error)
@@ -265,10 +261,10 @@ impl Run {
                 }
                 Order::Request(Request::Resume(order), reply) if pending => {
                     let answer = match self.publish_again(stager.clone(), from, seal, order).await? {
-                        Ok(()) => {
+                        Ok(published) => {
                             pending = false;
                             self.desk.phase(Phase::Serving);
-                            Reply::done("published")
+                            published.reply()
                         }
                         Err(error) => {
                             self.hold(&error, &stager);

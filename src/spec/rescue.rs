@@ -55,6 +55,16 @@ pub enum OnFailure {
     Hold,
 }
 
+/// `--lost-writes`: what becomes of results when data was lost that is no result itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LostWrites {
+    /// They are held: they may depend on it.
+    #[default]
+    Hold,
+    /// They are published, with a warning.
+    Warn,
+}
+
 /// What becomes of a run in trouble.
 #[derive(Clone, Debug, Default)]
 pub struct RescueSpec {
@@ -62,6 +72,8 @@ pub struct RescueSpec {
     pub on_hold: Option<OnHold>,
     /// What becomes of the scratch of a command that failed.
     pub on_failure: OnFailure,
+    /// What data means for results that was lost elsewhere in the scratch.
+    pub lost_writes: LostWrites,
 }
 
 #[cfg(test)]

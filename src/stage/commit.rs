@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::checksum::{combined, crc64};
 use super::error::{inside, remote};
-use super::manifest::{self, Learnt, MANIFEST, Published};
+use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published};
 use super::tasks::{self, OnError};
 use super::upload::{NO_UPLOAD, Outgoing, Sender, Uploads};
 use super::{StageError, record_call};
@@ -179,10 +179,10 @@ impl Sender {
     }
 
     /// Writes the manifest of all objects, which must be done.
-    pub(super) async fn manifest(&self, uploads: &Uploads) -> Result<(), StageError> {
+    pub(super) async fn manifest(&self, uploads: &Uploads, incomplete: &[Incomplete]) -> Result<(), StageError> {
         let learnt = learnt(&self.scratch, uploads)?;
         let mut body = Vec::new();
-        manifest::write(&mut body, &self.run, &uploads.plan, uploads.totals(), &learnt)
+        manifest::write(&mut body, &self.run, &uploads.plan, uploads.totals(), &learnt, incomplete)
             .map_err(|e| StageError::Outside { action: "writing", path: MANIFEST.into(), source: e })?;
         self.put_manifest(body, &self.to.settings).await.map(drop)
     }

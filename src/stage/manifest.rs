@@ -1,6 +1,8 @@
 //! `runseal-manifest.json`: what was published, checkable without runseal.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -22,6 +24,19 @@ const VERSION: u32 = 1;
 
 /// SHA-256 of a file.
 pub(super) type Sum = [u8; 32];
+
+/// A file of the scratch that is not as it was written, when results are published all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incomplete {
+    /// Path below the results, or below the scratch if it is no result.
+    pub path: Vec<u8>,
+    /// Whether it is one of the results, or only something that results may have been made of.
+    pub is_result: bool,
+    /// Ranges of bytes that are not there.
+    pub lost: Vec<Range<u64>>,
+    /// Whether a write was refused since the scratch was full.
+    pub refused: bool,
+}
 
 /// What publishing learnt of an entry besides its attributes.
 #[derive(Clone, Debug)]
@@ -58,6 +73,12 @@ struct Manifest<'a> {
     directories: Vec<DirectoryLine>,
     symlinks: Vec<SymlinkLine>,
     skipped: Vec<SkippedLine>,
+    /// Results that are not as they were written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    incomplete: Vec<IncompleteLine>,
+    /// Other files of the scratch that were not, and that results may have been made of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lost_elsewhere: Vec<IncompleteLine>,
 }
 
 /// A path as text; one that is not UTF-8 also in base 16, since its text has replacement characters.
@@ -111,6 +132,15 @@ struct SymlinkLine {
 }
 
 #[derive(Serialize)]
+struct IncompleteLine {
+    #[serde(flatten)]
+    name: Name,
+    /// First byte, and first behind it, of each range.
+    lost: Vec<[u64; 2]>,
+    refused: bool,
+}
+
+#[derive(Serialize)]
 struct SkippedLine {
     #[serde(flatten)]
     name: Name,
@@ -118,8 +148,18 @@ struct SkippedLine {
 }
 
 /// Writes the manifest of `plan`; `learnt` goes with its entries.
-pub(super) fn write(out: impl Write, run: &RunId, plan: &Plan, totals: Totals, learnt: &[Learnt]) -> io::Result<()> {
+pub(super) fn write(
+    out: impl Write,
+    run: &RunId,
+    plan: &Plan,
+    totals: Totals,
+    learnt: &[Learnt],
+    incomplete: &[Incomplete],
+) -> io::Result<()> {
     let mut manifest = Manifest::empty(run, totals);
+    let (results, elsewhere): (Vec<_>, Vec<_>) = incomplete.iter().partition(|file| file.is_result);
+    manifest.incomplete = results.into_iter().map(Incomplete::line).collect();
+    manifest.lost_elsewhere = elsewhere.into_iter().map(Incomplete::line).collect();
     manifest.skipped = plan.skipped.iter().map(|entry| skipped(plan, entry)).collect();
     for (i, (entry, learnt)) in plan.entries.iter().zip(learnt).enumerate().skip(1) {
         manifest.add(name(&plan.path(i)), entry, learnt);
@@ -149,6 +189,8 @@ impl<'a> Manifest<'a> {
             directories: Vec::new(),
             symlinks: Vec::new(),
             skipped: Vec::new(),
+            incomplete: Vec::new(),
+            lost_elsewhere: Vec::new(),
         }
     }
 
@@ -169,6 +211,13 @@ impl<'a> Manifest<'a> {
                 self.symlinks.push(SymlinkLine { name, target, target_bytes });
             }
         }
+    }
+}
+
+impl Incomplete {
+    fn line(&self) -> IncompleteLine {
+        let lost = self.lost.iter().map(|range| [range.start, range.end]).collect();
+        IncompleteLine { name: name(Path::new(OsStr::from_bytes(&self.path))), lost, refused: self.refused }
     }
 }
 

@@ -41,7 +41,7 @@ use upload::{Destination, Sender, Uploads};
 
 pub use archive::archive;
 pub use error::StageError;
-pub use manifest::MANIFEST;
+pub use manifest::{Incomplete, MANIFEST};
 pub use remains::Remains;
 
 /// Requests to S3 under way at once, unless told otherwise. About 15 fill 10 Gbit/s with large parts (S3 User Guide,
@@ -172,17 +172,27 @@ impl Stager {
     /// allowed; then an old manifest is first replaced by an empty one. After an error, calling again, perhaps with
     /// another `cloud`, sends what is missing. Symbolic links and names that cannot be keys are in the manifest.
     pub fn publish(&self, from: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
+        self.publish_incomplete(from, cloud, &[])
+    }
+
+    /// As [`Stager::publish`], when files of the scratch are not as they were written: the manifest names them.
+    pub fn publish_incomplete(
+        &self,
+        from: u64,
+        cloud: Option<&Cloud>,
+        incomplete: &[Incomplete],
+    ) -> Result<Totals, StageError> {
         let (output, overwrite) = {
             let target = self.target.lock();
             (target.output.clone(), target.overwrite)
         };
         match output {
             None => Ok(Totals::default()),
-            Some(Output::Directory(output)) => self.publish_to_directory(&output, overwrite, from),
+            Some(Output::Directory(output)) => self.publish_to_directory(&output, overwrite, from, incomplete),
             Some(Output::Prefix { uri, settings, encryption }) => {
                 let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
                 let settings = UploadSettings { overwrite, ..settings };
-                self.publish_to_prefix(Destination { uri, settings, encryption }, from, cloud)
+                self.publish_to_prefix(Destination { uri, settings, encryption }, from, cloud, incomplete)
             }
         }
     }
@@ -259,7 +269,13 @@ impl Stager {
         }
     }
 
-    fn publish_to_directory(&self, output: &Path, overwrite: bool, from: u64) -> Result<Totals, StageError> {
+    fn publish_to_directory(
+        &self,
+        output: &Path,
+        overwrite: bool,
+        from: u64,
+        incomplete: &[Incomplete],
+    ) -> Result<Totals, StageError> {
         let mut unfinished = self.unfinished.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
@@ -269,7 +285,7 @@ impl Stager {
             }
         };
         publication.overwrite = overwrite;
-        match publication.place() {
+        match publication.place(incomplete) {
             Ok(totals) => {
                 self.target.lock().claim = None;
                 Ok(totals)
@@ -281,14 +297,20 @@ impl Stager {
         }
     }
 
-    fn publish_to_prefix(&self, to: Destination, from: u64, cloud: &Cloud) -> Result<Totals, StageError> {
+    fn publish_to_prefix(
+        &self,
+        to: Destination,
+        from: u64,
+        cloud: &Cloud,
+        incomplete: &[Incomplete],
+    ) -> Result<Totals, StageError> {
         let mut kept = self.uploads.lock();
         let mut uploads = Uploads::survey(&self.scratch, from, &to.uri)?;
         let sender = self.sender(to, cloud);
         if let Some(old) = kept.take() {
             cloud.block_on(Arc::clone(&sender).abort_all(uploads.take_over(&old)));
         }
-        let published = cloud.block_on(Arc::clone(&sender).publish(&mut uploads));
+        let published = cloud.block_on(Arc::clone(&sender).publish(&mut uploads, incomplete));
         if let Err(StageError::Inside { .. }) = published {
             // The scratch is gone; nobody will be able to go on.
             cloud.block_on(sender.abort_all(uploads.pending()));

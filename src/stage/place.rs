@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{self, MANIFEST};
+use super::manifest::{self, Incomplete, MANIFEST};
 use super::plan::TOP;
 use super::publish::{Publication, as_far_as_kept, sync};
 use super::{StageError, Totals, outside};
@@ -43,7 +43,7 @@ impl Publication {
     }
 
     /// Renames everything into place. May be called again after an error.
-    pub(super) fn place(&mut self) -> Result<Totals, StageError> {
+    pub(super) fn place(&mut self, incomplete: &[Incomplete]) -> Result<Totals, StageError> {
         if self.overwrite {
             self.withdraw_manifest()?;
         }
@@ -59,7 +59,7 @@ impl Publication {
             let directory = self.final_path(i);
             sync(&directory).map_err(outside("syncing", directory))?;
         }
-        self.place_manifest()?;
+        self.place_manifest(incomplete)?;
         Ok(self.plan.totals())
     }
 
@@ -106,12 +106,12 @@ impl Publication {
         Ok(())
     }
 
-    fn place_manifest(&self) -> Result<(), StageError> {
+    fn place_manifest(&self, incomplete: &[Incomplete]) -> Result<(), StageError> {
         let (from, to) = (self.partial.join(MANIFEST), self.output.join(MANIFEST));
         let _ = path::remove_file(&from);
         let write = || {
             let file = path::create(&from, 0o600)?;
-            manifest::write(&file, &self.run, &self.plan, self.plan.totals(), &self.learnt)?;
+            manifest::write(&file, &self.run, &self.plan, self.plan.totals(), &self.learnt, incomplete)?;
             as_far_as_kept(path::set_mode(&from, self.plan.entries[TOP].attr.mode & 0o666))?;
             file.sync_all()
         };

@@ -19,7 +19,7 @@ use tokio::task::block_in_place;
 use super::buffers::{Buffer, Buffers};
 use super::checksum::crc64;
 use super::error::{inside, remote};
-use super::manifest::{MANIFEST, Sum};
+use super::manifest::{Incomplete, MANIFEST, Sum};
 use super::plan::{Plan, TOP};
 use super::publish::survey;
 use super::target::{keys, part_size};
@@ -192,7 +192,11 @@ impl Sender {
     }
 
     /// Sends and commits what is not done yet, and then the manifest.
-    pub(super) async fn publish(self: Arc<Self>, uploads: &mut Uploads) -> Result<Totals, StageError> {
+    pub(super) async fn publish(
+        self: Arc<Self>,
+        uploads: &mut Uploads,
+        incomplete: &[Incomplete],
+    ) -> Result<Totals, StageError> {
         let totals = uploads.totals();
         self.progress.start("publishing", totals.files, totals.bytes);
         for object in &uploads.objects {
@@ -209,7 +213,7 @@ impl Sender {
                 Some(_) => {}
             }
         }
-        self.manifest(uploads).await?;
+        self.manifest(uploads, incomplete).await?;
         self.progress.finish();
         Ok(totals)
     }

@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use parking_lot::RwLock;
 
-use super::buffer::{Buffers, CHUNK_SECTORS};
+use super::buffer::{Buffers, CHUNK_SECTORS, Lease};
 use super::extent::{Extent, ExtentMap, Segment};
 use super::range::{Split, whole_sectors};
+use super::space::Claim;
 use super::{Store, StoreError};
 use crate::crypt::SlotId;
 use crate::units::{SECTOR, SECTOR_U64};
@@ -28,6 +29,12 @@ const SLOT_SECTORS: u32 = 1 << 28;
 #[derive(Default)]
 pub struct Content {
     inner: RwLock<Inner>,
+}
+
+/// What one write works with.
+struct Writing<'a> {
+    claim: Claim,
+    buffers: Lease<'a>,
 }
 
 /// Invariants: bytes of a mapped sector behind `size` are zero; no written sector lies wholly behind `size`;
@@ -70,17 +77,12 @@ impl Content {
     /// Writes all of `data` at `offset`, growing the content as needed. After an error the parts before the failed
     /// one may have been written, and the size covers no more than what was.
     pub fn write_at(&self, store: &Store, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let split = Split::new(offset, data.len());
-        let mut buffers = store.buffers.take();
-        let (head, rest) = data.split_at(split.head);
-        if !head.is_empty() {
-            self.inner.write().write_edge(store, &mut buffers, split.sector, split.skip, head)?;
-        }
-        let (body, tail) = rest.split_at(split.body);
-        self.write_whole(store, &mut buffers, split.body_sector(), body, tail)
+        self.write(store, offset, data, Claim::Limit)
+    }
+
+    /// As [`Content::write_at`], for data somebody was told is written: it may take the headroom too.
+    pub fn write_back_at(&self, store: &Store, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write(store, offset, data, Claim::Headroom)
     }
 
     /// Sets the size: truncates, or extends with zeros without taking space.
@@ -184,30 +186,44 @@ impl Content {
         inner.drop_slot(store);
     }
 
+    fn write(&self, store: &Store, offset: u64, data: &[u8], claim: Claim) -> Result<(), StoreError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let split = Split::new(offset, data.len());
+        let mut writing = Writing { claim, buffers: store.buffers.take() };
+        let (head, rest) = data.split_at(split.head);
+        if !head.is_empty() {
+            self.inner.write().write_edge(store, &mut writing, split.sector, split.skip, head)?;
+        }
+        let (body, tail) = rest.split_at(split.body);
+        self.write_whole(store, &mut writing, split.body_sector(), body, tail)
+    }
+
     /// Writes whole sectors from `sector` on, then `tail`, the beginning of one more.
     fn write_whole(
         &self,
         store: &Store,
-        buffers: &mut Buffers,
+        writing: &mut Writing,
         mut sector: u64,
         mut body: &[u8],
         tail: &[u8],
     ) -> Result<(), StoreError> {
         while !body.is_empty() {
-            let written = self.overwrite(store, buffers, sector, body)?;
-            let written = if written > 0 { written } else { self.write_new(store, buffers, sector, body)? };
+            let written = self.overwrite(store, writing, sector, body)?;
+            let written = if written > 0 { written } else { self.write_new(store, writing, sector, body)? };
             sector += (written / SECTOR) as u64;
             body = &body[written..];
         }
         if tail.is_empty() {
             return Ok(());
         }
-        self.inner.write().write_edge(store, buffers, sector, 0, tail)
+        self.inner.write().write_edge(store, writing, sector, 0, tail)
     }
 
     /// Overwrites the sectors at `sector` in place as far as they are written, not shared, and inside the size;
     /// returns the bytes done.
-    fn overwrite(&self, store: &Store, buffers: &mut Buffers, sector: u64, body: &[u8]) -> Result<usize, StoreError> {
+    fn overwrite(&self, store: &Store, writing: &mut Writing, sector: u64, body: &[u8]) -> Result<usize, StoreError> {
         let inner = self.inner.read();
         let inside = (inner.size / SECTOR_U64).saturating_sub(sector);
         let wanted = inside.min((body.len() / SECTOR).min(CHUNK_SECTORS) as u64);
@@ -217,7 +233,7 @@ impl Content {
         match inner.map.segment(sector, wanted) {
             Segment::Written(extent) if !extent.shared => {
                 let bytes = extent.len as usize * SECTOR;
-                store.write_extent(&extent, &body[..bytes], &mut buffers.cipher)?;
+                store.write_extent(&extent, &body[..bytes], &mut writing.buffers.cipher)?;
                 Ok(bytes)
             }
             _ => Ok(0),
@@ -226,21 +242,22 @@ impl Content {
 
     /// Writes sectors that need a new place (holes, shared sectors), a first writing (reserved ones) or a new size;
     /// returns the bytes done.
-    fn write_new(&self, store: &Store, buffers: &mut Buffers, sector: u64, body: &[u8]) -> Result<usize, StoreError> {
+    fn write_new(&self, store: &Store, writing: &mut Writing, sector: u64, body: &[u8]) -> Result<usize, StoreError> {
+        let Writing { claim, ref mut buffers } = *writing;
         let wanted = (body.len() / SECTOR).min(CHUNK_SECTORS) as u64;
         let mut inner = self.inner.write();
         let segment = inner.map.segment(sector, wanted);
         let bytes = segment.len() as usize * SECTOR;
         let has_place = !matches!(segment, Segment::Hole(_) | Segment::Written(Extent { shared: true, .. }));
         if has_place {
-            inner.replace_sectors(store, sector, segment, &body[..bytes], &mut buffers.cipher)?;
+            inner.replace_sectors(store, sector, segment, &body[..bytes], &mut buffers.cipher, claim)?;
             inner.grow(sector, bytes);
             return Ok(bytes);
         }
         let slot = inner.lease_slot(store, segment.len() as u32)?;
         drop(inner);
         // The slot cannot die meanwhile: `lease_slot` took a reference that is given back below.
-        let placed = store.place(slot, &body[..bytes], &mut buffers.cipher);
+        let placed = store.place(slot, &body[..bytes], &mut buffers.cipher, claim);
         let done = placed.map(|extent| {
             let mut inner = self.inner.write();
             inner.map_at(store, sector, extent);
@@ -314,7 +331,7 @@ impl Inner {
     fn write_edge(
         &mut self,
         store: &Store,
-        buffers: &mut Buffers,
+        writing: &mut Writing,
         sector: u64,
         skip: usize,
         data: &[u8],
@@ -323,13 +340,13 @@ impl Inner {
         let end = start + (skip + data.len()) as u64;
         let old = self.map.segment(sector, 1);
         let keeps_bytes = (skip > 0 && start < self.size) || end < self.size;
-        let Buffers { cipher, plain } = buffers;
+        let Buffers { cipher, plain } = &mut *writing.buffers;
         match old {
             Segment::Written(extent) if keeps_bytes => store.read_extent(&extent, &mut plain[..])?,
             _ => plain.fill(0),
         }
         plain[skip..skip + data.len()].copy_from_slice(data);
-        self.replace_sectors(store, sector, old, &plain[..], cipher)?;
+        self.replace_sectors(store, sector, old, &plain[..], cipher, writing.claim)?;
         self.size = self.size.max(end);
         Ok(())
     }
@@ -346,7 +363,8 @@ impl Inner {
         store.read_extent(&extent, &mut plain[..])?;
         let base = sector * SECTOR_U64;
         plain[(start - base) as usize..(end - base) as usize].fill(0);
-        self.replace_sectors(store, sector, old, &plain[..], cipher)
+        // Making less of something must not fail for want of a sector.
+        self.replace_sectors(store, sector, old, &plain[..], cipher, Claim::Headroom)
     }
 
     /// Gives the sectors of one segment (at most a chunk; one sector where a new place is needed) new bytes.
@@ -357,13 +375,14 @@ impl Inner {
         old: Segment,
         plain: &[u8],
         cipher: &mut [u8],
+        claim: Claim,
     ) -> Result<(), StoreError> {
         match old {
             Segment::Written(extent) if !extent.shared => store.write_extent(&extent, plain, cipher),
             Segment::Reserved(reserved) => self.write_reserved(store, sector, reserved, plain, cipher),
             _ => {
                 let slot = self.lease_slot(store, 1)?;
-                let placed = store.place(slot, plain, cipher);
+                let placed = store.place(slot, plain, cipher, claim);
                 let done = placed.map(|extent| self.map_at(store, sector, extent));
                 store.keyring.release(slot, 1);
                 done

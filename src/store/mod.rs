@@ -2,12 +2,14 @@
 //!
 //! A [`Content`] is the bytes of one file; the [`Store`] is what all contents of a run share. Down from here:
 //! `content` cuts a byte range ([`range`]), finds or allocates sectors ([`extent`], [`alloc`], [`space`]), has the
-//! keyring encrypt them into a pooled buffer ([`buffer`]), and writes that to the backing.
+//! keyring encrypt them into a pooled buffer ([`buffer`]), and writes that to the backing. [`headroom`] is the space
+//! behind the limit, for data that somebody was told is written already.
 
 mod alloc;
 mod buffer;
 mod content;
 mod extent;
+mod headroom;
 mod range;
 mod space;
 #[cfg(test)]
@@ -23,7 +25,8 @@ use self::alloc::Run;
 use self::buffer::{BufferPool, CHUNK_SECTORS};
 pub use self::content::Content;
 use self::extent::Extent;
-use self::space::Space;
+pub use self::headroom::Pressure;
+use self::space::{Claim, Space};
 use crate::backing::Backing;
 use crate::crypt::{CryptError, Keyring, SlotId};
 use crate::units::{SECTOR, SECTOR_U64};
@@ -108,8 +111,23 @@ impl Store {
 
     /// Sectors that can still be written: what the limit leaves, or the disk if that is less.
     pub fn available(&self) -> u64 {
-        let left = self.space.limit().saturating_sub(self.space.used());
-        self.space.backing().available().map_or(left, |bytes| left.min(bytes / SECTOR_U64))
+        self.space.available()
+    }
+
+    /// Sets space aside behind the limit, on the disk too, for bytes that are accepted before they are written here: up to
+    /// `early` of them while space is ample, up to `late` when it is not. Once, before the first write.
+    /// [`Store::pressure`] then tells when to accept no more.
+    ///
+    /// # Errors
+    /// The disk has not that much room, or cannot set space aside. Then part of what is free takes its place, as long
+    /// as others leave it there.
+    pub fn set_headroom(&self, early: u64, late: u64) -> io::Result<()> {
+        self.space.set_headroom(early.div_ceil(SECTOR_U64), late.div_ceil(SECTOR_U64))
+    }
+
+    /// How near the end of the space is.
+    pub fn pressure(&self) -> Pressure {
+        self.space.pressure()
     }
 
     /// The keys of the run.
@@ -151,14 +169,14 @@ impl Store {
     /// Encrypts `plain` (whole sectors) and writes it to a place with fresh sequence numbers. Takes up to
     /// [`CHUNK_SECTORS`] sectors and returns what it wrote, perhaps less if space is fragmented; the charge and one
     /// reference to `slot` per sector pass to the returned extent.
-    fn place(&self, slot: SlotId, plain: &[u8], cipher: &mut [u8]) -> Result<Extent, StoreError> {
+    fn place(&self, slot: SlotId, plain: &[u8], cipher: &mut [u8], claim: Claim) -> Result<Extent, StoreError> {
         let wanted = (plain.len() / SECTOR).min(CHUNK_SECTORS) as u64;
         self.check_latch()?;
-        if !self.space.charge(wanted) {
+        if !self.space.charge(wanted, claim) {
             return Err(StoreError::NoSpace);
         }
-        for arena in self.space.arena_order() {
-            let Some(run) = self.space.allocate(arena, wanted) else { continue };
+        for site in self.space.sites(claim) {
+            let Some((arena, run)) = self.space.allocate(site, wanted) else { continue };
             let extent = extent_of(arena, run, slot);
             match self.write_extent(&extent, &plain[..run.len as usize * SECTOR], cipher) {
                 Ok(()) => {
@@ -167,9 +185,9 @@ impl Store {
                     return Ok(extent);
                 }
                 Err(error) => {
-                    // `free` takes the charge of the run back; the rest stays charged for the next arena.
+                    // `free` takes the charge of the run back; the rest stays charged for the next site.
                     self.space.free(arena, run.block, run.len);
-                    if !matches!(error, StoreError::NoSpace) || !self.space.charge(run.len) {
+                    if !matches!(error, StoreError::NoSpace) || !self.space.charge(run.len, claim) {
                         self.space.discharge(wanted - run.len);
                         return Err(error);
                     }
@@ -180,20 +198,27 @@ impl Store {
         Err(StoreError::NoSpace)
     }
 
-    /// Charges and allocates space without data, perhaps less than `wanted` sectors.
+    /// Charges and allocates space without data, on the disk too; perhaps less than `wanted` sectors.
     fn reserve(&self, wanted: u64) -> Result<Extent, StoreError> {
         self.check_latch()?;
         let wanted = wanted.min(u64::from(u32::MAX));
-        if !self.space.charge(wanted) {
+        if !self.space.charge(wanted, Claim::Limit) {
             return Err(StoreError::NoSpace);
         }
-        let found = self.space.arena_order().find_map(|arena| Some((arena, self.space.allocate(arena, wanted)?)));
-        let Some((arena, run)) = found else {
-            self.space.discharge(wanted);
-            return Err(StoreError::NoSpace);
-        };
-        self.space.discharge(wanted - run.len);
-        Ok(Extent::reserved(arena, run.block, run.len as u32))
+        for site in self.space.sites(Claim::Limit) {
+            let Some((arena, run)) = self.space.allocate(site, wanted) else { continue };
+            if self.space.set_aside(arena, run.block, run.len) {
+                self.space.discharge(wanted - run.len);
+                return Ok(Extent::reserved(arena, run.block, run.len as u32));
+            }
+            self.space.free(arena, run.block, run.len);
+            if !self.space.charge(run.len, Claim::Limit) {
+                self.space.discharge(wanted - run.len);
+                return Err(StoreError::NoSpace);
+            }
+        }
+        self.space.discharge(wanted);
+        Err(StoreError::NoSpace)
     }
 
     /// Encrypts `plain` (whole sectors, as long as the extent) and writes it there, piece by piece.

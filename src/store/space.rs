@@ -2,6 +2,7 @@
 //! space back to the disk.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::alloc::ArenaAlloc;
+use super::alloc::{ArenaAlloc, Run};
 use super::extent::Extent;
+use super::headroom::{Headroom, Pressure};
 use crate::backing::Backing;
 use crate::units::SECTOR_U64;
 
@@ -24,6 +26,24 @@ const ARENA_SEQ_BITS: u32 = 48;
 /// Reference counts by arena and first block: `(sectors, count)`, only where the count is at least 2.
 type SharedCounts = BTreeMap<(u16, u64), (u32, u32)>;
 
+/// Whose turn it is to take space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Somebody who learns that there is none.
+    Limit,
+    /// Somebody who was told already that the data is written.
+    Headroom,
+}
+
+/// Where sectors may be had.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Site {
+    /// Any free ones of this arena.
+    Arena(u16),
+    /// Those that were set aside on the disk.
+    Reserve,
+}
+
 struct Inner {
     backing: Box<dyn Backing>,
     arenas: Vec<Mutex<ArenaAlloc>>,
@@ -32,6 +52,7 @@ struct Inner {
     any_shared: AtomicBool,
     limit: u64,
     used: AtomicU64,
+    headroom: Headroom,
     discard: Mutex<DiscardState>,
     wake: Condvar,
     idle: Condvar,
@@ -64,6 +85,7 @@ impl Space {
             any_shared: AtomicBool::new(false),
             limit,
             used: AtomicU64::new(0),
+            headroom: Headroom::default(),
             discard: Mutex::default(),
             wake: Condvar::new(),
             idle: Condvar::new(),
@@ -92,8 +114,46 @@ impl Space {
         self.inner.used.load(Ordering::Relaxed)
     }
 
+    /// Sectors that can still be written: what the limit leaves, or the disk if that is less.
+    pub fn available(&self) -> u64 {
+        let left = self.limit().saturating_sub(self.used());
+        self.inner.backing.available().map_or(left, |bytes| left.min(self.inner.headroom.leave(bytes / SECTOR_U64)))
+    }
+
+    /// Sets `late` sectors and some more aside, behind the limit and on the disk, for accepted data; `early` sectors may
+    /// be accepted before the end is near.
+    pub fn set_headroom(&self, early: u64, late: u64) -> io::Result<()> {
+        const ARENA: u16 = 0;
+        let sectors = self.inner.headroom.set(early, late, self.limit());
+        let Some((_, run)) = self.allocate(Site::Arena(ARENA), sectors) else { return Ok(()) };
+        let kept = self.inner.backing.set_aside(u32::from(ARENA), run.block * SECTOR_U64, run.len * SECTOR_U64);
+        match &kept {
+            Ok(()) => self.inner.headroom.keep(ARENA, run.block, run.len),
+            Err(_) => self.inner.arenas[usize::from(ARENA)].lock().free(run.block, run.len),
+        }
+        kept
+    }
+
+    /// How near the end of the space is.
+    pub fn pressure(&self) -> Pressure {
+        let disk = || self.inner.backing.available().map_or(u64::MAX, |bytes| bytes / SECTOR_U64);
+        self.inner.headroom.pressure(self.limit(), self.used(), disk)
+    }
+
+    /// Where to take sectors from, in order.
+    pub fn sites(&self, claim: Claim) -> impl Iterator<Item = Site> {
+        let reserve = (claim == Claim::Headroom).then_some(Site::Reserve);
+        self.arena_order().map(Site::Arena).chain(reserve)
+    }
+
+    /// Has the disk hold room for sectors that are allocated, where its file system can; `false` if it has none.
+    pub fn set_aside(&self, arena: u16, block: u64, len: u64) -> bool {
+        let kept = self.inner.backing.set_aside(u32::from(arena), block * SECTOR_U64, len * SECTOR_U64);
+        kept.map_or_else(|error| error.kind() == io::ErrorKind::Unsupported, |()| true)
+    }
+
     /// Arenas in the order this thread should try them: its home first, so that threads rarely meet.
-    pub fn arena_order(&self) -> impl Iterator<Item = u16> {
+    fn arena_order(&self) -> impl Iterator<Item = u16> {
         static NEXT_HOME: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static HOME: usize = NEXT_HOME.fetch_add(1, Ordering::Relaxed);
@@ -102,9 +162,14 @@ impl Space {
         (0..count).map(move |step| ((home + step) % count) as u16)
     }
 
-    /// Charges `sectors` against the limit; `false`, and no charge, if it would be exceeded.
-    pub fn charge(&self, sectors: u64) -> bool {
-        let grow = |used: u64| used.checked_add(sectors).filter(|used| *used <= self.inner.limit);
+    /// Charges `sectors` against the limit, with the headroom if the claim is on it; `false`, and no charge, if it would
+    /// be exceeded.
+    pub fn charge(&self, sectors: u64, claim: Claim) -> bool {
+        let limit = match claim {
+            Claim::Limit => self.inner.limit,
+            Claim::Headroom => self.inner.limit.saturating_add(self.inner.headroom.sectors()),
+        };
+        let grow = |used: u64| used.checked_add(sectors).filter(|used| *used <= limit);
         self.inner.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok()
     }
 
@@ -113,9 +178,15 @@ impl Space {
         self.inner.used.fetch_sub(sectors, Ordering::Relaxed);
     }
 
-    /// Up to `len` contiguous sectors of `arena` with fresh sequence numbers; their charge is the caller's.
-    pub fn allocate(&self, arena: u16, len: u64) -> Option<super::alloc::Run> {
-        self.inner.arenas[usize::from(arena)].lock().allocate(len)
+    /// Up to `len` contiguous sectors with fresh sequence numbers, and their arena; their charge is the caller's.
+    pub fn allocate(&self, site: Site, len: u64) -> Option<(u16, Run)> {
+        match site {
+            Site::Arena(arena) => Some((arena, self.inner.arenas[usize::from(arena)].lock().allocate(len)?)),
+            Site::Reserve => {
+                let (arena, block, len) = self.inner.headroom.take(len)?;
+                Some((arena, Run { block, seq: self.sequence(arena, len), len }))
+            }
+        }
     }
 
     /// Fresh sequence numbers for sectors of `arena` that already have a place.
@@ -146,8 +217,16 @@ impl Space {
 
     /// Gives back sectors that were allocated and charged.
     pub fn free(&self, arena: u16, block: u64, len: u64) {
-        self.inner.arenas[usize::from(arena)].lock().free(block, len);
         self.discharge(len);
+        let rest = self.inner.headroom.put_back(arena, block, len);
+        if rest.iter().all(|range| range.is_empty()) {
+            return;
+        }
+        let mut alloc = self.inner.arenas[usize::from(arena)].lock();
+        rest.into_iter()
+            .filter(|range| !range.is_empty())
+            .for_each(|range| alloc.free(range.start, range.end - range.start));
+        drop(alloc);
         let mut state = self.inner.discard.lock();
         if !state.pending {
             state.pending = true;

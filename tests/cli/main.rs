@@ -6,6 +6,7 @@ mod bench;
 mod death;
 mod held;
 mod hosts;
+mod losses;
 mod mounts;
 mod runs;
 mod signals;

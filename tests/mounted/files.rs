@@ -339,17 +339,17 @@ pub fn forget_cached(file: &File) {
 }
 
 /// A page-aligned buffer for O_DIRECT.
-struct Aligned {
+pub struct Aligned {
     memory: Vec<u8>,
     length: usize,
 }
 
 impl Aligned {
-    fn new(length: usize) -> Self {
+    pub fn new(length: usize) -> Self {
         Self { memory: vec![0; length + 4096], length }
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub fn bytes(&mut self) -> &mut [u8] {
         let start = self.memory.as_ptr().align_offset(4096);
         &mut self.memory[start..start + self.length]
     }

@@ -347,6 +347,10 @@ impl Backing for Hanging {
         self.inner.discard(arena, offset, len)
     }
 
+    fn set_aside(&self, _: u32, _: u64, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
     fn available(&self) -> std::io::Result<u64> {
         self.inner.available()
     }
