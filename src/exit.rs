@@ -39,7 +39,7 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Unaudited(_) => IO,
         RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => CONFIGURATION,
         RunError::Crypt(_) => SYSTEM,
-        RunError::Backing(_) | RunError::Full(_) => CANNOT_CREATE,
+        RunError::Backing(_) | RunError::Full(_) | RunError::NothingToPublish { .. } => CANNOT_CREATE,
         RunError::Space(_) => IO,
         RunError::Fs(error) => fs(error),
         RunError::Fuse(error) => fuse(error),
@@ -85,7 +85,7 @@ fn preflight(report: &PreflightReport) -> u8 {
 
 fn finding(code: Code) -> u8 {
     match code {
-        Code::InputUriNotFound | Code::ImportFailed | Code::ModifiedInputResource => NO_INPUT,
+        Code::InputUriNotFound | Code::ImportFailed | Code::InputLinkOutside | Code::ModifiedInputResource => NO_INPUT,
         Code::InputConflict => USAGE,
         Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace => CANNOT_CREATE,
         Code::AssumeRoleFailed | Code::RunKeyFailed | Code::KeyUnfit => UNAVAILABLE,
@@ -177,6 +177,7 @@ mod tests {
             (RunError::Crypt(CryptError::SelfTest("AWS-LC")), 71),
             (RunError::Backing(refused), 73),
             (RunError::Full("/x".into()), 73),
+            (RunError::NothingToPublish { output: "/x".into() }, 73),
             (RunError::Space(denied()), 74),
             (RunError::Fs(FsError::NoInodes), 73),
             (RunError::Fs(FsError::NotFound), 71),
@@ -240,6 +241,7 @@ mod tests {
             (Code::ImportFailed, Some(Cause::KeyState), 66),
             (Code::ExportFailed, Some(Cause::KeyState), 73),
             (Code::RunKeyFailed, Some(Cause::KeyState), 69),
+            (Code::InputLinkOutside, None, 66),
             (Code::InputConflict, None, 64),
             (Code::FileSystemOutOfSpace, None, 73),
         ] {

@@ -134,6 +134,22 @@ mod written {
     }
 
     #[test]
+    fn replacing_results_needs_to_look_at_the_old_ones_and_to_remove_them() {
+        let of = |usage| {
+            let policies = write(&[(place("out", "run/"), usage, keys(&[KEY]))], None, None);
+            serde_json::to_value(policies.identity_policy).expect("JSON")
+        };
+        let (written, mut replaced) = (of(Use::Write), of(Use::Replace));
+        assert_eq!(
+            statement(&replaced, "Replace"),
+            &json!({"Sid": "Replace", "Effect": "Allow", "Action": ["s3:GetObject", "s3:DeleteObject"],
+                    "Resource": ["arn:aws:s3:::out/run/*"]})
+        );
+        replaced["Statement"].as_array_mut().expect("statements").retain(|statement| statement["Sid"] != "Replace");
+        assert_eq!(replaced, written, "and nothing else");
+    }
+
+    #[test]
     fn what_is_too_long_for_a_session_is_told() {
         let needs: Vec<_> =
             (0..20).map(|n| (place("bucket", &format!("prefix-{n}/")), Use::Read, keys(&[KEY]))).collect();

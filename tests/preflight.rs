@@ -11,7 +11,7 @@ use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 use runseal::audit::Trail;
 use runseal::preflight::{Cleared, Code, Finding, Report, Request};
 use runseal::s3::UploadSettings;
-use runseal::spec::{InputSpec, Location};
+use runseal::spec::{InputSpec, Location, StagingRules};
 
 const PLENTY: u64 = 1 << 40;
 const NOBODY: u32 = 65_534;
@@ -66,6 +66,7 @@ fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u6
         inputs,
         output: output.as_ref(),
         uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
+        rules: StagingRules::default(),
         run_key: None,
         explain: false,
         space,
@@ -92,7 +93,7 @@ fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
 fn what_is_well_is_cleared_and_nothing_is_left_behind() {
     let place = Place::new();
     fs::write(place.path("in/sub/more"), vec![1; 10_000]).unwrap();
-    symlink("/nowhere", place.path("in/dangling")).unwrap();
+    symlink("nowhere", place.path("in/dangling")).unwrap();
     let cleared = place.check(&[("in", "set"), ("in/file", "one/file")], "out").unwrap();
     assert_eq!(cleared.input_bytes(), 4 + 10_000 + 4);
     assert_eq!(fs::read_dir(place.path("out")).unwrap().count(), 0);

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use crate::spec::{AuditDestination, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse};
+use crate::spec::{AuditDestination, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse, StagingRules};
 
 use super::Failure;
 
@@ -24,6 +24,16 @@ pub struct DataArgs {
     /// Let results replace files and objects in the output
     #[arg(long, requires = "output")]
     overwrite: bool,
+    /// With --overwrite: keep results of before that this run does not have, as far as runseal published them
+    #[arg(long, requires = "overwrite")]
+    keep_old: bool,
+    /// Copy what a symbolic link leads to where the link would lead nowhere: out of an input, or from the results into
+    /// the scratch. In S3, where links cannot be, upload what every link between results leads to
+    #[arg(long)]
+    dereference: bool,
+    /// Let the command leave nothing below $RUNSEAL_OUTPUT; otherwise the run is held, or fails if there is nothing at all
+    #[arg(long, requires = "output")]
+    allow_empty: bool,
 }
 
 /// The same, checked.
@@ -35,6 +45,8 @@ pub struct Data {
     pub output: Option<Location>,
     /// Whether existing results may be replaced.
     pub overwrite: bool,
+    /// How links and results of before are treated.
+    pub rules: StagingRules,
 }
 
 impl DataArgs {
@@ -47,7 +59,9 @@ impl DataArgs {
         };
         let inputs = self.input.iter().map(input).collect::<Result<_, Failure>>()?;
         let output = self.output.as_deref().map(output_location).transpose()?;
-        Ok(Data { inputs, output, overwrite: self.overwrite })
+        let Self { overwrite, keep_old, dereference, allow_empty, .. } = self;
+        let rules = StagingRules { dereference, keep_old, allow_empty };
+        Ok(Data { inputs, output, overwrite, rules })
     }
 }
 

@@ -39,6 +39,12 @@ pub struct ResumeArgs {
     /// Let results replace files and objects in the output
     #[arg(long)]
     overwrite: bool,
+    /// Keep results of before that this run does not have
+    #[arg(long)]
+    keep_old: bool,
+    /// Publish what symbolic links into the scratch lead to in their place
+    #[arg(long)]
+    dereference: bool,
     /// Publish to this directory or prefix instead
     #[arg(long, value_name = "DIR|S3-URI")]
     output: Option<OsString>,
@@ -115,6 +121,8 @@ pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
         output: args.output.as_deref().map(output_location).transpose()?,
         sse: args.sse,
         sse_kms_key: args.sse_kms_key_id,
+        dereference: args.dereference,
+        keep_old: args.keep_old,
     };
     let message = run::resume(&args.run, ResumeOrder { credentials, spec })?;
     writeln!(std::io::stdout(), "{}: {message}", args.run)?;

@@ -113,7 +113,8 @@ fn policies(args: WriteArgs) -> Result<Policies, Failure> {
     let of_bucket = |uri: &S3Uri| source(&args.key, args.no_kms, &uri.bucket);
     let read = data.inputs.iter().filter_map(|input| s3(&input.source)).map(|uri| (uri, Use::Read, of_bucket(uri)));
     let of_results = |uri| args.sse_kms_key_id.clone().map(|key| KeySource::Keys(vec![key])).or_else(|| of_bucket(uri));
-    let written = data.output.iter().filter_map(s3).map(|uri| (uri, Use::Write, of_results(uri)));
+    let usage = if data.overwrite && !data.rules.keep_old { Use::Replace } else { Use::Write };
+    let written = data.output.iter().filter_map(s3).map(|uri| (uri, usage, of_results(uri)));
 
     let (mut needs, mut unknown): (Vec<Needs>, String) = Default::default();
     for (uri, usage, source) in read.chain(written) {
@@ -136,7 +137,7 @@ fn policies(args: WriteArgs) -> Result<Policies, Failure> {
 fn ask(unknown: &mut String, uri: &S3Uri, usage: Use) {
     let actions = match usage {
         Use::Read => "kms:Decrypt",
-        Use::Write => "kms:GenerateDataKey and kms:Decrypt",
+        Use::Write | Use::Replace => "kms:GenerateDataKey and kms:Decrypt",
     };
     let bucket = &uri.bucket;
     let _ = write!(unknown, "\n  {uri}: {actions} (`aws s3api get-bucket-encryption --bucket {bucket}` shows the key)");

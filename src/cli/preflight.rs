@@ -56,11 +56,11 @@ fn key(text: &str) -> Result<String, String> {
 }
 
 pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
-    let aws::Data { inputs, output, overwrite } = args.data.into_data()?;
+    let aws::Data { inputs, output, overwrite, rules } = args.data.into_data()?;
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let (id, store) = args.store.into_spec()?;
-    let (rescue, command) = (RescueSpec::default(), Vec::new());
-    let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report: None, rescue, command };
+    let (report, rescue, command) = (None, RescueSpec::default(), Vec::new());
+    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, audit, report, rescue, command };
     let checked = match (&args.key, args.profile) {
         (Some(key), Some(profile)) => run::check_key(&spec, key, profile),
         _ if spec.inputs.is_empty() && spec.output.is_none() && spec.aws.run_key.is_none() => {

@@ -64,7 +64,7 @@ pub struct RunArgs {
 }
 
 pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
-    let Data { inputs, output, overwrite } = args.data.into_data()?;
+    let Data { inputs, output, overwrite, rules } = args.data.into_data()?;
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
     let (id, store) = args.store.into_spec()?;
@@ -75,6 +75,6 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
         ));
     }
     let rescue = RescueSpec { on_hold: args.on_hold, on_failure: args.on_failure, lost_writes: args.lost_writes };
-    let spec = RunSpec { id, store, inputs, output, overwrite, aws, audit, report, rescue, command };
+    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, audit, report, rescue, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

@@ -32,6 +32,12 @@ enum Tag {
     Other = 0x20,
 }
 
+/// The permission bits that show the list in `value`, an extended attribute: what a file made under it as a default ACL
+/// may have at most. `None` if there is no list in it.
+pub fn acl_permissions(value: &[u8]) -> Result<Option<u32>, FsError> {
+    Ok(Acl::decode(value)?.map(|acl| acl.permissions()))
+}
+
 impl Acl {
     /// Decodes a list; `None` is the empty one, which removes an ACL.
     pub(super) fn decode(value: &[u8]) -> Result<Option<Self>, FsError> {

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+pub use self::acl::acl_permissions;
 use self::dir::{Directory, Entries};
 use self::inode::{Inode, Meta, Node};
 use self::losses::Losses;
@@ -359,6 +360,11 @@ impl Scratch {
             };
             take(&files);
         }
+    }
+
+    /// The greatest inode number given so far. Numbers ascend and are never given again.
+    pub fn newest(&self) -> u64 {
+        self.table.newest()
     }
 
     /// Space and inodes in all and free.

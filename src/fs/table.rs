@@ -60,6 +60,10 @@ impl Table {
         }
     }
 
+    pub(super) fn newest(&self) -> u64 {
+        self.next.load(Ordering::Relaxed) - 1
+    }
+
     pub(super) fn max(&self) -> u64 {
         self.max
     }
@@ -113,7 +117,7 @@ mod tests {
         let mut last = ROOT;
         for _ in 0..500 {
             let ino = table.create(meta(), Node::Symlink([].into())).unwrap().ino;
-            assert!(ino > last);
+            assert!(ino > last && table.newest() == ino);
             last = ino;
             table.remove(ino);
             assert!(table.get(ino).is_none());

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::statement::{
-    KeyUse, Place, Policy, Statement, describe_key, get_objects, list_prefix, put_objects, run_key, use_key,
+    KeyUse, Place, Policy, Statement, describe_key, get_objects, list_prefix, put_objects, remove_objects, run_key,
+    use_key,
 };
 
 /// Characters of a session policy (STS API Reference, `AssumeRole`).
@@ -16,6 +17,15 @@ pub enum Use {
     Read,
     /// Writes objects.
     Write,
+    /// Writes objects, and removes those of before.
+    Replace,
+}
+
+impl Use {
+    /// Whether `self` is `wanted`, or includes it.
+    fn includes(self, wanted: Self) -> bool {
+        self == wanted || self == Self::Replace && wanted == Self::Write
+    }
 }
 
 /// How the objects of a place are encrypted.
@@ -86,9 +96,9 @@ pub fn write(needs: &[Needs], run_key_arn: Option<&str>, principal: Option<&str>
 
 fn objects(needs: &[Needs]) -> Vec<Statement> {
     let places = |wanted: Use| -> Vec<Place> {
-        needs.iter().filter(|(_, usage, _)| *usage == wanted).map(|(place, ..)| place.clone()).collect()
+        needs.iter().filter(|(_, usage, _)| usage.includes(wanted)).map(|(place, ..)| place.clone()).collect()
     };
-    let (read, written) = (places(Use::Read), places(Use::Write));
+    let (read, written, replaced) = (places(Use::Read), places(Use::Write), places(Use::Replace));
     let mut listed: Vec<Place> = [&read[..], &written].concat();
     listed.sort();
     listed.dedup();
@@ -100,6 +110,9 @@ fn objects(needs: &[Needs]) -> Vec<Statement> {
     if !written.is_empty() {
         statements.push(put_objects("Write", &written));
     }
+    if !replaced.is_empty() {
+        statements.push(remove_objects("Replace", &replaced));
+    }
     statements
 }
 
@@ -107,7 +120,7 @@ fn keys_of(needs: &[Needs], wanted: Use) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
     for (_, usage, source) in needs {
         if let KeySource::Keys(named) = source
-            && *usage == wanted
+            && usage.includes(wanted)
         {
             keys.extend(named.iter().filter(|key| !keys.contains(key)).cloned().collect::<Vec<_>>());
         }
@@ -119,7 +132,7 @@ fn places_with(needs: &[Needs], wanted: Use, key: &String) -> Vec<Place> {
     let uses = |source: &KeySource| matches!(source, KeySource::Keys(keys) if keys.contains(key));
     needs
         .iter()
-        .filter(|(_, usage, source)| *usage == wanted && uses(source))
+        .filter(|(_, usage, source)| usage.includes(wanted) && uses(source))
         .map(|(place, ..)| place.clone())
         .collect()
 }

@@ -158,6 +158,11 @@ pub fn put_objects(sid: &str, places: &[Place]) -> Statement {
     allow(sid, &["s3:PutObject", "s3:AbortMultipartUpload"], objects(places))
 }
 
+/// Looking at objects of `places` and removing them.
+pub fn remove_objects(sid: &str, places: &[Place]) -> Statement {
+    allow(sid, &["s3:GetObject", "s3:DeleteObject"], objects(places))
+}
+
 /// Giving uploads up.
 pub fn abort(sid: &str, places: &[Place]) -> Statement {
     allow(sid, &["s3:AbortMultipartUpload"], objects(places))

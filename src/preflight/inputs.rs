@@ -10,6 +10,7 @@ use std::thread;
 
 use nix::unistd::{Whence, lseek};
 
+use super::links::{self, Landing, Spot};
 use super::report::{Code, Finding};
 use super::tree::{Origin, Taken, Tree, valid_target};
 use crate::spec::{InputSpec, Location};
@@ -24,9 +25,9 @@ const JOBS_PER_THREAD: usize = 32;
 /// A finding and the input it is about, by position on the command line.
 pub(super) type Tagged = (u32, Finding);
 
-/// Walks all inputs and puts what is there into one tree.
-pub(super) fn survey(inputs: &[InputSpec]) -> (Tree, Vec<Tagged>) {
-    let walked = in_parallel(inputs.len(), |i| Walk::of(&inputs[i]));
+/// Walks all inputs and puts what is there into one tree; with `dereference`, what links out of an input lead to too.
+pub(super) fn survey(inputs: &[InputSpec], dereference: bool) -> (Tree, Vec<Tagged>) {
+    let walked = in_parallel(inputs.len(), |i| Walk::of(&inputs[i], dereference));
     let mut tree = Tree::new(walked.iter().map(|walk| walk.source.clone()).collect());
     let mut findings = Vec::new();
     for (input, walk) in (0..).zip(walked) {
@@ -42,7 +43,7 @@ pub(super) fn read(tree: &Tree, findings: &mut Vec<Tagged>) -> u64 {
     for item in &tree.items {
         input_of.push(match item.origin {
             Origin::Input(input, _) => input,
-            Origin::Below(_) => input_of[item.parent as usize],
+            Origin::Below(_) | Origin::Linked(..) => input_of[item.parent as usize],
             Origin::Object(object) => tree.objects[object as usize].input,
             Origin::Implied => 0,
         });
@@ -64,6 +65,7 @@ pub(super) fn read(tree: &Tree, findings: &mut Vec<Tagged>) -> u64 {
 /// What was found at and below one input, parents before children.
 struct Walk {
     source: PathBuf,
+    dereference: bool,
     found: Vec<Found>,
     findings: Vec<Finding>,
 }
@@ -73,20 +75,31 @@ struct Found {
     parent: usize,
     name: OsString,
     seen: Stat,
+    link: Link,
+}
+
+/// What is special about a name that is a symbolic link outside.
+enum Link {
+    /// Nothing, or it is none.
+    Plain,
+    /// Staged with this text.
+    Text(OsString),
+    /// Replaced by what is at this path.
+    Behind(PathBuf),
 }
 
 impl Walk {
-    fn of(input: &InputSpec) -> Self {
+    fn of(input: &InputSpec, dereference: bool) -> Self {
         let Location::Path(given) = &input.source else {
-            return Self { source: PathBuf::new(), found: Vec::new(), findings: Vec::new() };
+            return Self { source: PathBuf::new(), dereference, found: Vec::new(), findings: Vec::new() };
         };
         let source = fs::canonicalize(given).unwrap_or_else(|_| given.clone());
-        let mut walk = Self { source, found: Vec::new(), findings: Vec::new() };
+        let mut walk = Self { source, dereference, found: Vec::new(), findings: Vec::new() };
         if let Err(why) = valid_target(&input.target) {
             walk.findings.push(bad_target(given, input, why));
         }
         match path::stat_followed(given) {
-            Ok(seen) => walk.note(0, OsString::new(), given, seen),
+            Ok(seen) => walk.note(0, OsString::new(), given, seen, Link::Plain),
             Err(e) => walk.findings.push(unreachable(given, &e)),
         }
         walk.descend();
@@ -111,7 +124,8 @@ impl Walk {
         for name in names {
             let child = directory.join(&name);
             match path::stat(&child) {
-                Ok(seen) => self.note(parent, name, &child, seen),
+                Ok(seen) if seen.kind == FileKind::Symlink => self.link(parent, name, &child, seen),
+                Ok(seen) => self.note(parent, name, &child, seen, Link::Plain),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => self.findings.push(changing(&child)),
                 Err(e) => {
                     // Without the right to search the directory every entry fails alike: say it once.
@@ -122,22 +136,78 @@ impl Walk {
         }
     }
 
-    fn note(&mut self, parent: usize, name: OsString, path: &Path, seen: Stat) {
+    fn note(&mut self, parent: usize, name: OsString, path: &Path, seen: Stat, link: Link) {
         match seen.kind {
             FileKind::Special(kind) => self.findings.push(special(path, kind)),
-            _ => self.found.push(Found { parent, name, seen }),
+            _ => self.found.push(Found { parent, name, seen, link }),
+        }
+    }
+
+    /// A link that stays in the tree it is in is kept, one that leads out of it replaced or refused.
+    fn link(&mut self, parent: usize, name: OsString, path: &Path, seen: Stat) {
+        let landing = path::read_symlink(path).and_then(|text| links::follow(path, &text, self.top(parent), spot));
+        match landing {
+            Ok(Landing::Within) => self.note(parent, name, path, seen, Link::Plain),
+            Ok(Landing::Back(to)) => {
+                let text = links::relative(path.parent().unwrap_or(path), &to);
+                self.note(parent, name, path, seen, Link::Text(text));
+            }
+            Ok(Landing::Away(to, Spot::Directory | Spot::Other)) if self.dereference => {
+                self.behind(parent, name, path, to);
+            }
+            Ok(Landing::Away(to, found)) => self.findings.push(astray(path, &to, found == Spot::Missing)),
+            Ok(Landing::Endless) => self.findings.push(endless(path)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.findings.push(changing(path)),
+            Err(e) => self.findings.push(unreadable(path, "followed", &e)),
+        }
+    }
+
+    fn behind(&mut self, parent: usize, name: OsString, path: &Path, to: PathBuf) {
+        match path::stat(&to) {
+            Ok(seen) if self.is_above(parent, &seen) => self.findings.push(circle(path, &to)),
+            Ok(seen) => self.note(parent, name, path, seen, Link::Behind(to)),
+            Err(e) => self.findings.push(unreadable(&to, "reached", &e)),
+        }
+    }
+
+    /// Whether one of the directories on the way down to `at`, itself included, is `seen`.
+    fn is_above(&self, at: usize, seen: &Stat) -> bool {
+        let same = |found: &Found| (found.seen.dev, found.seen.ino) == (seen.dev, seen.ino);
+        let up = std::iter::successors(Some(at), |&at| (at != 0).then(|| self.found[at].parent));
+        seen.kind == FileKind::Directory && up.into_iter().any(|at| same(&self.found[at]))
+    }
+
+    /// Path of the tree that `at` is in: the input, or what a link led to.
+    fn top(&self, mut at: usize) -> &Path {
+        loop {
+            match &self.found[at] {
+                Found { link: Link::Behind(path), .. } => return path,
+                _ if at == 0 => return &self.source,
+                found => at = found.parent,
+            }
         }
     }
 
     fn path(&self, mut at: usize) -> PathBuf {
+        let mut path = self.top(at).to_owned();
         let mut names = Vec::new();
-        while at != 0 {
+        while at != 0 && !matches!(self.found[at].link, Link::Behind(_)) {
             names.push(&self.found[at].name);
             at = self.found[at].parent;
         }
-        let mut path = self.source.clone();
         path.extend(names.into_iter().rev());
         path
+    }
+}
+
+/// What is at a path of this machine.
+fn spot(path: &Path) -> io::Result<Spot> {
+    match path::stat(path) {
+        Ok(Stat { kind: FileKind::Directory, .. }) => Ok(Spot::Directory),
+        Ok(Stat { kind: FileKind::Symlink, .. }) => path::read_symlink(path).map(Spot::Link),
+        Ok(_) => Ok(Spot::Other),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Spot::Missing),
+        Err(e) => Err(e),
     }
 }
 
@@ -147,12 +217,15 @@ fn place(tree: &mut Tree, input: u32, spec: &InputSpec, found: &[Found], finding
         return;
     }
     let mut placed: Vec<Option<u32>> = Vec::with_capacity(found.len());
-    for Found { parent, name, seen } in found {
+    for Found { parent, name, seen, link } in found {
         let result = match (placed.get(*parent), placed.is_empty()) {
             (_, true) => tree
                 .imply(&spec.target)
                 .and_then(|(parent, name)| tree.claim(parent, name, Origin::Input(input, *seen))),
-            (Some(Some(parent)), _) => tree.claim(*parent, name, Origin::Below(*seen)),
+            (Some(Some(parent)), _) => {
+                let origin = origin(tree, *seen, link);
+                tree.claim(*parent, name, origin)
+            }
             _ => {
                 placed.push(None);
                 continue;
@@ -161,8 +234,17 @@ fn place(tree: &mut Tree, input: u32, spec: &InputSpec, found: &[Found], finding
         if let Err(Taken(there)) = &result {
             findings.push((input, conflict(tree, *there, spec)));
         }
+        if let (Ok(item), Link::Text(text)) = (&result, link) {
+            tree.texts.insert(*item, text.clone());
+        }
         placed.push(result.ok());
     }
+}
+
+fn origin(tree: &mut Tree, seen: Stat, link: &Link) -> Origin {
+    let Link::Behind(path) = link else { return Origin::Below(seen) };
+    tree.linked.push(path.clone());
+    Origin::Linked(tree.linked.len() as u32 - 1, seen)
 }
 
 /// Opens a file as staging will; answers with the bytes its data takes in the scratch.
@@ -273,6 +355,25 @@ fn special(path: &Path, kind: &str) -> Finding {
         format!("is a {kind}; files, directories and symbolic links can be staged"),
         remedy,
     )
+}
+
+fn astray(link: &Path, to: &Path, missing: bool) -> Finding {
+    let (end, remedy) = match missing {
+        true => (", which does not exist", "correct the link, or leave it out of the inputs"),
+        false => ("", "copy what it points to with --dereference, or name that as an input of its own"),
+    };
+    let problem = format!("a symbolic link that leaves the input: it leads to {}{end}", shown(to));
+    finding(Code::InputLinkOutside, link, problem, remedy.into())
+}
+
+fn endless(link: &Path) -> Finding {
+    let problem = "a symbolic link that leaves the input and never ends: it leads back to itself".into();
+    finding(Code::InputLinkOutside, link, problem, "correct the link, or leave it out of the inputs".into())
+}
+
+fn circle(link: &Path, to: &Path) -> Finding {
+    let problem = format!("a symbolic link to {}, which it is in itself: a copy would never end", shown(to));
+    finding(Code::InputLinkOutside, link, problem, "remove the link, or leave it out of the inputs".into())
 }
 
 fn bottomless(path: &Path) -> Finding {

@@ -8,6 +8,7 @@ mod explain;
 mod inputs;
 mod keys;
 mod kms;
+pub(crate) mod links;
 mod objects;
 mod output;
 mod probe;
@@ -27,7 +28,7 @@ pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Re
 
 use crate::audit::Trail;
 use crate::s3::{Cloud, Encryption, UploadSettings};
-use crate::spec::{InputSpec, Location, RunId, S3Uri};
+use crate::spec::{InputSpec, Location, RunId, S3Uri, StagingRules};
 use crate::units::ByteSize;
 use probe::Probe;
 use remote::Remote;
@@ -37,7 +38,7 @@ use tree::Tree;
 ///
 /// ```compile_fail,E0451
 /// use runseal::preflight::Cleared;
-/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, claim: None, run_key: None, evidence: todo!(), _proof: () };
+/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, rules: todo!(), claim: None, run_key: None, evidence: todo!(), _proof: () };
 /// ```
 ///
 /// ```compile_fail,E0599
@@ -57,6 +58,8 @@ pub struct Cleared {
     pub(crate) output: Option<Output>,
     /// Whether existing results may be replaced.
     pub(crate) overwrite: bool,
+    /// How links and results of before are treated.
+    pub(crate) rules: StagingRules,
     /// The output directory, locked against other runs, where that can be.
     pub(crate) claim: Option<File>,
     run_key: Option<String>,
@@ -92,6 +95,8 @@ pub struct Request<'a> {
     /// How results are uploaded, and whether existing ones may be replaced, in a directory too. The key may be given by
     /// its id or an alias.
     pub uploads: &'a UploadSettings,
+    /// How links and results of before are treated.
+    pub rules: StagingRules,
     /// The KMS key that takes part in the run key: ARN, id or alias.
     pub run_key: Option<&'a str>,
     /// Whether KMS is asked for explanations even if nothing failed.
@@ -130,12 +135,13 @@ impl Cleared {
 /// Looks at everything, stops at nothing, and answers with the proof or with all that is wrong.
 ///
 /// `cloud` speaks to AWS; without one, only paths of this machine can be cleared. An input that is itself a symbolic
-/// link stands for what it points to; links inside an input directory are staged as links, wherever they point. Nothing
-/// is left behind in the output. Must be called from a thread that is not one of a runtime.
+/// link stands for what it points to; a link inside an input directory is staged as a link if it stays in there, else
+/// it needs [`StagingRules::dereference`]. Nothing is left behind in the output. Must be called from a thread that is not
+/// one of a runtime.
 pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Report> {
-    let &Request { inputs, output, space, .. } = request;
+    let &Request { inputs, output, space, rules, .. } = request;
     let overwrite = request.uploads.overwrite;
-    let (mut tree, mut tagged) = inputs::survey(inputs);
+    let (mut tree, mut tagged) = inputs::survey(inputs, rules.dereference);
     let mut needed = inputs::read(&tree, &mut tagged);
     let mut remote = match cloud {
         Some(cloud) if request.needs_cloud() => remote::ask(request, cloud),
@@ -156,7 +162,8 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     let mut claim = None;
     let output = match output {
         Some(Location::Path(path)) => {
-            let output = output::check(path, overwrite, &tree.inputs, &mut findings);
+            let read = [&tree.inputs[..], &tree.linked].concat();
+            let output = output::check(path, overwrite, &read, &mut findings);
             claim = claim::take(&output).unwrap_or_else(|finding| {
                 findings.push(finding);
                 None
@@ -171,7 +178,7 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     };
     let Remote { run_key, evidence, .. } = remote;
     if findings.is_empty() {
-        Ok(Cleared { tree, output, overwrite, claim, run_key, evidence, _proof: () })
+        Ok(Cleared { tree, output, overwrite, rules, claim, run_key, evidence, _proof: () })
     } else {
         Err(Report { findings, evidence })
     }

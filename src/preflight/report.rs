@@ -27,6 +27,8 @@ pub enum Code {
     RunKeyFailed,
     /// A key is not what a system asks of it (`runseal preflight --key`).
     KeyUnfit,
+    /// A symbolic link below an input leads out of it, and copying what it leads to was not asked for or cannot be done.
+    InputLinkOutside,
     /// An input changed while it was looked at or staged.
     ModifiedInputResource,
     /// The inputs do not fit.
@@ -47,6 +49,7 @@ impl Code {
             Self::AssumeRoleFailed => "ASSUME_ROLE_FAILED",
             Self::RunKeyFailed => "RUN_KEY_FAILED",
             Self::KeyUnfit => "KEY_UNFIT",
+            Self::InputLinkOutside => "INPUT_LINK_OUTSIDE",
             Self::ModifiedInputResource => "MODIFIED_INPUT_RESOURCE",
             Self::FileSystemOutOfSpace => "FILE_SYSTEM_OUT_OF_SPACE",
             Self::InputConflict => "INPUT_CONFLICT",
@@ -247,13 +250,14 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    const ALL: [Code; 10] = [
+    const ALL: [Code; 11] = [
         Code::InputUriNotFound,
         Code::ImportFailed,
         Code::ExportFailed,
         Code::AssumeRoleFailed,
         Code::RunKeyFailed,
         Code::KeyUnfit,
+        Code::InputLinkOutside,
         Code::ModifiedInputResource,
         Code::FileSystemOutOfSpace,
         Code::InputConflict,

@@ -1,5 +1,6 @@
 //! What is to be staged, as one tree of names; pure, no input or output happens here.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
 use std::path::{Component, Path, PathBuf};
@@ -34,6 +35,8 @@ pub(crate) enum Origin {
     Input(u32, Stat),
     /// Found below a directory named on the command line; it has the same name and parent there.
     Below(Stat),
+    /// What a symbolic link leads to, in its place: an index of [`Tree::linked`].
+    Linked(u32, Stat),
     /// An object of S3: an index of [`Tree::objects`].
     Object(u32),
 }
@@ -43,7 +46,7 @@ impl Item {
     pub(crate) fn seen(&self) -> Option<&Stat> {
         match &self.origin {
             Origin::Implied | Origin::Object(_) => None,
-            Origin::Input(_, seen) | Origin::Below(seen) => Some(seen),
+            Origin::Input(_, seen) | Origin::Below(seen) | Origin::Linked(_, seen) => Some(seen),
         }
     }
 
@@ -69,6 +72,10 @@ pub(crate) struct RemoteObject {
 pub(crate) struct Tree {
     /// The inputs as paths that stay valid when the working directory changes.
     pub(crate) inputs: Vec<PathBuf>,
+    /// What is copied in place of links, as paths without any link.
+    pub(crate) linked: Vec<PathBuf>,
+    /// By item: texts of symbolic links that are not what they are outside.
+    pub(crate) texts: HashMap<u32, OsString>,
     /// All names.
     pub(crate) items: Vec<Item>,
     /// What items of S3 are.
@@ -83,14 +90,15 @@ pub(crate) struct Taken(pub(crate) u32);
 impl Tree {
     pub(crate) fn new(inputs: Vec<PathBuf>) -> Self {
         let top = Item { parent: TOP, name: OsString::new(), origin: Origin::Implied };
-        Self { inputs, items: vec![top], objects: Vec::new(), names: HashTable::new() }
+        let (linked, texts) = (Vec::new(), HashMap::new());
+        Self { inputs, linked, texts, items: vec![top], objects: Vec::new(), names: HashTable::new() }
     }
 
     /// The object that an item is, if it is one.
     pub(crate) fn object(&self, item: u32) -> Option<&RemoteObject> {
         match self.items[item as usize].origin {
             Origin::Object(object) => Some(&self.objects[object as usize]),
-            Origin::Implied | Origin::Input(..) | Origin::Below(_) => None,
+            Origin::Implied | Origin::Input(..) | Origin::Below(_) | Origin::Linked(..) => None,
         }
     }
 
@@ -116,6 +124,7 @@ impl Tree {
             let Item { parent, name, origin } = &self.items[at as usize];
             match origin {
                 Origin::Input(input, _) => return extended(self.inputs[*input as usize].clone(), &names),
+                Origin::Linked(path, _) => return extended(self.linked[*path as usize].clone(), &names),
                 Origin::Below(_) => names.push(name.as_os_str()),
                 Origin::Object(object) => {
                     return PathBuf::from(self.objects[*object as usize].uri.to_string());
@@ -161,7 +170,10 @@ impl Tree {
     pub(crate) fn claim(&mut self, parent: u32, name: &OsStr, origin: Origin) -> Result<u32, Taken> {
         let Some(there) = self.find(parent, name) else { return Ok(self.push(parent, name, origin)) };
         let item = &mut self.items[there as usize];
-        let is_directory = matches!(origin, Origin::Input(_, s) | Origin::Below(s) if s.kind == FileKind::Directory);
+        let is_directory = match origin {
+            Origin::Input(_, seen) | Origin::Below(seen) | Origin::Linked(_, seen) => seen.kind == FileKind::Directory,
+            Origin::Implied | Origin::Object(_) => false,
+        };
         if item.origin != Origin::Implied || !is_directory {
             return Err(Taken(there));
         }

@@ -386,6 +386,8 @@ mod tests {
             output: Some(Location::S3("s3://bucket/key/".parse().expect("a URI"))),
             sse: Some(Sse::Kms),
             sse_kms_key: Some("alias/results".parse().expect("a key")),
+            dereference: true,
+            keep_old: true,
         };
         for spec in [ResumeSpec::default(), spec] {
             let order = ResumeOrder { credentials: None, spec: spec.clone() };

@@ -20,7 +20,7 @@ pub use crate::fuse::FuseError;
 pub use crate::preflight::{Code, Report as PreflightReport};
 pub use crate::s3::{CallError, Cause};
 use crate::spec::EncryptionError;
-pub use crate::stage::StageError;
+pub use crate::stage::{Contents, StageError};
 use crate::sys::path::shown;
 
 /// Why a run failed.
@@ -80,6 +80,15 @@ pub enum RunError {
         held: Option<Duration>,
         /// Why they could not be published.
         source: PublishError,
+    },
+    /// The command left nothing at all, though results were asked for.
+    #[error(
+        "the command left no file below $RUNSEAL_OUTPUT, nor anywhere else in the scratch: nothing was published to \
+         {output}; with --allow-empty that is a success"
+    )]
+    NothingToPublish {
+        /// Where results were to go.
+        output: String,
     },
     /// The command could not start.
     #[error(transparent)]
@@ -188,6 +197,23 @@ pub enum PublishError {
     /// They cannot be encrypted as whoever resumes asks.
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
+    /// There are none, and what else the command left is about to be destroyed.
+    #[error(
+        "there is no file below $RUNSEAL_OUTPUT, but in the scratch: {elsewhere}; move results there, or have nothing \
+         published with `runseal resume --allow-empty`"
+    )]
+    Empty {
+        /// What else is in the scratch.
+        elsewhere: Contents,
+    },
+    /// There are some, and nobody said where they are to go.
+    #[error(
+        "no --output was given, but the command left results: {results}; publish them with `runseal resume --output DIR`"
+    )]
+    NoOutput {
+        /// What is below `$RUNSEAL_OUTPUT`.
+        results: Contents,
+    },
     /// They could not be copied out.
     #[error(transparent)]
     Stage(#[from] StageError),
@@ -209,7 +235,7 @@ impl PublishError {
                 return report.findings.iter().any(|f| f.cause().is_some_and(is_about_credentials));
             }
             Self::Stage(_) | Self::Stopped | Self::Lost(_) | Self::Unflushed(_) => return false,
-            Self::InScratch(_) | Self::Encryption(_) => return false,
+            Self::InScratch(_) | Self::Encryption(_) | Self::Empty { .. } | Self::NoOutput { .. } => return false,
         };
         is_about_credentials(cause)
     }

@@ -148,6 +148,8 @@ impl Run {
         if seal.latched() && !resume.incomplete {
             return Ok(Err(PublishError::Stopped));
         }
+        self.spec.rules = resume.rules(self.spec.rules);
+        stager.set_rules(self.spec.rules);
         self.desk.phase(Phase::Publish);
         let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
         let in_user_namespace = self.drop_capabilities;
@@ -156,6 +158,7 @@ impl Run {
         let before = self.switch.requests();
         let (scratch, latched, wanted) = (seal.scratch.clone(), seal.latched(), resume.incomplete);
         let policy = self.spec.rescue.lost_writes;
+        let (mountpoint, asked, rules) = (self.mountpoint.clone(), self.spec.output.is_some(), self.spec.rules);
         let work = beside(move || {
             flush::flush_results(&output, in_user_namespace, within.as_deref())?;
             journal.record(Event::Lost(LossFacts::of(&scratch)));
@@ -165,6 +168,8 @@ impl Run {
                 Some(_) => {}
                 None => losses::warn_of_rest(&scratch),
             }
+            let flush_all = || flush::flush_results(&mountpoint, in_user_namespace, within.as_deref());
+            expect_results(&stager, from, asked, rules.allow_empty, flush_all)?;
             let totals = stager.publish_incomplete(from, cloud.as_deref(), &losses::incomplete(&scratch))?;
             if totals.skipped > 0 {
                 message::warn(format_args!(
@@ -174,7 +179,8 @@ impl Run {
             }
             if totals.listed_only > 0 {
                 message::warn(format_args!(
-                    "symbolic links are in the manifest only, since objects cannot be links: {}",
+                    "symbolic links are in the manifest only, since objects cannot be links: {} (--dereference uploads \
+                     what they lead to)",
                     totals.listed_only
                 ));
             }
@@ -192,7 +198,14 @@ impl Run {
                 None => Published::Whole,
             })
         });
-        self.desk.guard(PUBLISHING, Stake::Results, work).await
+        match self.desk.guard(PUBLISHING, Stake::Results, work).await? {
+            // A run that holds nothing is no use to anybody; a mount may still be filled.
+            Err(PublishError::Empty { elsewhere }) if elsewhere.has_no_files() && self.service.is_none() => {
+                let output = self.spec.output.as_ref().map(ToString::to_string).unwrap_or_default();
+                Err(RunError::NothingToPublish { output })
+            }
+            published => Ok(published),
+        }
     }
 
     /// Leaves the output: has uploads aborted that will not be completed, removes what is visible there if that was
@@ -461,6 +474,27 @@ impl Published {
                 Reply { incomplete: true, ..Reply::done(format!("published, but incomplete: {missing}")) }
             }
         }
+    }
+}
+
+/// Refuses to publish nothing while there is something else, and to publish to nowhere. Sizes of files are known to the
+/// kernel alone until `flush_all` has had them written.
+fn expect_results<E>(
+    stager: &Stager,
+    from: u64,
+    asked: bool,
+    allow_empty: bool,
+    flush_all: impl Fn() -> Result<(), E>,
+) -> Result<(), PublishError> {
+    let results = stager.results(from);
+    match (results.is_empty(), asked) {
+        (false, false) => Err(PublishError::NoOutput { results }),
+        (true, true) if !allow_empty => {
+            // Whatever cannot be written is said elsewhere; here it is only about numbers.
+            let _ = flush_all();
+            Err(PublishError::Empty { elsewhere: stager.elsewhere(from) })
+        }
+        _ => Ok(()),
     }
 }
 

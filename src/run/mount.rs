@@ -127,11 +127,11 @@ async fn serve(
 ) -> Result<(Outcome, u8), RunError> {
     let options =
         MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
-    if let Some(StagingSpec { inputs, output, overwrite, aws }) = spec.staging {
+    if let Some(StagingSpec { inputs, output, overwrite, rules, aws }) = spec.staging {
         let service = Attendance { options, root: spec.root, credentials, ready: Some(Box::new(ready)) };
         let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
-        let (rescue, command) = (RescueSpec::default(), Vec::new());
-        let run = RunSpec { id, store, inputs, output, overwrite, aws, audit: None, report: None, rescue, command };
+        let (audit, report, rescue, command) = (None, None, RescueSpec::default(), Vec::new());
+        let run = RunSpec { id, store, inputs, output, overwrite, rules, aws, audit, report, rescue, command };
         return Run::of_mount(run, mountpoint, service, desk).work().await;
     }
     desk.phase(Phase::Seal);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::message::Voice;
+use super::message::{self, Voice};
 use crate::stage::Progress;
 
 /// Staging progress on stderr.
@@ -63,6 +63,10 @@ impl Progress for Meter {
             let (files, seconds) = (count(self.files.load(Ordering::Relaxed)), began.elapsed().as_secs_f64());
             self.voice.say(format_args!("{what}: done, {files}, {} in {seconds:.1} s", HumanBytes(bar.position())));
         }
+    }
+
+    fn tell(&self, line: &str) {
+        message::warn(line);
     }
 }
 

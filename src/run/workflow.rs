@@ -32,7 +32,7 @@ use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
 use crate::spec::{OnFailure, RootSpec, RunSpec};
-use crate::stage::{self, Stager, Totals};
+use crate::stage::{self, Stager, Totals, View};
 use crate::units::ByteSize;
 
 /// The answer to `runseal end --discard`.
@@ -203,7 +203,7 @@ impl Run {
             Some(owner) => stager.with_owner(owner),
             None => stager,
         };
-        let stager = Arc::new(stager);
+        let stager = Arc::new(stager.with_view(self.view()));
         self.desk.watch(seal);
 
         if !self.spec.inputs.is_empty() {
@@ -225,7 +225,7 @@ impl Run {
             self.command_failed(status, seal.inodes() > before, seal).await;
             return Ok((Outcome::CommandFailed, status));
         }
-        if self.spec.output.is_none() {
+        if self.spec.output.is_none() && stager.results(output).is_empty() {
             return Ok((Outcome::Succeeded, 0));
         }
         match self.publish_or_hold(stager.clone(), output, seal).await {
@@ -236,6 +236,11 @@ impl Run {
                 Err(error)
             }
         }
+    }
+
+    /// Where links of the command may say that the scratch is.
+    fn view(&self) -> View {
+        View { mountpoint: self.mountpoint.clone(), aliases: vec![("/var/run".into(), "/run".into())] }
     }
 
     /// Serves until it is told to end; publishes when asked.

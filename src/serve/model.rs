@@ -135,6 +135,15 @@ pub struct RunRequest {
     /// Let results replace what is in the output
     #[serde(default)]
     pub overwrite: bool,
+    /// With `overwrite`: keep results of before that these do not have
+    #[serde(default)]
+    pub keep_old: bool,
+    /// Copy what a symbolic link leads to where the link would lead nowhere
+    #[serde(default)]
+    pub dereference: bool,
+    /// Let nothing be in `output` when it is published
+    #[serde(default)]
+    pub allow_empty: bool,
     /// How to speak to AWS
     #[serde(default)]
     pub aws: AwsRequest,
@@ -190,13 +199,19 @@ pub struct PublishRequest {
     /// Let results replace what is in the output
     #[serde(default)]
     pub overwrite: bool,
+    /// Keep results of before that these do not have
+    #[serde(default)]
+    pub keep_old: bool,
+    /// Publish what symbolic links into the scratch lead to in their place
+    #[serde(default)]
+    pub dereference: bool,
 }
 
 impl PublishRequest {
     /// The same for the family of the run.
     pub fn into_order(self) -> ResumeOrder {
-        let Self { credentials, incomplete, allow_empty, overwrite } = self;
-        let spec = ResumeSpec { incomplete, allow_empty, overwrite, ..ResumeSpec::default() };
+        let Self { credentials, incomplete, allow_empty, overwrite, keep_old, dereference } = self;
+        let spec = ResumeSpec { incomplete, allow_empty, overwrite, keep_old, dereference, ..ResumeSpec::default() };
         ResumeOrder { credentials: credentials.map(|handed| handed.0), spec }
     }
 }

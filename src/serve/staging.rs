@@ -9,7 +9,7 @@ use std::path::Path;
 use super::model::RunRequest;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
-use crate::spec::{AwsSpec, InputSpec, Location, StagingSpec};
+use crate::spec::{AwsSpec, InputSpec, Location, StagingRules, StagingSpec};
 
 /// Most requests to S3 at once.
 const CONCURRENCY_MAX: u16 = 1024;
@@ -56,11 +56,16 @@ pub fn plan(
         ..AwsSpec::default()
     };
     let aws = aws.with_encryption(wanted.sse, wanted.sse_kms_key_id, output.as_ref()).map_err(usage)?;
-    let overwrite = request.overwrite;
+    let RunRequest { overwrite, keep_old, dereference, allow_empty, .. } = *request;
+    let rules = StagingRules { dereference, keep_old, allow_empty };
     if inputs.is_empty() && output.is_none() && !needs_cloud {
-        return if overwrite || handed { Err(usage("nothing is staged: give inputs or an output")) } else { Ok(None) };
+        return if overwrite || rules != StagingRules::default() || handed {
+            Err(usage("nothing is staged: give inputs or an output"))
+        } else {
+            Ok(None)
+        };
     }
-    Ok(Some(StagingSpec { inputs, output, overwrite, aws }))
+    Ok(Some(StagingSpec { inputs, output, overwrite, rules, aws }))
 }
 
 /// Inputs as they are shown.

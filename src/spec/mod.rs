@@ -137,6 +137,8 @@ pub struct RunSpec {
     pub output: Option<Location>,
     /// Whether existing files in `output` may be replaced.
     pub overwrite: bool,
+    /// How links and results of before are treated.
+    pub rules: StagingRules,
     /// How to speak to AWS, if need be.
     pub aws: AwsSpec,
     /// Where the audit trail goes.
@@ -176,6 +178,32 @@ pub struct ResumeSpec {
     pub sse: Option<Sse>,
     /// The KMS key for that.
     pub sse_kms_key: Option<KmsKey>,
+    /// Copying what links into the scratch lead to.
+    pub dereference: bool,
+    /// Keeping results of before that these do not replace.
+    pub keep_old: bool,
+}
+
+impl ResumeSpec {
+    /// How results are treated in this attempt and in later ones, when `rules` were those so far.
+    pub fn rules(&self, rules: StagingRules) -> StagingRules {
+        StagingRules {
+            dereference: self.dereference || rules.dereference,
+            keep_old: self.keep_old || rules.keep_old,
+            allow_empty: self.allow_empty || rules.allow_empty,
+        }
+    }
+}
+
+/// How data is treated on its way in and out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagingRules {
+    /// Whether what a symbolic link leads to is copied where the link itself would lead nowhere.
+    pub dereference: bool,
+    /// Whether replacing results leaves those of before in the output that the new ones do not replace.
+    pub keep_old: bool,
+    /// Whether a command may leave its output empty.
+    pub allow_empty: bool,
 }
 
 /// A plain sealed mount: `runseal mount`.
@@ -208,6 +236,9 @@ pub struct StagingSpec {
     pub output: Option<Location>,
     /// Whether existing files in `output` may be replaced.
     pub overwrite: bool,
+    /// How links and results of before are treated.
+    #[serde(default)]
+    pub rules: StagingRules,
     /// How to speak to AWS, if need be.
     pub aws: AwsSpec,
 }

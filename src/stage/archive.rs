@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tar::{Builder, EntryType, Header};
 
 use super::plan::{Plan, TOP};
-use super::publish::survey;
+use super::survey::{Dereference, View, survey};
 use super::{Hold, StageError, Totals, inside, outside};
 use crate::fs::{FsError, Kind, ROOT, Scratch};
 
@@ -26,10 +26,9 @@ pub fn archive(scratch: &Arc<Scratch>, path: &Path, bare: bool, out: impl Write)
         io::copy(&mut contents, &mut { out }).map_err(outside("copying", path))?;
         return Ok(Totals { files: 1, bytes: attr.size, ..Totals::default() });
     }
-    let mut holds = Vec::new();
-    let plan = match attr.kind {
-        Kind::Directory => survey(scratch, top.ino, &mut holds)?,
-        _ => Plan::new(attr),
+    let (plan, _holds) = match attr.kind {
+        Kind::Directory => survey(scratch, top.ino, &View::default(), Dereference::Untouched)?,
+        _ => (Plan::new(attr), Vec::new()),
     };
     let mut builder = Builder::new(out);
     for i in TOP..plan.entries.len() {

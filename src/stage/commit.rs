@@ -1,7 +1,5 @@
 //! Results in S3 become visible: uploads are completed, small objects put, the manifest last.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +9,13 @@ use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use super::checksum::{combined, crc64};
-use super::error::{inside, remote};
+use super::error::remote;
 use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published};
 use super::tasks::{self, OnError};
 use super::upload::{NO_UPLOAD, Outgoing, Sender, Uploads};
 use super::{StageError, record_call};
 use crate::audit::Event;
-use crate::fs::{Kind, Scratch};
+use crate::fs::Kind;
 use crate::s3::{
     Answer, CallError, Cause, ChecksumAlgorithm, Part, SseAlgorithm, Stored, UploadSettings, UploadTarget,
 };
@@ -33,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl Sender {
     /// Makes everything visible but the manifest. Uploads that S3 has lost are not done afterwards.
     pub(super) async fn commit(self: &Arc<Self>, uploads: &mut Uploads) -> Result<(), StageError> {
-        if self.to.settings.overwrite && uploads.withdrawn.is_none() {
-            uploads.withdrawn = Some(self.put_manifest(manifest::withdrawn(&self.run), &self.to.settings).await?);
+        if self.to.settings.overwrite && uploads.older.is_none() {
+            self.withdraw(uploads).await?;
         }
         let missing = uploads.objects.iter().filter(|object| !object.is_done());
         let largest = missing.clone().filter(|object| !object.is_large()).map(|object| object.size).max();
@@ -180,19 +178,20 @@ impl Sender {
 
     /// Writes the manifest of all objects, which must be done.
     pub(super) async fn manifest(&self, uploads: &Uploads, incomplete: &[Incomplete]) -> Result<(), StageError> {
-        let learnt = learnt(&self.scratch, uploads)?;
+        let learnt = learnt(uploads);
+        let (totals, retired) = (uploads.totals(), &uploads.retired);
         let mut body = Vec::new();
-        manifest::write(&mut body, &self.run, &uploads.plan, uploads.totals(), &learnt, incomplete)
+        manifest::write(&mut body, &self.run, &uploads.plan, totals, &learnt, (incomplete, retired))
             .map_err(|e| StageError::Outside { action: "writing", path: MANIFEST.into(), source: e })?;
         self.put_manifest(body, &self.to.settings).await.map(drop)
     }
 
-    async fn put_manifest(
+    pub(super) async fn put_manifest(
         &self,
         body: Vec<u8>,
         settings: &UploadSettings,
     ) -> Result<(UploadTarget, Stored), StageError> {
-        let uri = S3Uri { bucket: self.to.uri.bucket.clone(), key: format!("{}{MANIFEST}", self.to.uri.key) };
+        let uri = self.manifest_uri();
         let target = UploadTarget { bucket: uri.bucket.clone(), key: uri.key.clone() };
         let (size, crc) = (body.len() as u64, crc64(&body));
         let answer = match self.put_bytes(&target, settings, body.into(), crc).await {
@@ -209,12 +208,10 @@ impl Sender {
 }
 
 /// What the manifest says of each entry.
-fn learnt(scratch: &Scratch, uploads: &Uploads) -> Result<Vec<Learnt>, StageError> {
+fn learnt(uploads: &Uploads) -> Vec<Learnt> {
     let mut learnt = vec![Learnt::Nothing; uploads.plan.entries.len()];
-    for i in uploads.plan.of_kind(Kind::Symlink) {
-        let ino = uploads.plan.entries[i].attr.ino;
-        let target = scratch.readlink(ino).map_err(inside("reading", uploads.plan.path(i)))?;
-        learnt[i] = Learnt::Target(OsString::from_vec(target));
+    for (&i, text) in &uploads.plan.texts {
+        learnt[i] = Learnt::Target(text.clone());
     }
     for object in &uploads.objects {
         let state = object.state.lock();
@@ -225,5 +222,5 @@ fn learnt(scratch: &Scratch, uploads: &Uploads) -> Result<Vec<Learnt>, StageErro
             _ => Learnt::Marker(Box::new(published)),
         };
     }
-    Ok(learnt)
+    learnt
 }

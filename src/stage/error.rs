@@ -119,12 +119,67 @@ pub enum StageError {
     /// Somebody gave the results up while they were published.
     #[error("publishing was given up")]
     GivenUp,
+    /// A symbolic link that would lead nowhere once the scratch is gone.
+    #[error(
+        "the result `{}` is a symbolic link to `{}`, {why}{}; {}",
+        shown(link), shown(target), and_others(*others), why.remedy()
+    )]
+    Astray {
+        /// The path relative to the results.
+        link: PathBuf,
+        /// Where it leads, relative to the scratch.
+        target: PathBuf,
+        /// What is wrong with that.
+        why: Astray,
+        /// How many more such links there are.
+        others: usize,
+    },
     /// A result changed while it was published: what was written is not what was there.
     #[error("the result `{}` changed while it was published; stop what writes to it", shown(path))]
     Unsettled {
         /// The path relative to the results.
         path: PathBuf,
     },
+}
+
+/// Why a symbolic link cannot be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Astray {
+    /// It leads to something in the scratch that is no result.
+    Elsewhere,
+    /// It leads to a place in the scratch, outside of the results, where nothing is.
+    Missing,
+    /// It leads from link to link for ever.
+    Endless,
+    /// It leads to a directory which it is in itself: a copy would never end.
+    Circle,
+    /// Copying what it leads to, and what the links in there lead to, makes more names than the scratch may have.
+    TooMany,
+}
+
+impl std::fmt::Display for Astray {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Elsewhere => "which is in the scratch but no result",
+            Self::Missing => "a place in the scratch where nothing is",
+            Self::Endless => "which leads back to it",
+            Self::Circle => "which it is in itself, so that a copy would never end",
+            Self::TooMany => "whose copy would have more names than the scratch may have",
+        })
+    }
+}
+
+impl Astray {
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Elsewhere => "publish what it leads to with --dereference, or move that below $RUNSEAL_OUTPUT",
+            Self::Missing | Self::Endless | Self::Circle | Self::TooMany => "remove the link, or correct it",
+        }
+    }
+}
+
+fn and_others(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(" (and {others} more such links)") }
 }
 
 fn remedy_outside(error: &io::Error) -> &'static str {

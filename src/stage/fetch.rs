@@ -105,6 +105,7 @@ impl Fetch<'_> {
         let source = self.source(item);
         let to = path::read_symlink(&source).map_err(|e| vanished(e, &source))?;
         self.still(item, seen, path::stat(&source))?;
+        let to = self.cleared.tree.texts.get(&(item as u32)).unwrap_or(&to);
         let name = self.cleared.tree.items[item].name.as_bytes();
         let made = self.scratch.symlink(parent, name, to.as_bytes(), &self.caller);
         let link = Hold::new(self.scratch, made.map_err(self.inside("creating", item))?.ino);

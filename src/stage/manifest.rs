@@ -4,12 +4,13 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use super::Totals;
+use super::older::{Because, Older, Retired};
 use super::plan::{Entry, Plan};
 use crate::fs::Kind;
 use crate::s3::{Encryption, Stored};
@@ -19,8 +20,10 @@ use crate::units::{hex, rfc3339};
 /// Name of the manifest in the output.
 pub const MANIFEST: &str = "runseal-manifest.json";
 
+/// What the field `format` says.
+pub(super) const FORMAT: &str = "runseal-manifest";
 /// Version of the format; readers refuse a larger one.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// SHA-256 of a file.
 pub(super) type Sum = [u8; 32];
@@ -68,6 +71,9 @@ struct Manifest<'a> {
     /// An older manifest stood here, and the results it told of are being replaced: nothing is vouched for.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     withdrawn: bool,
+    /// What that manifest listed, for whoever replaces these results next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<&'a Older>,
     totals: Totals,
     files: Vec<FileLine>,
     directories: Vec<DirectoryLine>,
@@ -79,6 +85,9 @@ struct Manifest<'a> {
     /// Other files of the scratch that were not, and that results may have been made of.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lost_elsewhere: Vec<IncompleteLine>,
+    /// Results of before that are no part of these, and still there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<KeptLine>,
 }
 
 /// A path as text; one that is not UTF-8 also in base 16, since its text has replacement characters.
@@ -147,19 +156,28 @@ struct SkippedLine {
     kind: &'static str,
 }
 
-/// Writes the manifest of `plan`; `learnt` goes with its entries.
+#[derive(Serialize)]
+struct KeptLine {
+    #[serde(flatten)]
+    name: Name,
+    because: Because,
+}
+
+/// Writes the manifest of `plan`; `learnt` goes with its entries, and `retired` is what became of the results before.
 pub(super) fn write(
     out: impl Write,
     run: &RunId,
     plan: &Plan,
     totals: Totals,
     learnt: &[Learnt],
-    incomplete: &[Incomplete],
+    (incomplete, retired): (&[Incomplete], &Retired),
 ) -> io::Result<()> {
     let mut manifest = Manifest::empty(run, totals);
     let (results, elsewhere): (Vec<_>, Vec<_>) = incomplete.iter().partition(|file| file.is_result);
     manifest.incomplete = results.into_iter().map(Incomplete::line).collect();
     manifest.lost_elsewhere = elsewhere.into_iter().map(Incomplete::line).collect();
+    let kept = |(path, because): &(PathBuf, Because)| KeptLine { name: name(path), because: *because };
+    manifest.kept = retired.kept.iter().map(kept).collect();
     manifest.skipped = plan.skipped.iter().map(|entry| skipped(plan, entry)).collect();
     for (i, (entry, learnt)) in plan.entries.iter().zip(learnt).enumerate().skip(1) {
         manifest.add(name(&plan.path(i)), entry, learnt);
@@ -170,20 +188,21 @@ pub(super) fn write(
     out.flush()
 }
 
-/// What takes the place of an old manifest while its results are replaced, where names cannot be removed.
-pub(super) fn withdrawn(run: &RunId) -> Vec<u8> {
-    let manifest = Manifest { withdrawn: true, ..Manifest::empty(run, Totals::default()) };
+/// What takes the place of an old manifest while its results are replaced, where names cannot be moved.
+pub(super) fn withdrawn(run: &RunId, older: &Older) -> Vec<u8> {
+    let manifest = Manifest { withdrawn: true, replaced: Some(older), ..Manifest::empty(run, Totals::default()) };
     serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only")
 }
 
 impl<'a> Manifest<'a> {
     fn empty(run: &'a RunId, totals: Totals) -> Self {
         Self {
-            format: "runseal-manifest",
+            format: FORMAT,
             version: VERSION,
             run,
             created: rfc3339(SystemTime::now()),
             withdrawn: false,
+            replaced: None,
             totals,
             files: Vec::new(),
             directories: Vec::new(),
@@ -191,6 +210,7 @@ impl<'a> Manifest<'a> {
             skipped: Vec::new(),
             incomplete: Vec::new(),
             lost_elsewhere: Vec::new(),
+            kept: Vec::new(),
         }
     }
 

@@ -8,21 +8,26 @@ mod archive;
 mod buffers;
 mod checksum;
 mod commit;
+mod contents;
 mod download;
 mod error;
 mod fetch;
+mod inherit;
 mod manifest;
+mod older;
 mod place;
 mod plan;
 mod pool;
 mod publish;
 mod remains;
+mod retire;
+mod survey;
 mod target;
 mod tasks;
 mod upload;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -30,19 +35,23 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::audit::{Event, Trail};
-use crate::fs::Scratch;
+use crate::fs::{ROOT, Scratch};
 use crate::preflight::{Cleared, Output};
 use crate::s3::{Answer, CallError, Cloud, UploadSettings, outcome};
-use crate::spec::{RunId, S3Uri};
+use crate::spec::{RunId, S3Uri, StagingRules};
 use download::Download;
 use error::{inside, outside};
+use older::Retired;
 use publish::Publication;
+use survey::Dereference;
 use upload::{Destination, Sender, Uploads};
 
 pub use archive::archive;
-pub use error::StageError;
+pub use contents::Contents;
+pub use error::{Astray, StageError};
 pub use manifest::{Incomplete, MANIFEST};
 pub use remains::Remains;
+pub use survey::View;
 
 /// Requests to S3 under way at once, unless told otherwise. About 15 fill 10 Gbit/s with large parts (S3 User Guide,
 /// "Performance guidelines"); small objects are bound by the latency of each request and want more.
@@ -58,6 +67,8 @@ pub trait Progress: Send + Sync {
     fn file_done(&self);
     /// All bytes and files are through. Not called when staging fails.
     fn finish(&self);
+    /// Something that whoever looks at the output is to know, in a line.
+    fn tell(&self, _line: &str) {}
 }
 
 /// Totals of one direction.
@@ -78,6 +89,15 @@ pub struct Totals {
     /// Results whose path cannot be a key, since it is not UTF-8 or makes it longer than 1024 bytes. They are below
     /// `runseal-renamed/`; the manifest has their paths (publishing to S3 only).
     pub renamed: u64,
+    /// Symbolic links whose text is another one in the output, where it leads to the same (publishing only).
+    pub rewritten: u64,
+    /// Files and directories that are symbolic links in the scratch (publishing only).
+    pub dereferenced: u64,
+    /// Files and symbolic links of the results before that were removed (publishing only).
+    pub removed: u64,
+    /// Files and symbolic links of the results before that were kept though these results do not have them (publishing
+    /// only).
+    pub kept: u64,
 }
 
 /// Moves data between this machine and a [`Scratch`]. Built from a [`Cleared`] only:
@@ -92,8 +112,12 @@ pub struct Totals {
 pub struct Stager {
     /// Gone once fetched: a million inputs take 160 MB.
     inputs: Mutex<Option<Cleared>>,
+    /// The directory of the inputs, and the newest inode when all of them were there.
+    fetched: Mutex<Option<(u64, u64)>>,
     target: Mutex<Target>,
+    rules: Mutex<StagingRules>,
     scratch: Arc<Scratch>,
+    view: View,
     run: RunId,
     progress: Arc<dyn Progress>,
     trail: Arc<Trail>,
@@ -119,11 +143,27 @@ impl Stager {
         trail: Arc<Trail>,
     ) -> Self {
         let mut cleared = cleared;
-        let target = Mutex::new(Target::of(&mut cleared));
-        let (inputs, unfinished, uploads) = (Mutex::new(Some(cleared)), Mutex::default(), Mutex::default());
-        let concurrency = DEFAULT_CONCURRENCY;
-        let stopped = Arc::default();
-        Self { inputs, target, scratch, run, progress, trail, concurrency, owner: None, unfinished, uploads, stopped }
+        Self {
+            target: Mutex::new(Target::of(&mut cleared)),
+            rules: Mutex::new(cleared.rules),
+            inputs: Mutex::new(Some(cleared)),
+            fetched: Mutex::default(),
+            scratch,
+            view: View::default(),
+            run,
+            progress,
+            trail,
+            concurrency: DEFAULT_CONCURRENCY,
+            owner: None,
+            unfinished: Mutex::default(),
+            uploads: Mutex::default(),
+            stopped: Arc::default(),
+        }
+    }
+
+    /// Says where the command sees the scratch: results that are absolute links into it can be told by that.
+    pub fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
     }
 
     /// Sets how many requests to S3 are under way at once; at least one.
@@ -134,6 +174,11 @@ impl Stager {
     /// Has everything that is staged belong to this user and group, with permission bits as for a user who is not root.
     pub fn with_owner(self, owner: (u32, u32)) -> Self {
         Self { owner: Some(owner), ..self }
+    }
+
+    /// Has results treated otherwise from now on.
+    pub fn set_rules(&self, rules: StagingRules) {
+        *self.rules.lock() = rules;
     }
 
     /// Copies every input below the directory `into` (an inode of the scratch), several at once. Only the first call
@@ -148,12 +193,27 @@ impl Stager {
     /// credentials of now; only inputs in S3 need it.
     pub fn fetch(&self, into: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
         let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
-        fetch::fetch(&cleared, &self.scratch, &*self.progress, into, self.owner, |tree, directories, caller| {
-            let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: tree.objects[0].uri.clone() })?;
-            let (scratch, progress) = (Arc::clone(&self.scratch), Arc::clone(&self.progress));
-            let download = Download::new(cloud, scratch, progress, Arc::clone(&self.trail), caller);
-            cloud.block_on(download.all(tree, directories, self.concurrency))
-        })
+        let fetched =
+            fetch::fetch(&cleared, &self.scratch, &*self.progress, into, self.owner, |tree, directories, caller| {
+                let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: tree.objects[0].uri.clone() })?;
+                let (scratch, progress) = (Arc::clone(&self.scratch), Arc::clone(&self.progress));
+                let download = Download::new(cloud, scratch, progress, Arc::clone(&self.trail), caller);
+                cloud.block_on(download.all(tree, directories, self.concurrency))
+            });
+        *self.fetched.lock() = Some((into, self.scratch.newest()));
+        fetched
+    }
+
+    /// What would be published from below the directory `from`.
+    pub fn results(&self, from: u64) -> Contents {
+        Contents::of(&self.scratch, from, "output".into(), &[])
+    }
+
+    /// What else is in the scratch, without the inputs as they came.
+    pub fn elsewhere(&self, from: u64) -> Contents {
+        let fetched = *self.fetched.lock();
+        let known: Vec<_> = fetched.into_iter().chain([(from, u64::MAX)]).collect();
+        Contents::of(&self.scratch, ROOT, PathBuf::new(), &known)
     }
 
     /// Publishes everything below the directory `from`, each file checksummed, the manifest last. An output that is
@@ -277,17 +337,20 @@ impl Stager {
         incomplete: &[Incomplete],
     ) -> Result<Totals, StageError> {
         let mut unfinished = self.unfinished.lock();
+        let rules = *self.rules.lock();
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
             None => {
+                let (how, results) = ((overwrite, rules.dereference), (&self.scratch, &self.view));
                 let stopped = Arc::clone(&self.stopped);
-                Publication::write(output, overwrite, &self.run, &self.scratch, &*self.progress, from, stopped)?
+                Publication::write(output, how, &self.run, results, &*self.progress, from, stopped)?
             }
         };
         publication.overwrite = overwrite;
-        match publication.place(incomplete) {
+        match publication.place(rules.keep_old, incomplete) {
             Ok(totals) => {
                 self.target.lock().claim = None;
+                self.tell(&publication.retired);
                 Ok(totals)
             }
             Err(error) => {
@@ -305,7 +368,8 @@ impl Stager {
         incomplete: &[Incomplete],
     ) -> Result<Totals, StageError> {
         let mut kept = self.uploads.lock();
-        let mut uploads = Uploads::survey(&self.scratch, from, &to.uri)?;
+        let dereference = if self.rules.lock().dereference { Dereference::All } else { Dereference::Never };
+        let mut uploads = Uploads::survey(&self.scratch, from, &self.view, dereference, &to.uri)?;
         let sender = self.sender(to, cloud);
         if let Some(old) = kept.take() {
             cloud.block_on(Arc::clone(&sender).abort_all(uploads.take_over(&old)));
@@ -315,10 +379,15 @@ impl Stager {
             // The scratch is gone; nobody will be able to go on.
             cloud.block_on(sender.abort_all(uploads.pending()));
         }
-        if published.is_err() {
-            *kept = Some(uploads);
+        match &published {
+            Ok(_) => self.tell(&uploads.retired),
+            Err(_) => *kept = Some(uploads),
         }
         published
+    }
+
+    fn tell(&self, retired: &Retired) {
+        retired.told().iter().for_each(|line| self.progress.tell(line));
     }
 
     /// Aborts uploads to S3 that are not completed, as far as that succeeds. To be called before a stager is dropped
@@ -333,7 +402,8 @@ impl Stager {
     }
 
     fn sender(&self, to: Destination, cloud: &Cloud) -> Arc<Sender> {
-        Sender::new(cloud, to, &self.run, &self.scratch, &self.progress, &self.trail, self.concurrency)
+        let keep_old = self.rules.lock().keep_old;
+        Sender::new(cloud, (to, keep_old), &self.run, &self.scratch, &self.progress, &self.trail, self.concurrency)
     }
 }
 

@@ -2,13 +2,19 @@
 //!
 //! A directory that the output does not have yet is renamed whole, so an empty output fills in as many steps as it
 //! has names. An entry that is in its place is never touched again, which makes the whole repeatable.
+//!
+//! Where results are replaced, the old manifest is moved aside first, so that it vouches for nothing, and read when all
+//! new results are there: what it lists and they do not have is removed. It stays aside until the new manifest is in
+//! place, so whatever ends this process in between, the next one to replace these results finds it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::inherit::set_mode;
 use super::manifest::{self, Incomplete, MANIFEST};
+use super::older::{self, Retired, WITHDRAWN};
 use super::plan::TOP;
-use super::publish::{Publication, as_far_as_kept, sync};
+use super::publish::{Publication, sync};
 use super::{StageError, Totals, outside};
 use crate::fs::Kind;
 use crate::sys::path::{self, FileKind, Stat};
@@ -42,8 +48,9 @@ impl Publication {
         }
     }
 
-    /// Renames everything into place. May be called again after an error.
-    pub(super) fn place(&mut self, incomplete: &[Incomplete]) -> Result<Totals, StageError> {
+    /// Renames everything into place. May be called again after an error. Results of before that these do not have are
+    /// removed unless `keep_old`. Without results there is no manifest either: it would stand in the way of the next ones.
+    pub(super) fn place(&mut self, keep_old: bool, incomplete: &[Incomplete]) -> Result<Totals, StageError> {
         if self.overwrite {
             self.withdraw_manifest()?;
         }
@@ -59,17 +66,52 @@ impl Publication {
             let directory = self.final_path(i);
             sync(&directory).map_err(outside("syncing", directory))?;
         }
-        self.place_manifest(incomplete)?;
-        Ok(self.plan.totals())
+        if self.overwrite {
+            self.retire(keep_old)?;
+        }
+        if !self.plan.is_empty() {
+            self.place_manifest(incomplete)?;
+        }
+        if self.overwrite {
+            self.forget_manifest()?;
+        }
+        Ok(self.totals())
     }
 
     /// An old manifest must not vouch for new files.
     fn withdraw_manifest(&self) -> Result<(), StageError> {
         let manifest = self.output.join(MANIFEST);
-        match path::remove_file(&manifest) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("removing", manifest)(e)),
+        match path::rename(&manifest, &self.output.join(WITHDRAWN)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("renaming", manifest)(e)),
             _ => sync(&self.output).map_err(outside("syncing", &self.output)),
         }
+    }
+
+    /// Removes what the old manifest lists and these results do not have.
+    fn retire(&mut self, keep_old: bool) -> Result<(), StageError> {
+        self.retired = match older::withdrawn(&self.output) {
+            Ok(None) => Retired::default(),
+            Ok(Some(older)) => {
+                let present = (TOP + 1..self.plan.entries.len()).map(|i| self.plan.path(i)).collect();
+                let retired = older.retire(&self.output, &present, keep_old);
+                retired.map_err(outside("removing results of before from", &self.output))?
+            }
+            Err(why) => Retired { unknown: Some(why.to_string()), ..Retired::default() },
+        };
+        Ok(())
+    }
+
+    /// Its results are replaced.
+    fn forget_manifest(&self) -> Result<(), StageError> {
+        let withdrawn = self.output.join(WITHDRAWN);
+        match path::remove_file(&withdrawn) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("removing", withdrawn)(e)),
+            _ => sync(&self.output).map_err(outside("syncing", &self.output)),
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        Totals { removed: self.retired.removed, kept: self.retired.kept.len() as u64, ..self.plan.totals() }
     }
 
     fn place_entry(&mut self, i: usize, changed: &mut Vec<usize>) -> Result<(), StageError> {
@@ -100,8 +142,8 @@ impl Publication {
     fn settle_directories(&self) -> Result<(), StageError> {
         for i in self.plan.of_kind(Kind::Directory).rev().filter(|&i| self.placed[i]) {
             let place = self.final_path(i);
-            let set = path::set_mode(&place, self.plan.entries[i].attr.mode);
-            as_far_as_kept(set).map_err(outside("writing", place))?;
+            let mode = self.inherited(i).directory_mode(self.plan.entries[i].attr.mode);
+            set_mode(&place, mode).map_err(outside("writing", place))?;
         }
         Ok(())
     }
@@ -111,8 +153,9 @@ impl Publication {
         let _ = path::remove_file(&from);
         let write = || {
             let file = path::create(&from, 0o600)?;
-            manifest::write(&file, &self.run, &self.plan, self.plan.totals(), &self.learnt, incomplete)?;
-            as_far_as_kept(path::set_mode(&from, self.plan.entries[TOP].attr.mode & 0o666))?;
+            let totals = self.totals();
+            manifest::write(&file, &self.run, &self.plan, totals, &self.learnt, (incomplete, &self.retired))?;
+            set_mode(&from, self.inherited(TOP).file_mode(self.plan.entries[TOP].attr.mode & 0o666))?;
             file.sync_all()
         };
         write().map_err(outside("writing", &to))?;

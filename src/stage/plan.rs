@@ -1,5 +1,6 @@
 //! What is to be published: names, attributes, totals; pure.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -23,19 +24,44 @@ pub(super) struct Entry {
 pub(super) struct Plan {
     pub(super) entries: Vec<Entry>,
     pub(super) skipped: Vec<Entry>,
+    /// By entry: what symbolic links say in the output.
+    pub(super) texts: HashMap<usize, OsString>,
+    /// Links that say something else in the scratch.
+    pub(super) rewritten: u64,
+    /// Entries that are links in the scratch.
+    pub(super) dereferenced: u64,
 }
 
 impl Plan {
     pub(super) fn new(top: Attr) -> Self {
-        Self { entries: vec![Entry { parent: TOP, name: OsString::new(), attr: top }], skipped: Vec::new() }
+        let entries = vec![Entry { parent: TOP, name: OsString::new(), attr: top }];
+        let (skipped, texts) = (Vec::new(), HashMap::new());
+        Self { entries, skipped, texts, rewritten: 0, dereferenced: 0 }
     }
 
-    pub(super) fn add(&mut self, parent: usize, name: &OsStr, attr: Attr) {
+    /// Adds a name; answers with its index unless it is skipped.
+    pub(super) fn add(&mut self, parent: usize, name: &OsStr, attr: Attr) -> Option<usize> {
         let entry = Entry { parent, name: name.to_owned(), attr };
         match attr.kind {
             Kind::File | Kind::Directory | Kind::Symlink => self.entries.push(entry),
-            Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => self.skipped.push(entry),
+            Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                self.skipped.push(entry);
+                return None;
+            }
         }
+        Some(self.entries.len() - 1)
+    }
+
+    /// Adds a symbolic link with this text.
+    pub(super) fn add_link(&mut self, parent: usize, name: &OsStr, attr: Attr, text: OsString) {
+        if let Some(entry) = self.add(parent, name, attr) {
+            self.texts.insert(entry, text);
+        }
+    }
+
+    /// Whether there is nothing to publish.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.len() == 1 && self.skipped.is_empty()
     }
 
     /// Path relative to the results.
@@ -66,6 +92,8 @@ impl Plan {
             symlinks: self.of_kind(Kind::Symlink).count() as u64,
             bytes: self.of_kind(Kind::File).map(|i| self.entries[i].attr.size).sum(),
             skipped: self.skipped.len() as u64,
+            rewritten: self.rewritten,
+            dereferenced: self.dereferenced,
             ..Totals::default()
         }
     }

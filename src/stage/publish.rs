@@ -1,9 +1,9 @@
 //! Results out of the scratch, into a hidden directory of the output.
 
-use std::ffi::{OsStr, OsString};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,12 +16,15 @@ use nix::unistd::{Gid, Uid, fchown, geteuid};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
+use super::inherit::{Inherited, make_child, set_mode};
 use super::manifest::{Learnt, MANIFEST, Sum};
+use super::older::{Retired, WITHDRAWN};
 use super::plan::{Plan, TOP};
-use super::{Hold, Progress, StageError, inside, outside, pool};
+use super::survey::{Dereference, View, survey};
+use super::{Progress, StageError, inside, outside, pool};
 use crate::fs::{Attr, FsError, Kind, Scratch};
 use crate::spec::RunId;
-use crate::sys::path;
+use crate::sys::path::{self, FileKind};
 
 /// What holes read as.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -39,6 +42,10 @@ pub(super) struct Publication {
     pub(super) learnt: Vec<Learnt>,
     /// By entry of the plan: whether it is in its place.
     pub(super) placed: Vec<bool>,
+    /// By entry: directories that the output had already, and the output itself.
+    inherited: HashMap<usize, Inherited>,
+    /// What became of the results before.
+    pub(super) retired: Retired,
     /// Whether the results are given up.
     stopped: Arc<AtomicBool>,
     /// `partial`, locked to tell preflight of other runs that it is in use. Released after `partial` is gone.
@@ -49,20 +56,21 @@ impl Publication {
     /// Writes and syncs everything below `from`.
     pub(super) fn write(
         output: &Path,
-        overwrite: bool,
+        (overwrite, dereference): (bool, bool),
         run: &RunId,
-        scratch: &Arc<Scratch>,
+        (scratch, view): (&Arc<Scratch>, &View),
         progress: &dyn Progress,
         from: u64,
         stopped: Arc<AtomicBool>,
     ) -> Result<Self, StageError> {
-        let mut holds = Vec::new();
-        let plan = survey(scratch, from, &mut holds)?;
+        let dereference = if dereference { Dereference::Astray } else { Dereference::Never };
+        let (plan, _holds) = survey(scratch, from, view, dereference)?;
         let mut publication = Self::begin(output, overwrite, run, plan, stopped)?;
         publication.check_places()?;
         publication.check_room()?;
         let totals = publication.plan.totals();
         progress.start("publishing", totals.files, totals.bytes);
+        publication.make_directories()?;
         let writer = Writer { to: &publication, scratch, progress, root: geteuid().is_root() };
         publication.learnt = writer.write()?;
         publication.check_places()?;
@@ -78,18 +86,13 @@ impl Publication {
         plan: Plan,
         stopped: Arc<AtomicBool>,
     ) -> Result<Self, StageError> {
-        let name = format!(".runseal-{run}.partial");
-        let reserved =
-            |entry: &super::plan::Entry| entry.parent == TOP && (entry.name == MANIFEST || entry.name == *name);
+        let name = hidden(run);
+        let own = |entry: &super::plan::Entry| [MANIFEST, WITHDRAWN, &name].iter().any(|own| entry.name == **own);
+        let reserved = |entry: &super::plan::Entry| entry.parent == TOP && own(entry);
         if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
             return Err(StageError::Reserved { path: plan.path_of(entry) });
         }
-        match path::make_directory(output, 0o700) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made
-                .and_then(|()| as_far_as_kept(path::set_mode(output, plan.entries[TOP].attr.mode & 0o777)))
-                .map_err(outside("creating", output))?,
-        }
+        make_output(output, plan.entries[TOP].attr.mode & 0o777).map_err(outside("creating", output))?;
         let partial = output.join(name);
         match path::make_directory(&partial, 0o700) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(StageError::Appeared { path: partial }),
@@ -98,9 +101,41 @@ impl Publication {
         let locked = path::open_directory(&partial).map_err(outside("opening", &partial))?;
         // Some network file systems have no locks; then only the message of preflight is less exact.
         let _ = locked.try_lock();
+        let inherited = Inherited::seen_in(output, &partial).map_err(outside("examining", output))?;
+        let inherited = HashMap::from([(TOP, inherited)]);
         let placed = vec![false; plan.entries.len()];
-        let (output, run) = (output.to_owned(), run.clone());
-        Ok(Self { output, overwrite, run, partial, plan, learnt: Vec::new(), placed, stopped, locked })
+        let (output, run, learnt, retired) = (output.to_owned(), run.clone(), Vec::new(), Retired::default());
+        Ok(Self { output, overwrite, run, partial, plan, learnt, placed, inherited, retired, stopped, locked })
+    }
+
+    /// What a result takes over from the directory of the output that it will be in.
+    pub(super) fn inherited(&self, entry: usize) -> Inherited {
+        let mut at = self.plan.entries[entry].parent;
+        loop {
+            match self.inherited.get(&at) {
+                Some(inherited) => return *inherited,
+                None => at = self.plan.entries[at].parent,
+            }
+        }
+    }
+
+    /// Makes every directory. What goes into one that the output has already is made in a child of that one.
+    fn make_directories(&mut self) -> Result<(), StageError> {
+        for i in self.plan.of_kind(Kind::Directory).collect::<Vec<_>>() {
+            let (copy, place) = (self.partial.join(self.plan.path(i)), self.output.join(self.plan.path(i)));
+            let there = self.overwrite && path::stat(&place).is_ok_and(|there| there.kind == FileKind::Directory);
+            if there {
+                let inherited = Inherited::from(&place).map_err(outside("examining", &place))?;
+                self.inherited.insert(i, inherited);
+            }
+            if there && make_child(&place, &hidden(&self.run), &copy).is_ok() {
+                continue;
+            }
+            let mode = self.inherited(i).directory_mode(self.plan.entries[i].attr.mode);
+            // With its final bits already: chmod(2) could take set-group-ID away.
+            path::make_directory(&copy, mode & 0o777 | 0o700).map_err(outside("creating", &place))?;
+        }
+        Ok(())
     }
 
     /// Whether what was written is still there to be renamed.
@@ -140,27 +175,6 @@ impl Drop for Publication {
     }
 }
 
-/// Reads the names below `from`, keeping every inode alive in `holds`.
-pub(super) fn survey(scratch: &Arc<Scratch>, from: u64, holds: &mut Vec<Hold>) -> Result<Plan, StageError> {
-    let mut plan = Plan::new(scratch.getattr(from).map_err(inside("examining", ""))?);
-    let mut next = TOP;
-    while next < plan.entries.len() {
-        let Attr { ino, kind, .. } = plan.entries[next].attr;
-        if kind == Kind::Directory {
-            let listed = scratch.readdirplus(ino, 0, &mut |entry, attr| {
-                if entry.name != b"." && entry.name != b".." {
-                    holds.push(Hold::new(scratch, attr.ino));
-                    plan.add(next, OsStr::from_bytes(entry.name), *attr);
-                }
-                true
-            });
-            listed.map_err(|e| inside("reading", plan.path(next))(e))?;
-        }
-        next += 1;
-    }
-    Ok(plan)
-}
-
 struct Writer<'a> {
     to: &'a Publication,
     scratch: &'a Scratch,
@@ -172,9 +186,6 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn write(&self) -> Result<Vec<Learnt>, StageError> {
         let plan = &self.to.plan;
-        for i in plan.of_kind(Kind::Directory) {
-            path::make_directory(&self.path(i), 0o700).map_err(self.outside("creating", i))?;
-        }
         let mut learnt = vec![Learnt::Nothing; plan.entries.len()];
         for i in plan.of_kind(Kind::Symlink) {
             learnt[i] = Learnt::Target(self.symlink(i)?);
@@ -198,9 +209,7 @@ impl Writer<'_> {
     }
 
     fn symlink(&self, i: usize) -> Result<OsString, StageError> {
-        let attr = &self.to.plan.entries[i].attr;
-        let target = self.scratch.readlink(attr.ino).map_err(self.inside("reading", i))?;
-        let (target, path) = (OsString::from_vec(target), self.path(i));
+        let (target, path) = (self.to.plan.texts[&i].clone(), self.path(i));
         path::make_symlink(&target, &path).map_err(self.outside("creating", i))?;
         self.own_and_date(i, &path)?;
         Ok(target)
@@ -211,7 +220,7 @@ impl Writer<'_> {
         let attr = &self.to.plan.entries[i].attr;
         let file = path::create(&self.path(i), 0o600).map_err(self.outside("creating", i))?;
         let sum = self.copy(buffer, i, &file)?;
-        self.finish(&file, attr).map_err(self.outside("writing", i))?;
+        self.finish(&file, attr, self.to.inherited(i)).map_err(self.outside("writing", i))?;
         let size = path::Stat::of(&file).map_err(self.outside("examining", i))?.size;
         let now = self.scratch.getattr(attr.ino).map_err(self.inside("examining", i))?;
         if (size, now.size, now.mtime) != (attr.size, attr.size, attr.mtime) {
@@ -248,13 +257,14 @@ impl Writer<'_> {
     }
 
     /// Gives a written file its size (a hole may be at its end), owner, bits and time, and syncs it.
-    fn finish(&self, file: &File, attr: &Attr) -> io::Result<()> {
+    fn finish(&self, file: &File, attr: &Attr, inherited: Inherited) -> io::Result<()> {
         file.set_len(attr.size)?;
         if self.root {
             // Before the bits: a new owner clears setuid.
-            as_far_as_kept(fchown(file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid))))?;
+            let group = inherited.group(attr.gid).map(Gid::from_raw);
+            as_far_as_kept(fchown(file, Some(Uid::from_raw(attr.uid)), group))?;
         }
-        as_far_as_kept(fchmod(file, Mode::from_bits_truncate(attr.mode)))?;
+        as_far_as_kept(fchmod(file, Mode::from_bits_truncate(inherited.file_mode(attr.mode))))?;
         let mtime = TimeSpec::new(attr.mtime.secs, attr.mtime.nanos.into());
         as_far_as_kept(futimens(file, &TimeSpec::UTIME_OMIT, &mtime))?;
         file.sync_all()
@@ -274,7 +284,8 @@ impl Writer<'_> {
     fn own_and_date(&self, i: usize, path: &Path) -> Result<(), StageError> {
         let attr = &self.to.plan.entries[i].attr;
         if self.root {
-            as_far_as_kept(path::set_owner(path, attr.uid, attr.gid)).map_err(self.outside("writing", i))?;
+            let group = self.to.inherited(i).group(attr.gid);
+            as_far_as_kept(path::set_owner(path, Some(attr.uid), group)).map_err(self.outside("writing", i))?;
         }
         let mtime = path::set_mtime(path, (attr.mtime.secs, attr.mtime.nanos));
         as_far_as_kept(mtime).map_err(self.outside("writing", i))
@@ -291,6 +302,23 @@ impl Writer<'_> {
 
     fn inside(&self, action: &'static str, i: usize) -> impl FnOnce(FsError) -> StageError {
         move |e| inside(action, self.to.plan.path(i))(e)
+    }
+}
+
+/// Name of what is not in its place yet.
+fn hidden(run: &RunId) -> String {
+    format!(".runseal-{run}.partial")
+}
+
+/// Makes the output if it is missing.
+fn make_output(output: &Path, mode: u32) -> io::Result<()> {
+    let mode = match output.parent().map(Inherited::from) {
+        Some(inherited) => inherited?.directory_mode(mode),
+        None => mode,
+    };
+    match path::make_directory(output, mode & 0o777) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| set_mode(output, mode)),
     }
 }
 

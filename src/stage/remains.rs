@@ -80,7 +80,8 @@ impl Publication {
             there => there?,
         };
         let is_link = there.kind == path::FileKind::Symlink;
-        let same = attr.size == there.size && (attr.mtime.secs, attr.mtime.nanos) == there.mtime;
+        let size = self.plan.texts.get(&i).map_or(attr.size, |text| text.len() as u64);
+        let same = size == there.size && (attr.mtime.secs, attr.mtime.nanos) == there.mtime;
         Ok(is_link == (attr.kind == Kind::Symlink) && same)
     }
 }

@@ -20,8 +20,9 @@ use super::buffers::{Buffer, Buffers};
 use super::checksum::crc64;
 use super::error::{inside, remote};
 use super::manifest::{Incomplete, MANIFEST, Sum};
+use super::older::{Older, Retired};
 use super::plan::{Plan, TOP};
-use super::publish::survey;
+use super::survey::{Dereference, View, survey};
 use super::target::{keys, part_size};
 use super::tasks::{self, OnError};
 use super::{Hold, Progress, StageError, Totals, record_call};
@@ -53,6 +54,10 @@ pub(super) struct Uploads {
     pub(super) objects: Vec<Arc<Outgoing>>,
     /// The empty manifest that has replaced an old one.
     pub(super) withdrawn: Option<(UploadTarget, Stored)>,
+    /// What the old one listed, or why nobody knows; `None` if it has not been looked for.
+    pub(super) older: Option<Result<Older, String>>,
+    /// What became of the results before.
+    pub(super) retired: Retired,
     /// What was made visible and is no result any more.
     pub(super) strays: Vec<(UploadTarget, Stored)>,
     /// Keeps every inode.
@@ -66,6 +71,8 @@ pub(super) struct Sender {
     pub(super) progress: Arc<dyn Progress>,
     pub(super) trail: Arc<Trail>,
     pub(super) to: Destination,
+    /// Whether results of before stay that these do not replace.
+    pub(super) keep_old: bool,
     pub(super) run: RunId,
     pub(super) buffers: Arc<Buffers>,
     pub(super) concurrency: usize,
@@ -104,9 +111,14 @@ pub(super) struct State {
 
 impl Uploads {
     /// Looks at everything below `from`.
-    pub(super) fn survey(scratch: &Arc<Scratch>, from: u64, to: &S3Uri) -> Result<Self, StageError> {
-        let mut holds = Vec::new();
-        let plan = survey(scratch, from, &mut holds)?;
+    pub(super) fn survey(
+        scratch: &Arc<Scratch>,
+        from: u64,
+        view: &View,
+        dereference: Dereference,
+        to: &S3Uri,
+    ) -> Result<Self, StageError> {
+        let (plan, holds) = survey(scratch, from, view, dereference)?;
         let reserved = |entry: &super::plan::Entry| entry.parent == TOP && entry.name == MANIFEST;
         if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
             return Err(StageError::Reserved { path: plan.path_of(entry) });
@@ -116,12 +128,14 @@ impl Uploads {
             Some(Arc::new(Outgoing::new(&plan, entry, target)))
         });
         let objects = objects.collect();
-        Ok(Self { plan, objects, withdrawn: None, strays: Vec::new(), _holds: holds })
+        let (older, retired) = (None, Retired::default());
+        Ok(Self { plan, objects, withdrawn: None, older, retired, strays: Vec::new(), _holds: holds })
     }
 
     /// Takes over what `old` had done for files that are still the same. Answers with uploads that are of no use now.
     pub(super) fn take_over(&mut self, old: &Uploads) -> Vec<(UploadTarget, String)> {
         (self.withdrawn, self.strays) = (old.withdrawn.clone(), old.strays.clone());
+        self.older = old.older.clone();
         let mut old: HashMap<_, _> = old.objects.iter().map(|object| (&object.target.key, object)).collect();
         for object in &mut self.objects {
             let Some(before) = old.remove(&object.target.key) else { continue };
@@ -156,7 +170,8 @@ impl Uploads {
     pub(super) fn totals(&self) -> Totals {
         let plan = self.plan.totals();
         let renamed = self.objects.iter().filter(|object| object.is_renamed(&self.plan));
-        Totals { listed_only: plan.symlinks, renamed: renamed.count() as u64, ..plan }
+        let (removed, kept) = (self.retired.removed, self.retired.kept.len() as u64);
+        Totals { listed_only: plan.symlinks, renamed: renamed.count() as u64, removed, kept, ..plan }
     }
 }
 
@@ -172,7 +187,7 @@ impl Drop for Uploads {
 impl Sender {
     pub(super) fn new(
         cloud: &Cloud,
-        to: Destination,
+        (to, keep_old): (Destination, bool),
         run: &RunId,
         scratch: &Arc<Scratch>,
         progress: &Arc<dyn Progress>,
@@ -185,6 +200,7 @@ impl Sender {
             progress: Arc::clone(progress),
             trail: Arc::clone(trail),
             to,
+            keep_old,
             run: run.clone(),
             buffers: Arc::default(),
             concurrency,
@@ -213,9 +229,15 @@ impl Sender {
                 Some(_) => {}
             }
         }
-        self.manifest(uploads, incomplete).await?;
+        if self.to.settings.overwrite {
+            self.retire(uploads).await?;
+        }
+        match uploads.plan.is_empty() {
+            false => self.manifest(uploads, incomplete).await?,
+            true => self.remove_manifest(uploads).await?,
+        }
         self.progress.finish();
-        Ok(totals)
+        Ok(uploads.totals())
     }
 
     /// Sends the parts of all large objects.

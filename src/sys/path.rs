@@ -3,10 +3,10 @@
 //! Every function goes as far as one call reaches, holds that directory open, and continues from there. The last
 //! component is never followed when it is a symbolic link, except by [`stat_followed`].
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -174,10 +174,10 @@ pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     Ok(stat::fchmodat(&at, at.rest, bits, stat::FchmodatFlags::FollowSymlink)?)
 }
 
-/// `lchown(2)`.
-pub fn set_owner(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+/// `lchown(2)`; `None` leaves a value alone.
+pub fn set_owner(path: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     let at = Reached::by(path)?;
-    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
     Ok(unistd::fchownat(&at, at.rest, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
@@ -258,6 +258,16 @@ pub fn shown(path: &Path) -> String {
         if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
     }
     text
+}
+
+/// For a system call that takes no directory: `call` gets a path that is short enough.
+pub(super) fn with_short<T>(path: &Path, call: impl FnOnce(&CStr) -> io::Result<T>) -> io::Result<T> {
+    let at = Reached::by(path)?;
+    let path = match &at.directory {
+        None => at.rest.to_owned(),
+        Some(directory) => Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())).join(at.rest),
+    };
+    call(&CString::new(path.into_os_string().into_vec())?)
 }
 
 /// The last directory of a long path that was opened, and what remains to be named from there.

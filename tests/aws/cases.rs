@@ -33,7 +33,7 @@ use runseal::audit::Trail;
 use runseal::policy::{KeySource, Place, Statement, Use, write};
 use runseal::preflight::{AwsDetails, Cleared, Code, Finding, Report, Request, check};
 use runseal::s3::{Cause, PolicyKind, SseAlgorithm, UploadSettings, UploadTarget};
-use runseal::spec::{InputSpec, Location, S3Uri};
+use runseal::spec::{InputSpec, Location, S3Uri, StagingRules};
 
 use crate::aws_double::{
     ACCOUNT, Denial, Double, Effect, Encryption, FOREIGN_ACCOUNT, Fault, INPUT_KEY, Layer, OUTPUT_KEY, Persona, REGION,
@@ -76,6 +76,7 @@ impl Site {
             inputs: &[input],
             output: Some(&output),
             uploads: &self.uploads,
+            rules: StagingRules::default(),
             run_key: None,
             explain: false,
             space: 1 << 40,

@@ -14,7 +14,7 @@ use runseal::audit::Trail;
 use runseal::policy::{KeySource, Place, Use, write};
 use runseal::preflight::{Cleared, Code, Report, Request, check};
 use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints, PolicyKind, SseAlgorithm, UploadSettings};
-use runseal::spec::{InputSpec, Location};
+use runseal::spec::{InputSpec, Location, StagingRules};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -119,6 +119,7 @@ impl Ministack {
             inputs: &[input],
             output: Some(&output),
             uploads,
+            rules: StagingRules::default(),
             run_key: None,
             explain: false,
             space: 1 << 40,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use runseal::audit::Trail;
 use runseal::preflight::{Cleared, Code, Finding, Outcome, Report, Request, check};
 use runseal::s3::{Cause, Cloud, Credentials, PolicyKind, SseAlgorithm, UploadSettings};
-use runseal::spec::{AuditDestination, InputSpec, Location};
+use runseal::spec::{AuditDestination, InputSpec, Location, StagingRules};
 
 use crate::aws_double::{
     Denial, Double, Effect, Encryption, FOREIGN_ACCOUNT, Fault, Grant, INPUT_KEY, KeyState, Layer, MANAGED_KEY,
@@ -72,6 +72,7 @@ impl Bench {
             inputs: &inputs,
             output: output.as_ref(),
             uploads: &self.uploads,
+            rules: StagingRules::default(),
             run_key: self.run_key,
             explain: self.explain,
             space: self.space,
@@ -486,6 +487,7 @@ fn an_upload_that_cannot_be_aborted_is_named() {
         inputs: &[],
         output: Some(&output),
         uploads: &UploadSettings::default(),
+        rules: StagingRules::default(),
         run_key: None,
         explain: false,
         space: PLENTY,

@@ -127,8 +127,9 @@ fn a_run_stages_from_s3_and_publishes_to_it() {
 fn a_run_may_have_no_inputs_and_no_results() {
     require_host!();
     let site = Site::new();
-    site.run(&["--output", "s3://outputs/out/"], "true").expect(0, &[]);
-    assert_eq!(site.double.keys("outputs"), [MANIFEST]);
+    site.run(&["--output", "s3://outputs/out/"], "true").expect(73, &["--allow-empty"]);
+    site.run(&["--allow-empty", "--output", "s3://outputs/out/"], "true").expect(0, &[]);
+    assert_eq!(site.double.keys("outputs"), [""; 0], "nothing stands in the way of the next run");
     assert_eq!(site.double.count("GetObject"), 0);
 }
 
@@ -611,4 +612,40 @@ fn a_role_is_taken_for_the_whole_run() {
     site.run(&flags, "true").expect(0, &[]);
     let identity = site.report("report.json")["aws"]["identity"].as_str().expect("who").to_owned();
     assert!(identity.contains("assumed-role") && identity.contains(&id), "{identity}");
+}
+
+// promise: S-113
+#[test]
+fn replacing_results_removes_objects_of_before_or_tells_why_not() {
+    require_host!();
+    let site = Site::new();
+    let flags = ["--output", "s3://outputs/out/"];
+    let replace = [&flags[..], &["--overwrite"]].concat();
+    site.run(&flags, "cd \"$RUNSEAL_OUTPUT\"; echo 1 >a; echo 1 >b; mkdir hollow").expect(0, &[]);
+    site.double.put("outputs", "out/foreign", "mine");
+    site.run(&replace, "echo 2 >\"$RUNSEAL_OUTPUT/a\"").expect(0, &["were removed: 1"]);
+    assert_eq!(site.double.keys("outputs"), ["out/a", "out/foreign", MANIFEST]);
+    let conditions: Vec<_> =
+        site.double.calls_of("DeleteObject").iter().map(|call| call.header("if-match").is_some()).collect();
+    assert_eq!(conditions, [true, true], "of exactly the object that was listed");
+
+    site.double.change(|world| {
+        let denial = Denial::of("s3:DeleteObject").worded(Wording::Explicit(Layer::Identity));
+        world.persona("runner").deny(denial);
+    });
+    let said = site.run(&replace, "echo 3 >\"$RUNSEAL_OUTPUT/c\"");
+    said.expect(0, &["may not remove them: 1 (a)"]);
+    assert_eq!(site.double.read("outputs", "out/a").expect("kept"), "2\n");
+}
+
+// promise: S-112
+#[test]
+fn links_between_results_are_uploaded_as_what_they_lead_to_if_asked() {
+    require_host!();
+    let site = Site::new();
+    let script = "cd \"$RUNSEAL_OUTPUT\"; echo x >real; ln -s \"$PWD/real\" link; ln -s \"$RUNSEAL_SCRATCH/work/f\" far; \
+                  echo far >\"$RUNSEAL_SCRATCH/work/f\"";
+    site.run(&["--dereference", "--output", "s3://outputs/out/"], script).expect(0, &[]);
+    assert_eq!(site.double.read("outputs", "out/link").expect("uploaded"), "x\n");
+    assert_eq!(site.double.read("outputs", "out/far").expect("uploaded"), "far\n");
 }

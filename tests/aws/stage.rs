@@ -9,7 +9,7 @@ use runseal::crypt::Keyring;
 use runseal::fs::{Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Request, check};
 use runseal::s3::{Cause, Cloud, UploadSettings};
-use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock};
+use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock, StagingRules};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;
 
@@ -76,6 +76,7 @@ impl Site {
             inputs: &inputs,
             output: output.as_ref(),
             uploads: &UploadSettings::default(),
+            rules: StagingRules::default(),
             run_key: None,
             explain: false,
             space: u64::MAX,

@@ -8,6 +8,7 @@ mod held;
 mod hosts;
 mod losses;
 mod mounts;
+mod results;
 mod runs;
 mod signals;
 mod usage;

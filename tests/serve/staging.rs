@@ -135,6 +135,24 @@ fn a_run_is_staged_and_published_even_if_the_service_dies_in_between() {
     site.assert_nothing_left(&id);
 }
 
+// promise: S-110
+#[test]
+fn an_empty_output_is_held_until_it_is_allowed() {
+    require_host!();
+    let site = Site::new("");
+    let id = site.node.fresh_id();
+    site.node.must("POST", "/v1/runs", &site.request(&id).to_string());
+    fs::write(site.mountpoint(&id).join("work/result"), "forgotten").expect("written");
+    let publish = format!("/v1/runs/{id}/publish");
+    let said = site.node.must_not("POST", &publish, "", "held");
+    assert!(said.contains("work: 1 file of 9 B"), "{said}");
+    assert_eq!(site.node.must("GET", &format!("/v1/runs/{id}"), "")["state"], "held");
+    assert_eq!(site.node.must("POST", &publish, "{\"allow_empty\": true}")["state"], "published");
+    assert_eq!(site.double.keys("outputs"), [""; 0], "no manifest stands in the way of the next run");
+    site.node.must("DELETE", &format!("/v1/runs/{id}"), "");
+    site.assert_nothing_left(&id);
+}
+
 // promise: S-87
 #[test]
 fn what_stands_in_the_way_comes_back_with_its_repair() {
@@ -254,6 +272,7 @@ fn users_have_neither_the_paths_nor_the_credentials_of_the_node() {
 
     let made = as_alice(&own).expect("as before");
     assert_eq!((made.status, &made.body["user"]), (201, &ALICE.into()), "{made:?}");
+    fs::write(site.mountpoint(&id).join("output/result"), "").expect("written");
     for (user, path) in [(BOB, "publish"), (BOB, "resume")] {
         let answer = site.node.call_as(user, "POST", &format!("/v1/runs/{id}/{path}"), "{}").expect("as before");
         answer.expect_problem("not-found");
@@ -322,6 +341,7 @@ fn a_held_run_of_the_service_is_resumed_from_the_command_line() {
     let id = site.node.fresh_id();
     let path = format!("/v1/runs/{id}");
     site.node.must("POST", "/v1/runs", &site.request(&id).to_string());
+    fs::write(site.mountpoint(&id).join("output/result"), "").expect("written");
     site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Disabled);
     site.node.must_not("POST", &format!("{path}/publish"), "", "held");
     site.double.change(|world| world.key(OUTPUT_KEY).state = KeyState::Enabled);

@@ -2,7 +2,10 @@
 
 mod bucket;
 mod fetch;
+mod inherited;
+mod links;
 mod objects;
+mod older;
 mod publish;
 mod round_trip;
 mod support;

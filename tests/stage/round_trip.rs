@@ -84,7 +84,7 @@ fn make(root: &Path, ops: &[Op]) {
     let all: Vec<PathBuf> = tree(root).into_keys().collect();
     for (i, relative) in all.iter().enumerate().rev().filter(|(_, relative)| !relative.as_os_str().is_empty()) {
         if geteuid().is_root() {
-            path::set_owner(&root.join(relative), 1000 + i as u32 % 3, 2000 + i as u32 % 2).unwrap();
+            path::set_owner(&root.join(relative), Some(1000 + i as u32 % 3), Some(2000 + i as u32 % 2)).unwrap();
         }
         path::set_mtime(&root.join(relative), (1_000_000_000 - i as i64 * 1_000_000, i as u32 + 1)).unwrap();
     }

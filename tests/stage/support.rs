@@ -15,8 +15,8 @@ use runseal::crypt::Keyring;
 use runseal::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Cleared, Report, Request};
 use runseal::s3::{Cloud, UploadSettings};
-use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock};
-use runseal::stage::{Progress, StageError, Stager, Totals};
+use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock, StagingRules};
+use runseal::stage::{Progress, StageError, Stager, Totals, View};
 use runseal::store::Store;
 use runseal::sys::path::{self, FileKind};
 use sha2::{Digest, Sha256};
@@ -26,6 +26,8 @@ use crate::bucket::Bucket;
 pub const RUN: &str = "test-run";
 pub const PARTIAL: &str = ".runseal-test-run.partial";
 pub const MANIFEST: &str = "runseal-manifest.json";
+/// Where a command sees the scratch of [`Place::run_publisher`].
+pub const MOUNT: &str = "/run/scratch";
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 /// `in/` for inputs and `out/` for results below a temporary directory, and a scratch.
@@ -38,8 +40,19 @@ pub struct Place {
 
 /// Local inputs and output only.
 pub fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u64) -> Result<Cleared, Report> {
+    check_by(inputs, output, overwrite, StagingRules::default(), space)
+}
+
+/// The same by other rules.
+pub fn check_by(
+    inputs: &[InputSpec],
+    output: Option<&Path>,
+    overwrite: bool,
+    rules: StagingRules,
+    space: u64,
+) -> Result<Cleared, Report> {
     let output = output.map(|path| Location::Path(path.to_owned()));
-    check_with(None, inputs, output.as_ref(), overwrite, space)
+    check_with(None, inputs, output.as_ref(), overwrite, rules, space)
 }
 
 /// Inputs and output in `bucket` too.
@@ -49,7 +62,18 @@ pub fn check_in(
     output: Option<&Location>,
     overwrite: bool,
 ) -> Result<Cleared, Report> {
-    check_with(Some(&bucket.cloud()), inputs, output, overwrite, u64::MAX)
+    check_in_by(bucket, inputs, output, overwrite, StagingRules::default())
+}
+
+/// The same by other rules.
+pub fn check_in_by(
+    bucket: &Arc<Bucket>,
+    inputs: &[InputSpec],
+    output: Option<&Location>,
+    overwrite: bool,
+    rules: StagingRules,
+) -> Result<Cleared, Report> {
+    check_with(Some(&bucket.cloud()), inputs, output, overwrite, rules, u64::MAX)
 }
 
 fn check_with(
@@ -57,6 +81,7 @@ fn check_with(
     inputs: &[InputSpec],
     output: Option<&Location>,
     overwrite: bool,
+    rules: StagingRules,
     space: u64,
 ) -> Result<Cleared, Report> {
     let request = Request {
@@ -64,6 +89,7 @@ fn check_with(
         inputs,
         output,
         uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
+        rules,
         run_key: None,
         explain: false,
         space,
@@ -115,6 +141,22 @@ impl Place {
     pub fn publisher(&self, overwrite: bool, progress: &Arc<Hooks>) -> Stager {
         let cleared = self.check(&[], overwrite);
         Stager::new(cleared, Arc::clone(&self.scratch), RUN.parse().unwrap(), Arc::clone(progress) as _, Arc::default())
+    }
+
+    /// A stager for [`Place::results`] below the directory `output` of the scratch, as a run has it, by these rules.
+    pub fn run_publisher(&self, overwrite: bool, rules: StagingRules, progress: &Arc<Hooks>) -> Stager {
+        let cleared = check_by(&[], Some(&self.output("")), overwrite, rules, u64::MAX);
+        let cleared = cleared.unwrap_or_else(|report| panic!("{report}"));
+        let progress = Arc::clone(progress) as _;
+        let stager = Stager::new(cleared, Arc::clone(&self.scratch), RUN.parse().unwrap(), progress, Arc::default());
+        stager.with_view(View { mountpoint: MOUNT.into(), aliases: vec![("/tmp".into(), "/run/scratch/tmp".into())] })
+    }
+
+    /// A symbolic link of the scratch.
+    pub fn link(&self, path: &str, text: &str) {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let made = self.scratch.symlink(self.find(parent), name.as_bytes(), text.as_bytes(), &CALLER).unwrap();
+        self.scratch.forget(made.ino, 1);
     }
 
     pub fn fetch(&self) -> Result<Totals, StageError> {
@@ -221,6 +263,8 @@ pub struct Hooks {
     pub expected: AtomicU64,
     pub bytes: AtomicU64,
     pub files: AtomicU64,
+    /// What was told.
+    pub told: Mutex<Vec<String>>,
 }
 
 impl Hooks {
@@ -267,6 +311,10 @@ impl Progress for Hooks {
 
     fn file_done(&self) {
         self.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn tell(&self, line: &str) {
+        self.told.lock().push(line.to_owned());
     }
 
     fn finish(&self) {

@@ -1,0 +1,73 @@
+//! What a new name takes over from the directory it is made in, as mkdir(2) and open(2) have it: the group where the
+//! directory is set-group-ID, that bit, and the default ACL. chmod(2) and chown(2) afterwards must not undo it.
+
+use std::io;
+use std::path::Path;
+
+use nix::unistd::getegid;
+
+use super::publish::as_far_as_kept;
+use crate::fs::acl_permissions;
+use crate::sys::acl;
+use crate::sys::path::{self, Stat};
+
+/// Permission bits that are no permissions: set-user-ID, set-group-ID, sticky.
+const SPECIAL: u32 = 0o7000;
+const SET_GROUP_ID: u32 = 0o2000;
+
+/// Of one directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Inherited {
+    /// Its group, if new names get it.
+    group: Option<u32>,
+    /// `02000` if new directories get it.
+    set_group_id: u32,
+    /// What its default ACL leaves of permissions; `0777` without one.
+    permissions: u32,
+}
+
+impl Inherited {
+    /// Looks at `directory`, which is followed.
+    pub(super) fn from(directory: &Path) -> io::Result<Self> {
+        let Stat { mode, gid, .. } = path::stat_followed(directory)?;
+        let permissions = acl::default_acl(directory)?.and_then(|acl| acl_permissions(&acl).ok().flatten());
+        let set_group_id = mode & SET_GROUP_ID;
+        let group = (set_group_id != 0).then_some(gid);
+        Ok(Self { group, set_group_id, permissions: permissions.unwrap_or(0o777) })
+    }
+
+    /// As [`Inherited::from`], for a directory in which `made` was just made: some file systems give new names the group
+    /// of the directory always (`grpid`).
+    pub(super) fn seen_in(directory: &Path, made: &Path) -> io::Result<Self> {
+        let (inherited, made) = (Self::from(directory)?, path::stat(made)?);
+        let by_mount = (made.gid != getegid().as_raw()).then_some(made.gid);
+        Ok(Self { group: inherited.group.or(by_mount), ..inherited })
+    }
+
+    /// Bits of a file that would have `mode` elsewhere.
+    pub(super) fn file_mode(&self, mode: u32) -> u32 {
+        mode & (self.permissions | SPECIAL)
+    }
+
+    /// Bits of a directory that would have `mode` elsewhere.
+    pub(super) fn directory_mode(&self, mode: u32) -> u32 {
+        self.file_mode(mode) | self.set_group_id
+    }
+
+    /// The group to give to what would have `gid` elsewhere; `None` leaves it as it is.
+    pub(super) fn group(&self, gid: u32) -> Option<u32> {
+        if self.group.is_some() { None } else { Some(gid) }
+    }
+}
+
+/// Makes the directory `copy` with all that it inherits as a child of `model`: it is made there, as `hidden`, and moved.
+pub(super) fn make_child(model: &Path, hidden: &str, copy: &Path) -> io::Result<()> {
+    let made = model.join(hidden);
+    path::make_directory(&made, 0o700)?;
+    path::rename(&made, copy).inspect_err(|_| drop(path::remove_directory(&made)))
+}
+
+/// `chmod(2)` where it changes anything: done by somebody who is not in the group, it takes set-group-ID away.
+pub(super) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    if path::stat(path)?.mode == mode { Ok(()) } else { as_far_as_kept(path::set_mode(path, mode)) }
+}
