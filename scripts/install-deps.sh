@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 needs=(
     cc:gcc setfacl:acl setfattr:attr sqlite3:sqlite3 git:git unshare:util-linux setpriv:util-linux findmnt:util-linux
     mount:mount losetup:mount mkfs.ext4:e2fsprogs ps:procps perl:perl bowtie2:bowtie2 samtools:samtools
-    busybox:busybox-static debootstrap:debootstrap openssl:openssl curl:curl
+    rsync:rsync busybox:busybox-static debootstrap:debootstrap openssl:openssl curl:curl
 )
 missing=()
 for need in "${needs[@]}"; do

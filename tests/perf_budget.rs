@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::unistd::{Whence, lseek};
 use runseal::backing::{AnonBacking, Backing, MemoryBacking};
 use runseal::crypt::Keyring;
 use runseal::fs::{Scratch, ScratchOptions};
@@ -172,6 +173,31 @@ fn small_appends_are_gathered_before_they_are_encrypted() {
     });
     at_most(&requests, &[("GETXATTR", 1), ("WRITE", 8), ("SETATTR", 2), ("FSYNC", 1)]);
     assert!(spent.bytes_encrypted <= 2 * 5000 * 200, "{spent:?}");
+}
+
+/// A hole is reported after one look at what the kernel holds, and what it holds there is nothing.
+#[test]
+fn a_sparse_file_is_searched_in_one_request_for_each_end_of_a_hole() {
+    let Some(mounted) = Mounted::new() else { return };
+    let path = mounted.path("sparse");
+    let file = File::create(&path).expect("a file");
+    let extents = 50;
+    for n in 0..extents {
+        file.write_all_at(&[7; KIB4], (n * MIB) as u64).expect("a write");
+    }
+    drop(file);
+    let file = File::open(&path).expect("it exists");
+    let (requests, spent) = mounted.during(|| {
+        let (mut at, mut found) = (0, 0);
+        while let Ok(data) = lseek(&file, at, Whence::SeekData) {
+            at = lseek(&file, data, Whence::SeekHole).expect("a hole");
+            assert_eq!(at - data, KIB4 as i64);
+            found += 1;
+        }
+        assert_eq!(found, extents);
+    });
+    at_most(&requests, &[("LSEEK", 2 * extents as u64 + 1), ("GETATTR", 1)]);
+    assert_eq!(spent, StoreStats::default());
 }
 
 /// So many writes of so many bytes in all.

@@ -24,8 +24,9 @@ use super::cpu_latency::CpuLatency;
 use super::errno::errno;
 use super::gate::Gate;
 use super::init::{Negotiated, negotiate};
-use super::notifier::{Notice, Notices};
+use super::notifier::{Notice, Notices, pass_on};
 use super::requester::standing;
+use super::seek::{Seek, Wanted};
 use crate::fs::{Attr, Caller, Change, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
 use crate::units::SECTOR;
 
@@ -85,8 +86,14 @@ impl Adapter {
     }
 
     /// Takes set-user-ID and set-group-ID away if `change` by the sender of `request` does (HANDLE_KILLPRIV_V2).
+    /// The kernel remembers the mode across changes of contents, and executes by what it remembers: it forgets first.
     fn kill_suidgid(&self, request: &Request, ino: INodeNo, change: Change) -> Result<(), FsError> {
-        self.scratch.kill_suidgid(ino.0, change, |uid, gid| standing(request, uid, gid)).map(drop)
+        if self.scratch.kill_suidgid(ino.0, change, |uid, gid| standing(request, uid, gid))?
+            && change == Change::Contents
+        {
+            self.shared.notices.send(Notice::Attributes(ino.0));
+        }
+        Ok(())
     }
 
     /// Counts a request whose caller waits for the answer: all but FORGET.
@@ -558,11 +565,24 @@ impl Filesystem for Adapter {
         self.gate.look();
     }
 
-    /// `ENOSYS`, after which the kernel reports everything up to the size as data. It does not write its dirty pages
-    /// before it asks, so a true answer here would show them as holes.
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+    /// A worker finds data; before a hole is reported the kernel writes what it holds there, which it sends to workers.
+    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         self.count(Opcode::Lseek);
-        reply.error(Errno::ENOSYS);
+        let Some(wanted) = Wanted::decode(whence) else { return reply.error(Errno::EINVAL) };
+        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let seek = Seek { scratch: self.scratch.clone(), ino: ino.0, from };
+        match seek.in_data() {
+            Err(error) => reply.error(errno(&error)),
+            Ok(true) if wanted == Wanted::Data => reply.offset(offset),
+            Ok(_) => self.shared.notices.send(Notice::Task(Box::new(move |notifier| {
+                let flush = |range| pass_on(notifier, Notice::Range(ino.0, range));
+                match seek.find(wanted, flush) {
+                    Ok(Some(found)) => reply.offset(found as i64),
+                    Ok(None) => reply.error(Errno::ENXIO),
+                    Err(error) => reply.error(errno(&error)),
+                }
+            }))),
+        }
     }
 
     fn copy_file_range(

@@ -10,6 +10,7 @@
 //! | `session` | [`Mount`]: mount, serve, detach, abort |
 //! | `gate` | what the kernel accepts must have room: `ENOSPC` at write(2) |
 //! | `notifier` | tells the kernel what it must forget |
+//! | `seek` | SEEK_DATA and SEEK_HOLE |
 //! | `bdi` | how much the kernel reads ahead and how much it keeps dirty |
 //! | `requester` | who sent a request, where its header does not say enough |
 //! | `cpu_latency` | processors that wake fast while requests come one after another |
@@ -31,6 +32,7 @@ mod mountpoint;
 mod notifier;
 mod options;
 mod requester;
+mod seek;
 mod session;
 
 pub use mountpoint::detach_stale;

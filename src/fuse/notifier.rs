@@ -71,9 +71,17 @@ impl Notices {
 }
 
 fn tell(notifier: &Notifier, notice: Notice) {
+    if let Err(error) = pass_on(notifier, notice) {
+        // The session is ending.
+        tracing::debug!(%error, "the kernel took no notice");
+    }
+}
+
+/// Tells a notice at once; what is about a range, not from a worker.
+pub(super) fn pass_on(notifier: &Notifier, notice: Notice) -> io::Result<()> {
     /// Behind the attributes, no range.
     const ATTRIBUTES_ONLY: i64 = -1;
-    let told = match notice {
+    match notice {
         Notice::Attributes(ino) => notifier.inval_inode(INodeNo(ino), ATTRIBUTES_ONLY, 0),
         Notice::Range(ino, range) => {
             let (start, end) = (range.start.min(i64::MAX as u64), range.end.min(i64::MAX as u64));
@@ -85,10 +93,6 @@ fn tell(notifier: &Notifier, notice: Notice) {
             task(notifier);
             Ok(())
         }
-    };
-    if let Err(error) = told {
-        // The session is ending.
-        tracing::debug!(%error, "the kernel took no notice");
     }
 }
 

@@ -12,6 +12,7 @@ mod names;
 mod overlay;
 mod programs;
 mod space;
+mod sparse;
 mod suidgid;
 mod suites;
 mod torture;

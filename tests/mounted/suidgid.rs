@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 use crate::fixture::{mount_options, skip, succeed};
 
 /// Prints one line for each call, caller and mode: what became of the mode, and whether the file capability is left.
@@ -134,6 +136,24 @@ fn every_call_by_everybody_takes_away_what_it_does_on_a_local_file_system() {
     let different: Vec<_> = pairs.filter(|(theirs, ours)| comparable(theirs) != comparable(ours)).collect();
     assert!(different.is_empty(), "local and sealed differ: {different:#?}");
     assert!(ours.iter().all(|row| supported(&row)), "something is not offered");
+}
+
+/// Programs are executed by the mode that the kernel remembers, and a look at the mode alone shows that one.
+// promise: S-23
+#[test]
+fn the_kernel_forgets_bits_that_a_change_has_cleared() {
+    let Some(scratch) = mount_options(&["suid"]) else { return };
+    let direct = "fd = os.open('f', os.O_RDWR | os.O_DIRECT); page = mmap.mmap(-1, 4096); os.pwrite(fd, page, 0)";
+    let cached = "fd = os.open('f', os.O_WRONLY); os.write(fd, b'new')";
+    let allocate = "fd = os.open('f', os.O_RDWR); os.posix_fallocate(fd, 0, 65536)";
+    let copy = "fd = os.open('f', os.O_WRONLY); os.copy_file_range(os.open('source', os.O_RDONLY), fd, 4096)";
+    scratch.sh("head -c 8192 /dev/zero >source; chmod 644 source");
+    for change in [direct, cached, allocate, copy] {
+        scratch.sh("rm -f f; head -c 8192 /dev/zero >f; chmod 6777 f; stat f");
+        scratch.python(&format!("import mmap\nos.setgroups([]); os.setgid(4104); os.setuid(4104)\n{change}"));
+        let seen = rustix::fs::statx(rustix::fs::CWD, scratch.path("f"), AtFlags::empty(), StatxFlags::MODE);
+        assert_eq!(seen.expect("statx").stx_mode & 0o7777, 0o777, "{change}");
+    }
 }
 
 /// The kernel's FUSE takes the capability away before it asks whether the owner may be changed.
