@@ -104,6 +104,9 @@ fn as_line(record: &Record, answer: &Result<Report, String>) -> String {
             let phase = phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or("starting").to_owned();
             match &report.held {
                 Some(problem) if phase == "held" => format!("held ({problem})"),
+                _ if phase == "unmounted" => format!(
+                    "unmounted, but alive for an open file or in another mount namespace (`runseal end {run_id}` ends it)"
+                ),
                 _ => phase,
             }
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::exit;
 use crate::run::error::{PreflightReport, RunError};
 use crate::run::{self, AWS_OWNED, Check, CheckOutcome, Evidence, Profile};
-use crate::spec::{KmsKey, RescueSpec, RunSpec};
+use crate::spec::{KmsKey, RescueSpec, RunSpec, TmpPolicy};
 
 use super::{Failure, aws, store};
 
@@ -59,8 +59,8 @@ pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
     let aws::Data { inputs, output, overwrite, rules } = args.data.into_data()?;
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let (id, store) = args.store.into_spec()?;
-    let (report, rescue, command) = (None, RescueSpec::default(), Vec::new());
-    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, audit, report, rescue, command };
+    let (tmp, report, rescue, command) = (TmpPolicy::default(), None, RescueSpec::default(), Vec::new());
+    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, command };
     let checked = match (&args.key, args.profile) {
         (Some(key), Some(profile)) => run::check_key(&spec, key, profile),
         _ if spec.inputs.is_empty() && spec.output.is_none() && spec.aws.run_key.is_none() => {

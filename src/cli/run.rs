@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec};
+use crate::spec::{AwsSpec, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec, TmpPolicy};
 
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
@@ -48,6 +48,9 @@ pub struct RunArgs {
     /// `hold` them, since they may depend on it, or `warn` and publish. Results that lost data themselves are always held
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     lost_writes: LostWrites,
+    /// What COMMAND finds at /tmp and /var/tmp: the scratch, or with `host` the directories of this machine
+    #[arg(long, value_enum, default_value_t, value_name = "WHOSE")]
+    tmp: TmpPolicy,
     #[command(flatten)]
     store: store::StoreArgs,
     #[command(flatten)]
@@ -68,13 +71,13 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
     let (id, store) = args.store.into_spec()?;
-    let (report, command) = (args.report, args.command);
+    let (tmp, report, command) = (args.tmp, args.report, args.command);
     if args.on_failure == OnFailure::Hold && args.on_hold == Some(OnHold::Fail) {
         return Err(Failure::Usage(
             "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
         ));
     }
     let rescue = RescueSpec { on_hold: args.on_hold, on_failure: args.on_failure, lost_writes: args.lost_writes };
-    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, audit, report, rescue, command };
+    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

@@ -35,7 +35,7 @@ mod requester;
 mod seek;
 mod session;
 
-pub use mountpoint::detach_stale;
+pub use mountpoint::{connection_of, detach_stale, is_mountpoint, is_stale};
 pub use options::knows_option;
 pub use session::Mount;
 

@@ -24,13 +24,14 @@ const MAX_LINKS: u32 = 40;
 /// How long a living server may take to answer statfs before its mount counts as alive but busy.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The path of a usable mountpoint, without symbolic links.
+/// The path of a usable mountpoint, without symbolic links. What a dead run has left there is covered: so no moment comes
+/// in which a program that goes on reaches the directory below.
 pub(super) fn check(given: &Path) -> Result<PathBuf, FuseError> {
     let refuse = |problem: String| FuseError::Mountpoint { path: given.to_owned(), problem };
     let path = resolve(given).map_err(|error| refuse(missing(&error, given)))?;
     let table = mount_table().map_err(FuseError::Session)?;
     if let Some(entry) = top_mount(&table, &path) {
-        return Err(refuse(taken(entry)));
+        return if is_ours(entry) && is_dead(&path) { Ok(path) } else { Err(refuse(taken(entry))) };
     }
     let metadata = fs::metadata(&path).map_err(|error| refuse(missing(&error, given)))?;
     if !metadata.is_dir() {
@@ -43,21 +44,44 @@ pub(super) fn check(given: &Path) -> Result<PathBuf, FuseError> {
     Ok(path)
 }
 
-/// Detaches the dead mount an earlier crash of runseal left on `mountpoint`, and nothing else; `true` if there was one.
+/// Detaches the dead mounts that crashes of runseal left on `mountpoint`, and nothing else; `true` if there was one.
+pub fn detach_stale(mountpoint: &Path) -> io::Result<bool> {
+    let mut found = false;
+    while let Some(path) = stale(mountpoint)? {
+        detach(&path)?;
+        found = true;
+    }
+    Ok(found)
+}
+
+/// Whether what is mounted on `mountpoint` is the dead mount of a crash of runseal. Programs that go on get `ENOTCONN`
+/// there, where they would reach the directory below, in the clear, if it were detached.
+pub fn is_stale(mountpoint: &Path) -> io::Result<bool> {
+    Ok(stale(mountpoint)?.is_some())
+}
+
+/// The path of a dead mount without symbolic links, if there is one.
 ///
 /// Dead means that the kernel answers for the server: `ENOTCONN`, or `ECONNABORTED`. A mount whose server lives is
 /// left alone, even if the server does not answer.
-pub fn detach_stale(mountpoint: &Path) -> io::Result<bool> {
+fn stale(mountpoint: &Path) -> io::Result<Option<PathBuf>> {
     let path = match resolve(mountpoint) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let table = mount_table()?;
-    if !top_mount(&table, &path).is_some_and(is_ours) || !is_dead(&path) {
-        return Ok(false);
-    }
-    detach(&path)?;
-    Ok(true)
+    let ours = top_mount(&mount_table()?, &path).is_some_and(is_ours);
+    Ok((ours && is_dead(&path)).then_some(path))
+}
+
+/// Whether a scratch is mounted on `path`, which has no symbolic links.
+pub fn is_mountpoint(path: &Path) -> io::Result<bool> {
+    Ok(top_mount(&mount_table()?, path).is_some_and(is_ours))
+}
+
+/// The number of the FUSE connection behind the scratch on `mountpoint` in this table of mounts, which may be that of
+/// another process.
+pub fn connection_of(table: &[MountEntry], mountpoint: &Path) -> Option<u32> {
+    top_mount(table, mountpoint).filter(|entry| is_ours(entry)).map(|entry| entry.device.1)
 }
 
 /// Whether a mount is one that runseal made, now or in an earlier life.

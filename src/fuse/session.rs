@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, mpsc};
 use std::thread;
 
@@ -43,6 +44,8 @@ pub struct Mount {
     facts: MountFacts,
     shared: Arc<Shared>,
     end: Arc<End>,
+    /// Whether it stays when this value goes.
+    left: AtomicBool,
 }
 
 impl Mount {
@@ -91,6 +94,7 @@ impl Mount {
             facts: MountFacts::default(),
             shared,
             end: Arc::new(End::default()),
+            left: AtomicBool::new(false),
         };
         // From here on, dropping `mount` on an error detaches.
         let threads = worker_count(options.threads);
@@ -190,10 +194,27 @@ impl Mount {
             return detach_stale(&self.mountpoint).map(drop);
         }
         match self.place()? {
-            Place::Top => sys::detach(&self.mountpoint),
+            Place::Top => sys::detach(&self.mountpoint).and_then(|()| detach_stale(&self.mountpoint).map(drop)),
             Place::Gone => Ok(()),
             Place::Covered => Err(Errno::EBUSY.into()),
         }
+    }
+
+    /// Leaves the mount in the tree when this value is dropped. Its server ends, so it is dead then: programs that go on
+    /// get `ENOTCONN`, and do not reach the directory below.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the session has ended but nobody has unmounted: the connection was aborted.
+    pub fn is_cut_off(&self) -> bool {
+        self.end.reached() && !matches!(self.place(), Ok(Place::Gone))
+    }
+
+    /// Whether the mount is gone from the tree of this process, but its session goes on: for a file that is open, or a copy
+    /// of the mount in another namespace.
+    pub fn is_unmounted(&self) -> bool {
+        !self.end.reached() && matches!(self.place(), Ok(Place::Gone))
     }
 
     /// Ends the session even if requests hang: aborts the connection, then detaches. Pending requests fail, and
@@ -230,6 +251,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if self.left.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = self.detach() {
             tracing::error!(%error, "the mount could not be detached");
         }

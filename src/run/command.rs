@@ -1,7 +1,7 @@
 //! The command of a run: found before any work is done, started in the scratch, never outliving the run.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{AccessFlags, Pid, eaccess};
 
+use super::view::{self, OF_TEMPORARY_FILES};
+use crate::spec::TmpPolicy;
 use crate::sys::process::{self, Inherited};
 
 /// Directories every scratch starts with.
@@ -36,6 +38,15 @@ pub enum CommandError {
     NotExecutable {
         /// The file found.
         path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// It cannot be given the scratch as `/tmp`.
+    #[error(
+        "/tmp and /var/tmp of the command cannot be in the scratch: {source}; with --tmp=host it gets those of this machine, \
+         and what programs write there is not sealed"
+    )]
+    View {
         /// The error.
         source: io::Error,
     },
@@ -91,6 +102,8 @@ pub struct Surroundings<'a> {
     pub scratch: &'a Path,
     /// Name of the run.
     pub run_id: &'a str,
+    /// What they find at `/tmp` and `/var/tmp`.
+    pub tmp: TmpPolicy,
     /// Variables of the environment they do not get.
     pub withheld: &'a [&'a str],
     /// What the user started runseal with.
@@ -101,8 +114,7 @@ pub struct Surroundings<'a> {
 
 /// Starts the command in the scratch, with the environment the README promises.
 pub fn start(argv: &[OsString], surroundings: Surroundings<'_>) -> Result<Pid, CommandError> {
-    let (name, mut command) = prepared(argv, surroundings);
-    spawn(name, &mut command)
+    prepared(argv, surroundings)?.spawn()
 }
 
 /// Starts a program beside the command, on these standard streams and in a session of its own; with `terminal`, the
@@ -113,17 +125,26 @@ pub fn start_beside(
     [input, output, errors]: [OwnedFd; 3],
     terminal: Option<&OsStr>,
 ) -> Result<Pid, CommandError> {
-    let (name, mut command) = prepared(argv, surroundings);
-    command.stdin(input).stdout(output).stderr(errors);
+    let mut prepared = prepared(argv, surroundings)?;
+    prepared.command.stdin(input).stdout(output).stderr(errors);
     if let Some(kind) = terminal {
-        command.env("TERM", kind);
+        prepared.command.env("TERM", kind);
     }
-    process::lead_session(&mut command, terminal.is_some());
-    spawn(name, &mut command)
+    process::lead_session(&mut prepared.command, terminal.is_some());
+    prepared.spawn()
 }
 
-fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> (&'a OsStr, Command) {
-    let Surroundings { scratch, run_id, withheld, inherited, drop_capabilities } = surroundings;
+/// A program that can be started.
+struct Prepared<'a> {
+    name: &'a OsStr,
+    command: Command,
+    /// Gets a byte if the program cannot have its view.
+    refused: PipeReader,
+}
+
+/// The one way into a run: every program gets its environment and its view here.
+fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> Result<Prepared<'a>, CommandError> {
+    let Surroundings { scratch, run_id, tmp, withheld, inherited, drop_capabilities } = surroundings;
     let (name, arguments) = argv.split_first().expect("the command line demands a command");
     let mut command = Command::new(name);
     command
@@ -137,18 +158,31 @@ fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> (&'a Os
         // The shell's idea of where it is; the command starts elsewhere.
         .env("PWD", scratch.join(WORK))
         .env_remove("OLDPWD");
+    // Some programs ask for these first.
+    for name in OF_TEMPORARY_FILES.iter().filter(|name| std::env::var_os(name).is_some()) {
+        command.env(name, scratch.join(TMP));
+    }
     for name in withheld {
         command.env_remove(name);
     }
-    process::prepare(&mut command, inherited, drop_capabilities);
-    (name, command)
+    let view = view::plan(tmp, scratch, argv, std::env::vars_os());
+    let (refused, writer) = io::pipe().map_err(|source| CommandError::System { name: name.to_owned(), source })?;
+    process::prepare(&mut command, inherited, view, writer.into(), drop_capabilities);
+    Ok(Prepared { name, command, refused })
 }
 
-fn spawn(name: &OsStr, command: &mut Command) -> Result<Pid, CommandError> {
-    match command.spawn() {
-        // PID 1 reaps all children with waitpid(2), this one too.
-        Ok(child) => Ok(Pid::from_raw(child.id() as i32)),
-        Err(source) => Err(refusal(name, source)),
+impl Prepared<'_> {
+    fn spawn(self) -> Result<Pid, CommandError> {
+        let Self { name, mut command, mut refused } = self;
+        let started = command.spawn();
+        // With it goes the writing end.
+        drop(command);
+        match started {
+            // PID 1 reaps all children with waitpid(2), this one too.
+            Ok(child) => Ok(Pid::from_raw(child.id() as i32)),
+            Err(source) if refused.read(&mut [0]).is_ok_and(|n| n == 1) => Err(CommandError::View { source }),
+            Err(source) => Err(refusal(name, source)),
+        }
     }
 }
 

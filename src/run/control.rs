@@ -19,12 +19,14 @@ use super::desk::Order;
 use super::report::{Journal, Report};
 use crate::s3::Credentials;
 use crate::spec::ResumeSpec;
-use crate::sys::socket;
+use crate::sys::{address, socket};
 
 /// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
 const REQUEST_MAX: usize = 64 << 10;
 /// How long a client may take to send it.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// How long a client waits until its request is taken.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// What a client may ask.
 pub enum Request {
@@ -235,14 +237,14 @@ impl Reply {
     }
 }
 
-/// Sends `request` to the run behind `socket` and waits for the reply, at most for `patience`.
-pub fn ask(socket: &Path, request: &Request, patience: Option<Duration>) -> io::Result<Reply> {
-    reply(send(socket, request)?, patience)
+/// Sends `request` to the run behind the socket at `path` and waits for the reply, at most for `patience`.
+pub fn ask(path: &Path, request: &Request, patience: Option<Duration>) -> io::Result<Reply> {
+    reply(send(path, request)?, patience)
 }
 
-/// Sends `request`, and what goes with it, to the run behind `socket`.
-pub fn send(socket: &Path, request: &Request) -> io::Result<StdStream> {
-    let mut stream = StdStream::connect(socket)?;
+/// Sends `request`, and what goes with it, to the run behind the socket at `path`.
+pub fn send(path: &Path, request: &Request) -> io::Result<StdStream> {
+    let mut stream = address::connect_within(path, Some(CONNECT_TIME))?;
     let line = request.to_line()?;
     let sent = socket::send(&stream, &line, &request.descriptors())?;
     stream.write_all(&line[sent..])?;
@@ -261,7 +263,7 @@ pub fn reply(stream: StdStream, patience: Option<Duration>) -> io::Result<Reply>
 
 /// Opens the socket at `path`, for its owner only.
 pub fn listen(path: &Path) -> io::Result<StdListener> {
-    let listener = StdListener::bind(path)?;
+    let listener = address::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
@@ -303,7 +305,7 @@ async fn answer(mut stream: UnixStream, journal: Arc<Journal>, orders: mpsc::Unb
                 reply = pass_on(request, &orders) => reply,
                 () = gone(&stream) => return,
             },
-            Ok(Ok(Request::Status)) => Reply { report: Some(journal.snapshot()), ..Reply::done("alive") },
+            Ok(Ok(Request::Status)) => Reply { report: Some(journal.answer()), ..Reply::done("alive") },
             Ok(Ok(request)) => pass_on(request, &orders).await,
             Ok(Err(error)) => Reply::refused(format!("bad request: {error}")),
             Err(_) => Reply::refused("bad request: too slow"),

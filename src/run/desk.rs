@@ -41,7 +41,7 @@ pub enum Order {
     },
     /// A client of the control socket asks for something; it waits for the reply.
     Request(Request, oneshot::Sender<Reply>),
-    /// The mount is gone.
+    /// The session of the mount is over.
     MountEnded,
     /// The supervisor is gone.
     Orphaned,
@@ -106,6 +106,12 @@ impl Desk {
             mount.wait();
             let _ = orders.send(Order::MountEnded);
         });
+    }
+
+    /// Has whoever asks for the status told if the mount is gone from the tree, but others keep it alive.
+    pub fn watch_tree(&self, seal: &Seal) {
+        let mount = seal.mount.clone();
+        self.journal.look(move || mount.is_unmounted());
     }
 
     /// Does `work`, unless signals or an order end it first: any signal that asks to, or, with results `at_stake`, only

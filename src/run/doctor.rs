@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{RunError, system};
 use super::namespace;
+use super::place::Place;
 use super::rights;
 use super::seal::{DEFAULT_BACKING, scratch_options};
 use crate::backing::{AnonBacking, Backing, MemoryBacking};
@@ -21,6 +22,7 @@ use crate::fuse::{Mount, MountFacts, MountOptions};
 use crate::spec::{EngineChoice, MemoryLock, RootSpec};
 use crate::store::Store;
 use crate::sys::memory;
+use crate::sys::mount::PrivateView;
 use crate::sys::process::{self, Side};
 use crate::units::ByteSize;
 
@@ -109,6 +111,8 @@ fn device() -> Fact {
 #[derive(Debug, Serialize, Deserialize)]
 struct Trial {
     namespaces: Result<(), String>,
+    /// Whether a command can have another directory as its `/tmp`.
+    private_tmp: Result<(), String>,
     mount: Result<Mounted, String>,
 }
 
@@ -148,15 +152,21 @@ impl Trial {
 
     fn inside() -> Self {
         // Any directory does: the view ends with this process.
-        let (base, mountpoint) = (Path::new("/tmp"), Path::new("/tmp/mnt"));
-        match namespace::seal_view(base, mountpoint) {
-            Ok(()) => Self { namespaces: Ok(()), mount: try_mount(mountpoint).map_err(|error| error.to_string()) },
-            Err(error) => Self::without_namespaces(error.reason()),
+        let mountpoint = PathBuf::from("/tmp/mnt");
+        let place = Place { covers: vec!["/tmp".into()], mountpoint: mountpoint.clone() };
+        if let Err(error) = namespace::seal_view(&place) {
+            return Self::without_namespaces(error.reason());
         }
+        let mut view = PrivateView::default();
+        view.cover(Path::new("/tmp"), Path::new("/tmp"));
+        let private_tmp = view.enter().map_err(|errno| errno.desc().to_owned());
+        let mount = try_mount(&mountpoint).map_err(|error| error.to_string());
+        Self { namespaces: Ok(()), private_tmp, mount }
     }
 
     fn without_namespaces(problem: String) -> Self {
-        Self { namespaces: Err(problem), mount: Err("not tried without private namespaces".to_owned()) }
+        let not_tried = "not tried without private namespaces";
+        Self { namespaces: Err(problem), private_tmp: Err(not_tried.to_owned()), mount: Err(not_tried.to_owned()) }
     }
 
     fn facts(self) -> Vec<Fact> {
@@ -165,15 +175,23 @@ impl Trial {
             Ok(()) => Fact::ok("private namespaces", how),
             Err(problem) => Fact::fail("private namespaces", problem, rights::remedy()),
         };
+        let private_tmp = match self.private_tmp {
+            Ok(()) => Fact::ok("private /tmp", "the scratch can cover /tmp and /var/tmp"),
+            Err(problem) => Fact::fail(
+                "private /tmp",
+                problem,
+                "with `--tmp=host` runs go without, and what programs write to /tmp is not sealed",
+            ),
+        };
         match self.mount {
             Ok(Mounted { protocol, degraded }) => {
                 let tuning = match degraded.is_empty() {
                     true => Fact::ok("mount tuning", "read-ahead, dirty limit and CPU latency can be set"),
                     false => Fact::warn("mount tuning", degraded.join("; "), "it works without, slower"),
                 };
-                vec![namespaces, Fact::ok("mount", format!("works, FUSE protocol {protocol}")), tuning]
+                vec![namespaces, private_tmp, Fact::ok("mount", format!("works, FUSE protocol {protocol}")), tuning]
             }
-            Err(problem) => vec![namespaces, Fact::fail("mount", problem, "see above")],
+            Err(problem) => vec![namespaces, private_tmp, Fact::fail("mount", problem, "see above")],
         }
     }
 }

@@ -139,9 +139,31 @@ pub enum RunError {
     /// The results are published as they are.
     #[error("the results are published, but they are incomplete: {0}")]
     Incomplete(String),
+    /// The mount lost its connection, or its supervisor, and nobody had asked for an end.
+    #[error(
+        "the mount was cut off unasked: all in it is lost; it stays, dead, so that no program goes on below it in the clear, \
+         until `runseal end`, umount(8) or the next `runseal mount` there"
+    )]
+    CutOff,
     /// The sealed process died.
     #[error("{0}")]
     Lost(String),
+    /// Processes of a run go on although they were killed.
+    #[error("run {run} cannot be ended: killed, but not gone: {processes}; it ends when the kernel lets them")]
+    Undying {
+        /// The run.
+        run: String,
+        /// Them, and what they wait for.
+        processes: String,
+    },
+    /// Something was made where only the run itself may find its scratch.
+    #[error(
+        "{} was made outside of the run while it lasted (by a container engine that was told to bind a path of the scratch?): \
+         what is in it is not sealed; see what it holds, then remove it, and give containers a mount or a volume of runseal \
+         (README, \"Where it lives\")",
+        .0.display()
+    )]
+    Beside(PathBuf),
     /// A live run did not do what it was asked.
     #[error("{0}")]
     Refused(String),

@@ -111,6 +111,6 @@ fn status_of(error: &command::CommandError) -> u8 {
     match error {
         command::CommandError::NotFound { .. } => 127,
         command::CommandError::NotExecutable { .. } => 126,
-        command::CommandError::System { .. } => 71,
+        command::CommandError::View { .. } | command::CommandError::System { .. } => 71,
     }
 }

@@ -16,6 +16,7 @@ mod command;
 mod control;
 mod desk;
 mod doctor;
+mod ending;
 pub mod error;
 mod flush;
 mod guests;
@@ -25,6 +26,7 @@ mod message;
 mod mount;
 mod namespace;
 mod patience;
+mod place;
 mod preflight;
 mod progress;
 mod report;
@@ -36,6 +38,7 @@ mod service;
 mod state;
 mod supervisor;
 mod terminal;
+mod view;
 mod visit;
 mod workflow;
 
@@ -46,19 +49,21 @@ pub use self::command::CommandError;
 use self::control::Reply;
 pub use self::control::ResumeOrder;
 pub use self::doctor::{Fact, Verdict, examine};
+pub use self::ending::end;
 use self::error::{RunError, system};
 pub use self::flush::{SUBCOMMAND as FLUSH_RESULTS, flush_here};
 pub use self::message::{Voice, warn};
 pub use self::mount::mount;
 pub use self::namespace::NamespaceError;
+use self::place::Place;
 pub use self::preflight::{check_key, preflight};
 use self::report::{Destination, Event, Outcome};
 pub use self::report::{Phase, Report};
+use self::sealed::Seat;
 pub use self::sealed::beside;
-use self::sealed::{Place, Seat};
 pub use self::served::{Family, MountOrder, NotMounted, SUBCOMMAND as SERVED_MOUNT, mount_here};
-use self::state::State;
 pub use self::state::{Record, StateError};
+use self::state::{State, Survey};
 use self::supervisor::Supervisor;
 use self::terminal::Terminal;
 pub use self::visit::{copy, exec};
@@ -66,7 +71,7 @@ use crate::audit::Trail;
 pub use crate::fuse::knows_option as knows_mount_option;
 pub use crate::preflight::{AWS_OWNED, Check, Evidence, Outcome as CheckOutcome, Profile};
 pub use crate::s3::Credentials;
-use crate::spec::RunSpec;
+use crate::spec::{RunSpec, TmpPolicy};
 use crate::sys::process::{self, Inherited, Side};
 
 /// How long `end` waits for a run to hear it.
@@ -83,9 +88,9 @@ pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8,
     let mut report = Report::of(&spec);
     let result = match start(spec, voice, &report) {
         Ok(Started::Sealed(result)) => return result,
-        Ok(Started::Supervisor(supervisor, state)) => {
+        Ok(Started::Supervisor(supervisor, place, state)) => {
             let terminal = Terminal::remember();
-            supervisor.watch(&mut report, |event| {
+            let result = supervisor.watch(&mut report, |event| {
                 // A new phase begins only when the processes of the one before are gone.
                 if matches!(event, Event::Phase { .. }) {
                     terminal.take_back();
@@ -95,7 +100,8 @@ pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8,
                 {
                     warn(error);
                 }
-            })
+            });
+            confirm_sealed(&place, &mut report, result)
         }
         Err(error) => {
             report.apply(Event::Done { outcome: Outcome::Refused, error: Some(error.to_string()) });
@@ -113,8 +119,8 @@ pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8,
 enum Started {
     /// The sealed one; its work is over.
     Sealed(Result<u8, RunError>),
-    /// The supervisor; the state goes when it does.
-    Supervisor(Supervisor, State),
+    /// The supervisor, who sees the place of the scratch from outside; the state goes when it does.
+    Supervisor(Supervisor, Place, State),
 }
 
 fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
@@ -124,8 +130,8 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
     process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
     let mut state = State::create(&spec.id, spec.output.as_ref())?;
-    let mountpoint = state.mountpoint();
-    let mut record = Record::of(report, mountpoint.clone());
+    let place = Place::claim(state.base(), spec.tmp == TmpPolicy::Scratch)?;
+    let mut record = Record::of(report, place.mountpoint.clone());
     state.record(&record)?;
     let (signals, link, sealed_link) = supervisor::connections()?;
     let socket = control::listen(&state.socket()).map_err(system("opening the control socket"))?;
@@ -135,14 +141,27 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
             state.disown();
             drop((signals, link));
             let seat = Seat { link: sealed_link, report: report.clone(), socket, inherited, voice };
-            let place = Place { base: state.base().to_owned(), mountpoint, isolation };
-            Ok(Started::Sealed(sealed::run(spec, trail, place, seat)))
+            Ok(Started::Sealed(sealed::run(spec, trail, place, isolation, seat)))
         }
         Side::Parent(sealed) => {
             drop((sealed_link, socket));
-            record.sealed = Some(sealed.as_raw() as u32);
+            record.add_sealed(sealed.as_raw() as u32);
             state.record(&record)?;
-            Ok(Started::Supervisor(Supervisor { sealed, signals, link }, state))
+            Ok(Started::Supervisor(Supervisor { sealed, signals, link }, place, state))
+        }
+    }
+}
+
+/// A run whose data may lie in the clear beside its scratch has not succeeded.
+fn confirm_sealed(place: &Place, report: &mut Report, result: Result<u8, RunError>) -> Result<u8, RunError> {
+    let Some(path) = place.intruder() else { return result };
+    let error = RunError::Beside(path.to_owned());
+    report.error.get_or_insert_with(|| error.to_string());
+    match result {
+        Ok(0) => Err(error),
+        failed => {
+            warn(error);
+            failed
         }
     }
 }
@@ -150,17 +169,24 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
 /// A live run, and its report or why it does not answer.
 pub type LiveRun = (Record, Result<Report, String>);
 
-/// The live runs of this user, or only the one called `wanted`.
+/// The live runs of this user and the mounts of dead ones, or only the one called `wanted`.
 pub fn status(wanted: Option<&str>) -> Result<Vec<LiveRun>, RunError> {
-    Ok(state::live_runs()?
-        .into_iter()
-        .filter(|record| wanted.is_none_or(|wanted| record.run_id.as_str() == wanted))
-        .map(|record| {
-            let answer = ask(record.run_id.as_str(), &control::Request::Status, Some(STATUS_TIME));
-            let report = answer.map_err(|e| e.to_string()).and_then(|reply| reply.report.ok_or(reply.message));
-            (record, report)
-        })
-        .collect())
+    let Survey { live, dead } = state::survey()?;
+    let live = live.into_iter().map(|record| {
+        let answer = ask(record.run_id.as_str(), &control::Request::Status, Some(STATUS_TIME));
+        let problem = |error: RunError| ending::condition(&record).unwrap_or_else(|| error.to_string());
+        let report = answer.map_err(problem).and_then(|reply| reply.report.ok_or(reply.message));
+        (record, report)
+    });
+    let dead = dead.into_iter().map(|record| {
+        let problem = format!(
+            "dead: its processes were killed; the mount stays until `runseal end {}`, umount(8) or the next `runseal mount` there",
+            record.run_id
+        );
+        (record, Err(problem))
+    });
+    let wanted = |run: &LiveRun| wanted.is_none_or(|wanted| run.0.run_id.as_str() == wanted);
+    Ok(live.chain(dead).filter(wanted).collect())
 }
 
 /// Has a held run try to publish again; returns what it answered.
@@ -170,13 +196,6 @@ pub fn resume(run: &str, order: ResumeOrder) -> Result<String, RunError> {
     }
     let reply = ask(run, &control::Request::Resume(order), None)?;
     if reply.incomplete { Err(RunError::Incomplete(reply.message)) } else { accepted(reply) }
-}
-
-/// Ends a run or a mount; `discard` even if results are lost. With `remove_published`, results that are in the output
-/// without a manifest are removed.
-pub fn end(run: &str, discard: bool, remove_published: bool) -> Result<String, RunError> {
-    let patience = if remove_published { None } else { Some(END_TIME) };
-    accepted(ask(run, &control::Request::End { discard, remove_published }, patience)?)
 }
 
 fn accepted(reply: Reply) -> Result<String, RunError> {

@@ -6,14 +6,14 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, geteuid, getppid};
+use nix::unistd::{Pid, geteuid};
 
 use super::control::{self, Reply, Request};
 use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
 use super::message::{Voice, warn};
 use super::report::{Event, Kind, Outcome, Phase, Report};
-use super::seal::{KeySource, Room};
+use super::seal::{KeySource, Room, Seal};
 use super::sealed::{self, Seat, beside, lock_memory, make_seal};
 use super::service::Service;
 use super::state::{Record, State};
@@ -21,7 +21,7 @@ use super::supervisor::{self, Supervisor};
 use super::workflow::{Run, Service as Attendance, is_open};
 use crate::fuse::{self, MountOptions};
 use crate::s3::Credentials;
-use crate::spec::{MountSpec, RescueSpec, RunSpec, StagingSpec};
+use crate::spec::{MountSpec, RescueSpec, RunSpec, StagingSpec, TmpPolicy};
 use crate::sys::process::{self, Inherited, Side};
 
 /// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
@@ -73,8 +73,11 @@ fn supervise(
     voice: Voice,
     on_event: impl FnMut(&Event),
 ) -> Result<u8, RunError> {
-    if detach_stale(&spec.mountpoint)? {
-        warn(format_args!("detached what a dead run had left on {}", spec.mountpoint.display()));
+    if fuse::is_stale(&spec.mountpoint).map_err(system("looking for the mount of a dead run"))? {
+        warn(format_args!(
+            "a dead run has left its mount on {}: it is covered, and goes with the new one",
+            spec.mountpoint.display()
+        ));
     }
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
     let mut state = State::create(&spec.id, spec.staging.as_ref().and_then(|staging| staging.output.as_ref()))?;
@@ -89,28 +92,20 @@ fn supervise(
             let background = !spec.foreground;
             let seat = Seat { link: sealed_link, report, socket, inherited, voice };
             let supervisor = Pid::from_raw(record.supervisor as i32);
-            let tie = || match background {
-                true => process::die_with(supervisor).map_err(system("prctl(PR_SET_PDEATHSIG)")),
-                false => Ok(()),
-            };
-            let ready = move || match background {
-                true => process::outlive_parent().and_then(|()| detach_stdio()),
-                false => Ok(()),
-            };
-            let result = sealed::live(seat, tie, |desk| serve(spec, credentials, desk, ready));
-            let orphaned = getppid() != supervisor;
-            if !orphaned {
-                state.disown();
-            }
-            result
+            // Whatever it does then, stopped or hanging: nobody is left to watch it.
+            let tie = || process::die_with(supervisor).map_err(system("prctl(PR_SET_PDEATHSIG)"));
+            let ready = move || if background { detach_stdio() } else { Ok(()) };
+            state.disown();
+            sealed::live(seat, tie, |desk| serve(spec, credentials, desk, ready))
         }
         Side::Parent(sealed) => {
             drop((sealed_link, socket, credentials));
-            record.sealed = Some(sealed.as_raw() as u32);
+            record.add_sealed(sealed.as_raw() as u32);
             state.record(&record)?;
             let result = Supervisor { sealed, signals, link }.watch(&mut report, on_event);
-            if result.is_err() {
-                detach_stale(&spec.mountpoint)?;
+            // Killed for somebody who had asked for the end again and again.
+            if matches!(result, Err(RunError::Interrupted { .. })) {
+                fuse::detach_stale(&spec.mountpoint).map_err(system("detaching the mount"))?;
             }
             result
         }
@@ -130,8 +125,9 @@ async fn serve(
     if let Some(StagingSpec { inputs, output, overwrite, rules, aws }) = spec.staging {
         let service = Attendance { options, root: spec.root, credentials, ready: Some(Box::new(ready)) };
         let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
-        let (audit, report, rescue, command) = (None, None, RescueSpec::default(), Vec::new());
-        let run = RunSpec { id, store, inputs, output, overwrite, rules, aws, audit, report, rescue, command };
+        let (tmp, rescue) = (TmpPolicy::Host, RescueSpec::default());
+        let (audit, report, command) = (None, None, Vec::new());
+        let run = RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, command };
         return Run::of_mount(run, mountpoint, service, desk).work().await;
     }
     desk.phase(Phase::Seal);
@@ -141,23 +137,26 @@ async fn serve(
     let mountpoint = spec.mountpoint.clone();
     let seal = make_seal(room, &spec.store, spec.root, spec.mountpoint, options, keys, &desk).await?;
     desk.watch(&seal);
-    let ready = ready().map_err(system("opening /dev/null"));
-    if ready.is_ok() {
-        desk.phase(Phase::Serving);
-        wait_for_end(&mut desk, &mountpoint).await;
-    }
+    desk.watch_tree(&seal);
+    let result = match ready().map_err(system("opening /dev/null")) {
+        Ok(()) => {
+            desk.phase(Phase::Serving);
+            wait_for_end(&mut desk, &seal, &mountpoint).await
+        }
+        Err(error) => Err(error),
+    };
     desk.phase(Phase::End);
-    seal.close(&desk.journal).await;
-    ready.map(|()| (Outcome::Succeeded, 0))
+    seal.close_or_leave(&result, &desk.journal).await;
+    result.map(|()| (Outcome::Succeeded, 0))
 }
 
-async fn wait_for_end(desk: &mut Desk, mountpoint: &Path) {
+async fn wait_for_end(desk: &mut Desk, seal: &Seal, mountpoint: &Path) -> Result<(), RunError> {
     loop {
         match desk.next().await {
-            Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => return,
+            Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => return Ok(()),
             Order::Request(Request::End { .. }, reply) => {
                 let _ = reply.send(Reply::done("ending"));
-                return;
+                return Ok(());
             }
             Order::Request(Request::Exec(_) | Request::Copy(_), reply) => {
                 let _ = reply.send(is_open(mountpoint));
@@ -165,14 +164,11 @@ async fn wait_for_end(desk: &mut Desk, mountpoint: &Path) {
             Order::Request(_, reply) => {
                 let _ = reply.send(Reply::refused("a mount has nothing to resume"));
             }
-            Order::MountEnded | Order::Orphaned => return,
+            Order::MountEnded if !seal.mount.is_cut_off() => return Ok(()),
+            Order::MountEnded | Order::Orphaned => return Err(RunError::CutOff),
             Order::Signal { .. } => {}
         }
     }
-}
-
-fn detach_stale(mountpoint: &Path) -> Result<bool, RunError> {
-    fuse::detach_stale(mountpoint).map_err(system("detaching the mount of a dead run"))
 }
 
 /// Standard descriptors are of no use to a process nobody watches, and would keep pipes open.

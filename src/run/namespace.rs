@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, getegid, geteuid};
 
+use super::place::Place;
 use super::rights;
 
 /// Why the run cannot be kept apart.
@@ -56,10 +57,9 @@ pub fn enter() -> Result<Isolation, NamespaceError> {
 /// Gives this process its own view of the tree: mounts made outside still arrive, mounts made inside stay inside.
 /// Called as PID 1, it also mounts the `/proc` that belongs to its PID namespace, where the kernel lets it.
 ///
-/// `base`, the directory with the state of all runs, is covered by one that holds an empty `mountpoint` and nothing
-/// else: the command sees no other run, and whatever user it becomes can reach the mountpoint, which the modes of the
-/// real directory forbid.
-pub fn seal_view(base: &Path, mountpoint: &Path) -> Result<(), NamespaceError> {
+/// What `place` covers becomes empty but for the mountpoint: the command sees no other run, and whatever user it becomes
+/// can reach the mountpoint, which the modes of the real directory forbid.
+pub fn seal_view(place: &Place) -> Result<(), NamespaceError> {
     const WHAT: &str = "mount namespace";
     let fail = |errno| failed(WHAT, errno);
     unshare(CloneFlags::CLONE_NEWNS).map_err(fail)?;
@@ -70,8 +70,10 @@ pub fn seal_view(base: &Path, mountpoint: &Path) -> Result<(), NamespaceError> {
     if let Err(errno) = mount_on(Some("proc"), Path::new("/proc"), hardened, "") {
         tracing::info!("no /proc of its own for the run: {}", errno.desc());
     }
-    mount_on(Some("tmpfs"), base, hardened, "mode=755,size=64k").map_err(fail)?;
-    fs::create_dir_all(mountpoint).map_err(|source| NamespaceError { what: WHAT, source })
+    for cover in &place.covers {
+        mount_on(Some("tmpfs"), cover, hardened, "mode=755,size=1m").map_err(fail)?;
+    }
+    fs::create_dir_all(&place.mountpoint).map_err(|source| NamespaceError { what: WHAT, source })
 }
 
 fn mount_on(fs_type: Option<&str>, target: &Path, flags: MsFlags, data: &str) -> nix::Result<()> {

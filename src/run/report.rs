@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -46,6 +47,8 @@ pub enum Phase {
     Command,
     /// `runseal mount` is serving.
     Serving,
+    /// `runseal mount` was unmounted, and goes on for open files or for copies of the mount in other namespaces.
+    Unmounted,
     /// Copying the results out.
     Publish,
     /// Publishing failed; the results wait for `resume` or `end --discard`.
@@ -405,12 +408,29 @@ impl Report {
 pub struct Journal {
     report: Mutex<Report>,
     link: Mutex<UnixStream>,
+    /// Whether the mount that serves was unmounted and lives on.
+    is_unmounted: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
 impl Journal {
     /// Continues `report`, telling the other end of `link`.
     pub fn new(report: Report, link: UnixStream) -> Self {
-        Self { report: Mutex::new(report), link: Mutex::new(link) }
+        Self { report: Mutex::new(report), link: Mutex::new(link), is_unmounted: OnceLock::new() }
+    }
+
+    /// From now on whoever asks is told whether the mount lives on unmounted. Only then is it looked: the kernel tells of
+    /// every change of every mount, which many mounts on one machine would all wake for.
+    pub fn look(&self, is_unmounted: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.is_unmounted.set(Box::new(is_unmounted));
+    }
+
+    /// The report so far, for whoever asks from outside.
+    pub fn answer(&self) -> Report {
+        let serving = self.report.lock().phase() == Some(Phase::Serving);
+        if serving && self.is_unmounted.get().is_some_and(|is_unmounted| is_unmounted()) {
+            self.record(Event::Phase { phase: Phase::Unmounted });
+        }
+        self.snapshot()
     }
 
     /// Records an event.

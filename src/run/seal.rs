@@ -124,8 +124,17 @@ impl Seal {
         counted.inodes - counted.inodes_free
     }
 
+    /// As [`Seal::close`], unless `result` says that the mount was cut off unasked: then it stays, dead.
+    pub async fn close_or_leave<T>(self, result: &Result<T, RunError>, journal: &Journal) {
+        if matches!(result, Err(RunError::CutOff)) {
+            self.mount.leave();
+            return wipe(&self.store, journal);
+        }
+        self.close(journal).await;
+    }
+
     /// Takes the mount away and destroys the keys, in this order: detach, wait for the last user, wipe.
-    pub async fn close(self, journal: &Journal) {
+    async fn close(self, journal: &Journal) {
         if let Err(error) = self.mount.detach() {
             tracing::debug!("detach: {error}");
         }

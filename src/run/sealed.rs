@@ -20,6 +20,7 @@ use super::desk::{Desk, Farewell, read_link};
 use super::error::{RunError, system};
 use super::message::{self, Voice};
 use super::namespace::{self, Isolation};
+use super::place::Place;
 use super::report::{Event, Journal, Outcome, Report};
 use super::seal::{KeySource, Room, Seal};
 use super::supervisor::Signals;
@@ -49,24 +50,13 @@ pub struct Seat {
     pub voice: Voice,
 }
 
-/// Where a sealed run happens.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Directory with the state of all runs.
-    pub base: PathBuf,
-    /// Private mountpoint below it.
-    pub mountpoint: PathBuf,
-    /// How the namespaces were had.
-    pub isolation: Isolation,
-}
-
 /// Life of the sealed process of `runseal run`; returns the exit status of the command.
-pub fn run(spec: RunSpec, trail: Trail, place: Place, seat: Seat) -> Result<u8, RunError> {
+pub fn run(spec: RunSpec, trail: Trail, place: Place, isolation: Isolation, seat: Seat) -> Result<u8, RunError> {
     let enclose = || {
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
-        Ok(namespace::seal_view(&place.base, &place.mountpoint)?)
+        Ok(namespace::seal_view(&place)?)
     };
-    let Place { mountpoint, isolation, .. } = place.clone();
+    let mountpoint = place.mountpoint.clone();
     // Root of a container without the right to mount is root in its namespace, and its programs expect to be.
     let drop_capabilities = isolation == Isolation::UserNamespace && !geteuid().is_root();
     live(seat, enclose, |desk| Run::new(spec, Arc::new(trail), mountpoint, drop_capabilities, desk).work())

@@ -23,7 +23,7 @@ use super::state::{self, Record};
 use super::{END_TIME, STATUS_TIME, accepted, mount};
 use crate::s3::Credentials;
 use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
-use crate::sys::process;
+use crate::sys::{address, process};
 use crate::units::ByteSize;
 
 /// Name of the hidden subcommand that calls [`mount_here`].
@@ -223,7 +223,12 @@ impl Family {
 
     /// All live mounts some service asked for. Cleans up what dead runs left.
     pub fn all_noted() -> Result<Vec<Self>, RunError> {
-        let served = state::live_runs()?.into_iter().filter(|r| r.kind == Kind::Mount && r.note.is_some());
+        let is_served = |record: &Record| record.kind == Kind::Mount && record.note.is_some();
+        let found = state::survey()?;
+        for dead in found.dead.iter().filter(|record| is_served(record)) {
+            state::clean(&dead.run_id)?;
+        }
+        let served = found.live.into_iter().filter(is_served);
         Ok(served.filter_map(|record| Self::find(&record.run_id).ok()).collect())
     }
 
@@ -267,7 +272,7 @@ impl Family {
 
     async fn ask(&self, request: Request, patience: Option<Duration>) -> Result<Reply, RunError> {
         let exchange = async {
-            let mut stream = UnixStream::connect(&self.socket).await?;
+            let mut stream = UnixStream::connect(address::Name::of(&self.socket)?.path()).await?;
             stream.write_all(&request.to_line()?).await?;
             let mut answer = String::new();
             if BufReader::new(stream).read_line(&mut answer).await? == 0 {
@@ -299,7 +304,7 @@ fn read_until(mut from: impl Read + AsFd, deadline: Instant) -> io::Result<Optio
 }
 
 /// Waits until there is something to read, or the end; `false` if that does not come before `deadline`.
-fn is_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
+pub fn is_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let time = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);

@@ -1,4 +1,4 @@
-//! The state directory of a run: its lock, who belongs to it, its control socket, its private mountpoint.
+//! The state directory of a run: its lock, who belongs to it, its control socket.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
+use super::place;
 use super::report::{Kind, Report};
 use crate::fuse;
 use crate::spec::{Location, RunId};
 use crate::sys::path;
+use crate::sys::process::ProcessStat;
 
 const LOCK: &str = "lock";
 const RECORD: &str = "state.json";
 const SOCKET: &str = "control.sock";
-const MOUNTPOINT: &str = "mnt";
 /// Where the run publishes to, as [`place`] writes it.
 const OUTPUT: &str = "output";
 /// No run id: `@` is not allowed in one.
@@ -47,6 +48,25 @@ pub enum StateError {
         /// The directory.
         path: PathBuf,
     },
+    /// Something is where the scratch of runs appears to their own processes.
+    #[error(
+        "{path} is in the way: only the processes of a run may find a directory there, and something outside (a container \
+         engine that was told to bind a path of the scratch?) has made one; see what it holds, then remove it"
+    )]
+    InTheWay {
+        /// The place.
+        path: PathBuf,
+    },
+    /// The scratch can appear nowhere.
+    #[error(
+        "{base} is no place for the scratch of a run (below what its own /tmp covers, or too long a path for sockets), and \
+         none of /run, /mnt, /media, /srv and /opt is empty here; set XDG_RUNTIME_DIR to a directory of yours with a short \
+         path elsewhere, or keep the /tmp of this machine with --tmp=host"
+    )]
+    NoPlace {
+        /// The directory with the state of all runs.
+        base: PathBuf,
+    },
     /// A system call failed.
     #[error("{action} {path}: {source}{}", remedy(source))]
     System {
@@ -72,6 +92,9 @@ pub struct Record {
     pub supervisor: u32,
     /// Process id of the sealed process, once it exists.
     pub sealed: Option<u32>,
+    /// When the processes of these ids started (`ProcessStat::born`): ids are used again.
+    #[serde(default)]
+    pub born: Vec<(u32, u64)>,
     /// When the run started.
     pub started: String,
     /// What whoever asked for a mount wants to find here again.
@@ -88,10 +111,38 @@ impl Record {
             mountpoint,
             supervisor: std::process::id(),
             sealed: None,
+            born: born(std::process::id()).into_iter().collect(),
             started: report.started.clone(),
             note: None,
         }
     }
+
+    /// Whether `name` is its id, or the mountpoint of `runseal mount`.
+    pub fn is_called(&self, name: &str) -> bool {
+        let here = || std::path::absolute(name).is_ok_and(|path| path == self.mountpoint);
+        self.run_id.as_str() == name || self.kind == Kind::Mount && here()
+    }
+
+    /// Whether an end by force loses nothing that an end in good order would save: a mount has no results, unless a
+    /// service asked for it.
+    pub fn loses_nothing(&self) -> bool {
+        self.kind == Kind::Mount && self.note.is_none()
+    }
+
+    /// Adds the sealed process, a child that has not been waited for.
+    pub fn add_sealed(&mut self, process: u32) {
+        self.sealed = Some(process);
+        self.born.extend(born(process));
+    }
+
+    /// Whether the process that has this id now is the one that belongs to the run.
+    pub fn is_member(&self, process: u32) -> bool {
+        born(process).is_some_and(|born| self.born.contains(&born))
+    }
+}
+
+fn born(process: u32) -> Option<(u32, u64)> {
+    ProcessStat::of(process).map(|stat| (process, stat.born))
 }
 
 /// The state directory of a live run, locked. Dropping it removes the directory, unless it was [disowned](State::disown).
@@ -110,14 +161,16 @@ impl State {
         let base = base()?;
         let _guard = lock_base(&base)?;
         let dir = base.join(run_id.as_str());
-        if dir.exists() && !clean_if_dead(&dir)? {
-            return Err(StateError::InUse(run_id.clone()));
+        match if dir.exists() { settle(&dir)? } else { Remains::Nothing } {
+            Remains::Held => return Err(StateError::InUse(run_id.clone())),
+            // Its mount stays dead until somebody takes it away, or mounts there.
+            Remains::DeadMount(_) => remove(&dir)?,
+            Remains::Nothing => {}
         }
         if let Some(output) = output {
             refuse_taken(&base, output, run_id.as_str())?;
         }
         make_dir(&dir, 0o700)?;
-        make_dir(&dir.join(MOUNTPOINT), 0o700)?;
         let path = dir.join(LOCK);
         let lock = open_lock(&path)?;
         lock.lock().map_err(system("locking", &path))?;
@@ -132,11 +185,6 @@ impl State {
     pub fn publishes_to(&self, output: &Location) -> Result<(), StateError> {
         let path = self.dir.join(OUTPUT);
         fs::write(&path, place(output)).map_err(system("writing", &path))
-    }
-
-    /// The private mountpoint.
-    pub fn mountpoint(&self) -> PathBuf {
-        self.dir.join(MOUNTPOINT)
     }
 
     /// The directory with the state of all runs.
@@ -168,6 +216,7 @@ impl Drop for State {
     fn drop(&mut self) {
         // Under the lock of all, or a new run of this name could lose what it has just made.
         if self.owned
+            && dead_mount(&self.dir).is_none()
             && let Err(error) = lock_base(self.base()).and_then(|_guard| remove(&self.dir))
         {
             tracing::warn!("{error}");
@@ -175,27 +224,42 @@ impl Drop for State {
     }
 }
 
-/// The live runs of this user, by name; what dead ones left is cleaned up.
-pub fn live_runs() -> Result<Vec<Record>, StateError> {
+/// The runs of this user, by name.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Those alive.
+    pub live: Vec<Record>,
+    /// Mounts whose processes have died, and which stay so that no program goes on below them.
+    pub dead: Vec<Record>,
+}
+
+/// All runs of this user; what dead ones left, but for mounts, is cleaned up.
+pub fn survey() -> Result<Survey, StateError> {
     let base = base()?;
     let _guard = lock_base(&base)?;
-    let mut records = Vec::new();
+    let mut found = Survey::default();
     for entry in fs::read_dir(&base).map_err(system("reading", &base))? {
         let dir = entry.map_err(system("reading", &base))?.path();
-        if dir.is_dir() && !clean_if_dead(&dir)? {
-            records.extend(read_record(&dir));
+        if !dir.is_dir() || place::is_place(&dir) {
+            continue;
+        }
+        match settle(&dir) {
+            Ok(Remains::Held) => found.live.extend(read_record(&dir)),
+            Ok(Remains::DeadMount(record)) => found.dead.push(record),
+            Ok(Remains::Nothing) => {}
+            // What is left of one run must not hide the others.
+            Err(error) => tracing::warn!("{error}"),
         }
     }
-    records.sort_by(|a, b| a.run_id.cmp(&b.run_id));
-    Ok(records)
+    for records in [&mut found.live, &mut found.dead] {
+        records.sort_by(|a, b| a.run_id.cmp(&b.run_id));
+    }
+    Ok(found)
 }
 
 /// The live run that `name` means (a run id or the mountpoint of `runseal mount`), and its control socket.
 pub fn find(name: &str) -> Result<(Record, PathBuf), StateError> {
-    let path = std::path::absolute(name).ok();
-    let found = live_runs()?.into_iter().find(|record| {
-        record.run_id.as_str() == name || record.kind == Kind::Mount && Some(&record.mountpoint) == path.as_ref()
-    });
+    let found = survey()?.live.into_iter().find(|record| record.is_called(name));
     let record = found.ok_or_else(|| StateError::Unknown(name.to_owned()))?;
     let socket = base()?.join(record.run_id.as_str()).join(SOCKET);
     Ok((record, socket))
@@ -246,13 +310,16 @@ fn place(output: &Location) -> Vec<u8> {
     }
 }
 
-/// Cleans up after the run of this id if it is dead.
+/// Cleans up after the run of this id if it is dead; its mount goes, too.
 pub fn clean(id: &RunId) -> Result<(), StateError> {
     let base = base()?;
     let _guard = lock_base(&base)?;
     let dir = base.join(id.as_str());
-    if dir.exists() {
-        clean_if_dead(&dir)?;
+    if dir.exists()
+        && let Remains::DeadMount(record) = settle(&dir)?
+    {
+        fuse::detach_stale(&record.mountpoint).map_err(system("detaching", &record.mountpoint))?;
+        remove(&dir)?;
     }
     Ok(())
 }
@@ -272,6 +339,7 @@ fn base() -> Result<PathBuf, StateError> {
         Some(dir) => (dir.join("runseal"), 0o700),
         None => (PathBuf::from(format!("/tmp/runseal-{uid}")), 0o700),
     };
+    let base = place::innermost(base).map_err(system("looking for mounts at", Path::new("/")))?;
     match make_dir(&base, mode) {
         Err(StateError::System { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
         made => made?,
@@ -291,8 +359,18 @@ fn lock_base(base: &Path) -> Result<File, StateError> {
     Ok(lock)
 }
 
-/// Removes the directory of a run nobody holds the lock of; `false` if somebody does.
-fn clean_if_dead(dir: &Path) -> Result<bool, StateError> {
+/// What there is of a run.
+enum Remains {
+    /// A family that holds the lock.
+    Held,
+    /// The mount of a dead one.
+    DeadMount(Record),
+    /// Nothing, now.
+    Nothing,
+}
+
+/// Removes the directory of a run nobody holds the lock of, unless its mount has to be found again.
+fn settle(dir: &Path) -> Result<Remains, StateError> {
     let path = dir.join(LOCK);
     let lock = match OpenOptions::new().write(true).open(&path) {
         Ok(lock) => Some(lock),
@@ -301,16 +379,21 @@ fn clean_if_dead(dir: &Path) -> Result<bool, StateError> {
     };
     if let Some(Err(error)) = lock.as_ref().map(File::try_lock) {
         return match error {
-            fs::TryLockError::WouldBlock => Ok(false),
+            fs::TryLockError::WouldBlock => Ok(Remains::Held),
             fs::TryLockError::Error(error) => Err(system("locking", &path)(error)),
         };
     }
-    if let Some(record) = read_record(dir) {
-        tracing::info!("cleaning up after run {}, which died", record.run_id);
-        fuse::detach_stale(&record.mountpoint).map_err(system("detaching", &record.mountpoint))?;
+    if let Some(record) = dead_mount(dir) {
+        return Ok(Remains::DeadMount(record));
     }
     remove(dir)?;
-    Ok(true)
+    Ok(Remains::Nothing)
+}
+
+/// The record of a mount, if what is mounted there is dead.
+fn dead_mount(dir: &Path) -> Option<Record> {
+    let record = read_record(dir).filter(|record| record.kind == Kind::Mount)?;
+    fuse::is_stale(&record.mountpoint).unwrap_or(false).then_some(record)
 }
 
 fn read_record(dir: &Path) -> Option<Record> {
@@ -323,7 +406,8 @@ fn remove(dir: &Path) -> Result<(), StateError> {
         let path = dir.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(system("removing", &path))?;
     }
-    for path in [dir.join(MOUNTPOINT), dir.to_owned()] {
+    // Runs of versions before had their mountpoint here.
+    for path in [dir.join("mnt"), dir.to_owned()] {
         absent_is_fine(fs::remove_dir(&path)).map_err(system("removing", &path))?;
     }
     Ok(())
@@ -354,6 +438,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+/// For `map_err`: a failed system call, with what it was for.
+pub fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     move |source| StateError::System { action, path: path.to_owned(), source }
 }

@@ -220,7 +220,8 @@ fn judge(status: WaitStatus, killed_for: Option<Signal>, report: &mut Report) ->
 /// What died with it, for people.
 fn loss(report: &Report) -> &'static str {
     if report.kind == Kind::Mount {
-        return "and with it its key: everything in the scratch is lost, and it is unmounted";
+        return "and with it its key: everything in the scratch is lost; its mount stays, dead, so that no program goes on \
+                below it in the clear, until `runseal end`, umount(8) or the next `runseal mount` there";
     }
     match report.phase() {
         _ if report.published.is_some() => "after the results were published; nothing is lost",
@@ -333,7 +334,7 @@ mod tests {
         let mut published = report(Kind::Run, &[Phase::Publish, Phase::End]);
         published.apply(Event::Published { totals: serde_json::Value::Null });
         assert!(loss(&published).contains("nothing is lost"));
-        assert!(loss(&report(Kind::Mount, &[Phase::Serving])).contains("unmounted"));
+        assert!(loss(&report(Kind::Mount, &[Phase::Serving])).contains("stays, dead"));
     }
 
     #[test]

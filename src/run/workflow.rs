@@ -128,7 +128,7 @@ impl Run {
         // On every way out: nothing of the run may outlive the key.
         self.clear();
         self.desk.phase(Phase::End);
-        seal.close(&self.desk.journal).await;
+        seal.close_or_leave(&result, &self.desk.journal).await;
         self.trail.record(&audit::Event::wipe_run_key());
         result
     }
@@ -214,6 +214,7 @@ impl Run {
         }
         if let Some(ready) = self.service.as_mut().and_then(|service| service.ready.take()) {
             ready().map_err(system("letting go of the caller"))?;
+            self.desk.watch_tree(seal);
             let result = self.attend(stager.clone(), output, seal).await;
             self.leave(stager).await;
             return result;
@@ -251,7 +252,8 @@ impl Run {
         loop {
             match self.desk.next().await {
                 Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => break,
-                Order::MountEnded | Order::Orphaned => break,
+                Order::MountEnded if !seal.mount.is_cut_off() => break,
+                Order::MountEnded | Order::Orphaned => return Err(RunError::CutOff),
                 Order::Request(Request::End { discard, remove_published }, reply) if discard || !pending => {
                     self.desk.farewell.order(remove_published, reply);
                     if !remove_published {
@@ -336,6 +338,7 @@ impl Run {
         Surroundings {
             scratch: &self.mountpoint,
             run_id: self.spec.id.as_str(),
+            tmp: self.spec.tmp,
             withheld: if withheld { &CREDENTIAL_VARIABLES } else { &[] },
             inherited: self.desk.inherited,
             drop_capabilities: self.drop_capabilities,

@@ -15,14 +15,14 @@ pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError,
 pub use self::rescue::{LostWrites, OnFailure, OnHold, OnHoldError, RescueSpec};
 use crate::units::ByteSize;
 
-/// Name of a run: `[A-Za-z0-9._-]{1,64}`, not `.` or `..`.
+/// Name of a run: `[A-Za-z0-9._-]{1,64}`, not `.` or `..`, nor `mnt`, the place where runs find their scratch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
 
 /// Why a run id was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a run id: use 1 to 64 of the characters A-Z a-z 0-9 . _ -")]
+#[error("`{0}` is not a run id: use 1 to 64 of the characters A-Z a-z 0-9 . _ -, but not `mnt`")]
 pub struct RunIdError(String);
 
 impl RunId {
@@ -46,7 +46,7 @@ impl FromStr for RunId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if (1..=64).contains(&text.len()) && text.chars().all(allowed) && text != "." && text != ".." {
+        if (1..=64).contains(&text.len()) && text.chars().all(allowed) && ![".", "..", "mnt"].contains(&text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(RunIdError(text.to_owned()))
@@ -109,6 +109,17 @@ pub enum CpuLatency {
     Leave,
 }
 
+/// What the command finds at `/tmp` and `/var/tmp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum TmpPolicy {
+    /// The scratch: many programs write there whatever `TMPDIR` says.
+    #[default]
+    Scratch,
+    /// The directories of the machine, which are not sealed.
+    Host,
+}
+
 /// Where and how large the encrypted store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreSpec {
@@ -141,6 +152,8 @@ pub struct RunSpec {
     pub rules: StagingRules,
     /// How to speak to AWS, if need be.
     pub aws: AwsSpec,
+    /// What the command finds at `/tmp` and `/var/tmp`.
+    pub tmp: TmpPolicy,
     /// Where the audit trail goes.
     pub audit: Option<AuditDestination>,
     /// Where the JSON report goes.
@@ -265,7 +278,7 @@ mod tests {
         }
         let (one, other) = (RunId::random().expect("random"), RunId::random().expect("random"));
         assert!(one != other && one.as_str().parse() == Ok(one.clone()), "{one} {other}");
-        for text in ["", ".", "..", "a/b", "a b", "@lock", "\u{e4}", &"x".repeat(65)] {
+        for text in ["", ".", "..", "mnt", "a/b", "a b", "@lock", "\u{e4}", &"x".repeat(65)] {
             assert!(text.parse::<RunId>().is_err(), "{text}");
         }
     }

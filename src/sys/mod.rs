@@ -1,6 +1,7 @@
 //! Thin safe wrappers of system calls. Unsafe code lives here and in `crypt` only.
 
 pub mod acl;
+pub mod address;
 pub mod beneath;
 pub mod clock;
 pub mod memory;

@@ -38,7 +38,20 @@ pub struct MountEntry {
 
 /// The mounts of the calling thread's namespace. Contacts no file system but proc.
 pub fn mount_table() -> io::Result<Vec<MountEntry>> {
-    let text = fs::read("/proc/thread-self/mountinfo")?;
+    read_table(Path::new(OWN_TABLE))
+}
+
+/// The mounts that a process sees; of one that is ending, those that its last thread does. Needs the right to trace it.
+pub fn mount_table_of(process: u32) -> io::Result<Vec<MountEntry>> {
+    let threads = fs::read_dir(format!("/proc/{process}/task"))?;
+    let tables = threads.filter_map(|thread| read_table(&thread.ok()?.path().join("mountinfo")).ok());
+    tables.into_iter().find(|table| !table.is_empty()).ok_or(io::ErrorKind::NotFound.into())
+}
+
+const OWN_TABLE: &str = "/proc/thread-self/mountinfo";
+
+fn read_table(path: &Path) -> io::Result<Vec<MountEntry>> {
+    let text = fs::read(path)?;
     Ok(text.split(|&byte| byte == b'\n').filter_map(parse_line).collect())
 }
 
@@ -124,6 +137,121 @@ pub fn set_io_flusher() -> io::Result<()> {
     // SAFETY: this prctl takes plain integers and touches no memory. nix has no wrapper for it.
     let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether what shows through in a [`PrivateView`] can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// No.
+    ReadOnly,
+    /// As outside.
+    ReadWrite,
+}
+
+/// Directories that a child process, before it becomes another program, covers in a mount namespace of its own. Made
+/// beforehand, so that entering it allocates nothing.
+#[derive(Debug, Default)]
+pub struct PrivateView {
+    steps: Vec<Step>,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Makes a directory, unless it is there.
+    Directory(CString),
+    /// Makes a file, unless it is there.
+    File(CString),
+    /// Shows a tree at a second place; `remount` are the flags that make it read-only.
+    Show { from: CString, to: CString, remount: Option<MsFlags> },
+    /// Shows a tree in place of another one.
+    Cover { from: CString, to: CString },
+}
+
+impl PrivateView {
+    /// Has `source` show through at `below` in `directory`. One that cannot be shown is left out: whoever wants it says
+    /// so.
+    pub fn show(&mut self, source: &Path, directory: &Path, below: &Path, access: Access) {
+        let Ok(flags) = nix::sys::statvfs::statvfs(source).map(|found| found.flags()) else { return };
+        let mut place = directory.to_owned();
+        let parents = below.parent().map(Path::components).into_iter().flatten();
+        for part in parents {
+            place.push(part);
+            self.steps.extend(text(&place).map(Step::Directory));
+        }
+        place = directory.join(below);
+        let (Some(from), Some(to)) = (text(source), text(&place)) else { return };
+        self.steps.push(if source.is_dir() { Step::Directory(to.clone()) } else { Step::File(to.clone()) });
+        let remount = (access == Access::ReadOnly).then(|| read_only(flags));
+        self.steps.push(Step::Show { from, to, remount });
+    }
+
+    /// Has `source`, with all that shows through in it, cover `directory`.
+    pub fn cover(&mut self, source: &Path, directory: &Path) {
+        if let (Some(from), Some(to)) = (text(source), text(directory)) {
+            self.steps.push(Step::Cover { from, to });
+        }
+    }
+
+    /// Gives this process, which has one thread, the view. Makes system calls only.
+    pub fn enter(&self) -> nix::Result<()> {
+        if self.steps.is_empty() {
+            return Ok(());
+        }
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        self.steps.iter().try_for_each(Step::take)
+    }
+}
+
+impl Step {
+    fn take(&self) -> nix::Result<()> {
+        match self {
+            Self::Directory(path) => drop(nix::unistd::mkdir(path.as_c_str(), Mode::from_bits_truncate(0o755))),
+            Self::File(path) => {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                drop(open(path.as_c_str(), flags, Mode::from_bits_truncate(0o600)));
+            }
+            Self::Show { from, to, remount } => {
+                if bind(from, to).is_ok()
+                    && let Some(flags) = remount
+                    && remount_as(to, *flags).is_err()
+                {
+                    nix::mount::umount2(to.as_c_str(), MntFlags::MNT_DETACH)?;
+                }
+            }
+            Self::Cover { from, to } => bind(from, to)?,
+        }
+        Ok(())
+    }
+}
+
+fn bind(from: &CStr, to: &CStr) -> nix::Result<()> {
+    nix::mount::mount(Some(from), to, None::<&CStr>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&CStr>)
+}
+
+fn remount_as(path: &CStr, flags: MsFlags) -> nix::Result<()> {
+    nix::mount::mount(None::<&CStr>, path, None::<&CStr>, flags, None::<&CStr>)
+}
+
+/// Flags to remount a bind read-only; those it has must be given again, and in a user namespace cannot be taken away.
+fn read_only(flags: nix::sys::statvfs::FsFlags) -> MsFlags {
+    use nix::sys::statvfs::FsFlags;
+    let kept = [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ];
+    let kept = kept.into_iter().filter(|(has, _)| flags.contains(*has)).map(|(_, flag)| flag);
+    let atime = !flags.intersects(FsFlags::ST_NOATIME | FsFlags::ST_RELATIME);
+    let strict = if atime { MsFlags::MS_STRICTATIME } else { MsFlags::empty() };
+    kept.fold(MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | strict, |all, flag| all | flag)
+}
+
+/// A path without NUL bytes.
+fn text(path: &Path) -> Option<CString> {
+    CString::new(path.as_os_str().as_bytes()).ok()
 }
 
 /// `id parent major:minor root mountpoint options [optional...] - type source super-options`

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -13,6 +13,8 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Pid, getppid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::mount::PrivateView;
 
 /// Which side of [`fork`] this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,43 @@ pub fn watch(process: Pid) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor (close-on-exec) for this process; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(answer as RawFd) })
+}
+
+/// Sends `signal` to the process behind a descriptor of [`watch`], which cannot mean another one (pidfd_send_signal(2),
+/// Linux 5.1). `ESRCH`: it has ended.
+pub fn signal(process: &OwnedFd, signal: Signal) -> io::Result<()> {
+    let (fd, none) = (process.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: the descriptor is open, and without a siginfo the kernel reads no memory. nix has no wrapper for it.
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as libc::c_int, none, 0) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What proc_pid_stat(5) says of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessStat {
+    /// Name of its program.
+    pub name: String,
+    /// `R`, `S`, `D`, `T`, `Z`, ...
+    pub state: char,
+    /// When it started, in clock ticks since the boot: with the id, this means one process.
+    pub born: u64,
+}
+
+impl ProcessStat {
+    /// Of `process`, as long as it exists.
+    pub fn of(process: u32) -> Option<Self> {
+        Self::parse(&std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The name may have parentheses and spaces in it.
+        let (head, tail) = text.rsplit_once(") ")?;
+        let mut fields = tail.split(' ');
+        let state = fields.next()?.chars().next()?;
+        // The state is the third field, the start the 22nd.
+        let born = fields.nth(18)?.parse().ok()?;
+        Some(Self { name: head.split_once('(')?.1.to_owned(), state, born })
+    }
 }
 
 /// Waits for the end of a process behind a descriptor of [`watch`]. To be called in a tokio runtime.
@@ -146,9 +185,20 @@ impl Inherited {
 
 /// Prepares `command` to start as the user would have started it: signal mask and umask of `inherited`, a core limit
 /// of one byte (no core file, and by core(5) no core pipe either), and, with `drop_capabilities`, none
-/// of the capabilities a user namespace gave.
-pub fn prepare(command: &mut Command, inherited: Inherited, drop_capabilities: bool) {
+/// of the capabilities a user namespace gave. It starts in `view`; if it cannot be given that, a byte goes to `refused`,
+/// for the error of the start does not tell.
+pub fn prepare(
+    command: &mut Command,
+    inherited: Inherited,
+    view: PrivateView,
+    refused: OwnedFd,
+    drop_capabilities: bool,
+) {
     let setup = move || {
+        if let Err(errno) = view.enter() {
+            let _ = nix::unistd::write(&refused, &[0]);
+            return Err(errno.into());
+        }
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&inherited.mask), None)?;
         umask(inherited.umask);
         limit_core(1)?;
@@ -159,8 +209,8 @@ pub fn prepare(command: &mut Command, inherited: Inherited, drop_capabilities: b
         Ok(())
     };
     // SAFETY: the closure runs in the forked child of a process with threads, so it may call async-signal-safe
-    // functions only: it makes system calls on values it owns, takes no lock and allocates nothing (errors are plain
-    // errno values). std offers no safe way to set these.
+    // functions only: it makes system calls on values it owns (`PrivateView::enter`, too), takes no lock and allocates
+    // nothing (errors are plain errno values). std offers no safe way to set these.
     unsafe { command.pre_exec(setup) };
 }
 
@@ -249,11 +299,31 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_known_by_when_it_started() {
+        let own = ProcessStat::of(std::process::id()).expect("this one lives");
+        assert_eq!(Some(&own.born), ProcessStat::of(std::process::id()).as_ref().map(|again| &again.born));
+        let line = "7 (a) b (c)) T 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 1";
+        let expected = ProcessStat { name: "a) b (c)".into(), state: 'T', born: 4242 };
+        assert_eq!(ProcessStat::parse(line), Some(expected));
+        assert_eq!(ProcessStat::parse("7 (a"), None);
+    }
+
+    #[test]
+    fn a_signal_goes_to_the_very_process() {
+        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
+        let watched = watch(Pid::from_raw(child.id() as i32)).expect("it lives");
+        signal(&watched, Signal::SIGKILL).expect("sent");
+        child.wait().expect("waited for");
+        assert_eq!(signal(&watched, Signal::SIGKILL).map_err(|e| e.raw_os_error()), Err(Some(libc::ESRCH)));
+    }
+
+    #[test]
     fn a_prepared_command_has_a_core_limit_of_one_byte_and_the_old_umask() {
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -c; ulimit -H -c; umask; grep SigBlk /proc/self/status"]);
         let inherited = Inherited { mask: SigSet::empty(), umask: Mode::from_bits_truncate(0o027) };
-        prepare(&mut command, inherited, false);
+        let (_, refused) = nix::unistd::pipe().expect("a pipe");
+        prepare(&mut command, inherited, PrivateView::default(), refused, false);
         let output = command.output().expect("sh starts");
         let text = String::from_utf8_lossy(&output.stdout);
         let (_, hard) = getrlimit(Resource::RLIMIT_CORE).expect("limit");

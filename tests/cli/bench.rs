@@ -15,7 +15,10 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why runs cannot be tested here, if so.
+///
+/// From here on, temporary directories are where commands see them: the scratch covers `/tmp` and `/var/tmp`.
 pub fn obstacle() -> Option<&'static str> {
+    let _ = tempfile::env::override_temp_dir(Path::new(env!("CARGO_TARGET_TMPDIR")));
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root");
     }

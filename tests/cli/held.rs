@@ -140,8 +140,7 @@ fn a_held_run_can_replace_or_go_elsewhere() {
     fs::create_dir(&full).expect("created");
     fs::write(full.join("old"), "old").expect("written");
     say(&["resume", "--output", text(&full), &live.id]).expect(69, &["still held", "OUTPUT_NOT_EMPTY", "old"]);
-    say(&["resume", "--output", &format!("/run/runseal/{}/mnt/work", live.id), &live.id])
-        .expect(69, &["inside the scratch"]);
+    say(&["resume", "--output", "/run/runseal/mnt/work", &live.id]).expect(69, &["inside the scratch"]);
     say(&["resume", "--sse", "aws:kms", &live.id]).expect(69, &["results in S3"]);
     live.wait_for("held");
     let other = dir.path().join("other");

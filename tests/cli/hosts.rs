@@ -104,7 +104,7 @@ fn the_run_of_a_user_dies_as_a_whole() {
     let live = Live::start_with(
         home.nobody(&home.device("666")),
         home.dir.path(),
-        &["--backing", text(home.dir.path())],
+        &["--tmp=host", "--backing", text(home.dir.path())],
         &script,
     );
     // `unshare` and `sh` have exec'd: the child is the supervisor, its child the sealed process.

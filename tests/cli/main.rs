@@ -3,13 +3,16 @@
 //! Most of it needs root and /dev/fuse; says `SKIP: reason` without them.
 
 mod bench;
+mod dead;
 mod death;
 mod held;
 mod hosts;
 mod losses;
 mod mounts;
+mod nesting;
 mod results;
 mod runs;
 mod signals;
+mod temporary;
 mod usage;
 mod visits;

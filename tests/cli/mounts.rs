@@ -12,13 +12,13 @@ use crate::bench::{
 };
 
 /// A mount in the background; ended on drop.
-struct Mounted {
-    id: String,
+pub struct Mounted {
+    pub id: String,
     dir: tempfile::TempDir,
 }
 
 impl Mounted {
-    fn new(flags: &[&str]) -> Self {
+    pub fn new(flags: &[&str]) -> Self {
         let mounted = Self { id: fresh_id(), dir: tempfile::tempdir().expect("tempdir") };
         let mut arguments = vec!["mount", "--run-id", &mounted.id];
         arguments.extend(flags);
@@ -27,15 +27,15 @@ impl Mounted {
         mounted
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn process(&self, which: &str) -> i32 {
+    pub fn process(&self, which: &str) -> i32 {
         status(&self.id).expect("alive")["state"][which].as_i64().expect("a number") as i32
     }
 
-    fn wait_gone(&self) {
+    pub fn wait_gone(&self) {
         wait_until("the mount is gone", || !mounted(self.path()));
         wait_until("the state is gone", || !state_dir(&self.id).exists());
     }
@@ -180,39 +180,6 @@ fn a_signal_ends_the_mount() {
     let mount = Mounted::new(&[]);
     send(mount.process("supervisor"), Signal::SIGTERM);
     mount.wait_gone();
-}
-
-#[test]
-fn the_death_of_either_process_takes_the_mount_down() {
-    require_host!();
-    for victim in ["sealed", "supervisor"] {
-        let mount = Mounted::new(&[]);
-        let family = [mount.process("sealed"), mount.process("supervisor")];
-        fs::write(mount.path().join("file"), "data").expect("written");
-        send(mount.process(victim), Signal::SIGKILL);
-        mount.wait_gone();
-        wait_until("both processes end", || !family.iter().any(|&process| lives(process)));
-    }
-}
-
-#[test]
-fn a_mount_both_processes_of_which_died_is_detached_at_the_next_start() {
-    require_host!();
-    let mount = Mounted::new(&[]);
-    let (supervisor, sealed) = (mount.process("supervisor"), mount.process("sealed"));
-    // As after a crash of the machine's /run; and the `status` of another test must not be the one that cleans up.
-    fs::remove_dir_all(state_dir(&mount.id)).expect("removed");
-    // Stopped first, or it would clean up after the other.
-    send(supervisor, Signal::SIGSTOP);
-    send(sealed, Signal::SIGKILL);
-    send(supervisor, Signal::SIGKILL);
-    wait_until("both processes end", || !lives(supervisor) && !lives(sealed));
-    assert!(mounted(mount.path()), "a dead mount is left");
-    let id = fresh_id();
-    say(&["mount", "--run-id", &id, text(mount.path())]).expect(0, &["detached", text(mount.path())]);
-    fs::write(mount.path().join("file"), "data").expect("the new mount works");
-    say(&["end", &id]).expect(0, &[]);
-    wait_until("the mount is gone", || !mounted(mount.path()));
 }
 
 #[test]

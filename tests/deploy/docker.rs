@@ -259,6 +259,20 @@ fn results_that_do_not_fit_are_held_until_they_do() {
     assert_eq!(container.end().code, 0);
 }
 
+/// The engine is outside of the run: what it would bind is a directory of the host, not one of the scratch.
+// promise: S-136
+#[test]
+fn a_container_cannot_be_given_a_path_of_the_scratch_and_leave_plain_text_below_it() {
+    require!(no_mounts(), no_docker());
+    let image = Image::of_runseal();
+    let script = "cd \"$RUNSEAL_OUTPUT\"; docker run --rm --label=runseal-deploy-test --volume=\"$PWD:/w\" \
+        --entrypoint=/bin/sh \"$0\" -c 'echo secret >/w/result'";
+    let sealed = ["run", "--", "sh", "-euc", script, &image.name];
+    let said = finish(Command::new(crate::bench::binary()).args(sealed));
+    assert!(said.code != 0 && said.err.contains("not a directory"), "{said:?}");
+    assert!(Path::new("/run/runseal/mnt").is_file());
+}
+
 /// The instructions after the build stage do what they say; what compiles there is `cargo build`, tested elsewhere.
 #[test]
 fn the_final_image_of_the_dockerfile_works() {

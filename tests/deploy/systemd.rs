@@ -136,19 +136,26 @@ fn a_mount_is_a_service() {
     machine.container.shell(uninstall).expect(1, &["live runs", "/mnt/scratch"]);
     machine.shell(&format!("systemctl stop {unit}"));
 
-    // What hangs is killed, and does not stay as a dead mount.
+    // What hangs is killed. Its mount stays, dead, so that nobody goes on below it.
+    let is_dead = |when: &str| {
+        let said = machine.container.shell("echo secret >/mnt/scratch/file");
+        assert!(said.code != 0 && said.err.contains("not connected"), "{when}: {said:?}");
+    };
     machine.configure(unit, "[Service]\\nWatchdogSec=2\\n");
     machine.shell(&format!("systemctl start {unit}; sleep 3; systemctl is-active {unit}"));
     machine.shell(&format!("kill -STOP $(cat /proc/$(systemctl show -P MainPID {unit})/task/*/children)"));
     machine.wait_for(unit, "Result", "watchdog");
     machine.wait_for(unit, "ActiveState", "failed");
-    assert_eq!(machine.mounts(), "");
+    is_dead("after the watchdog");
 
-    // So is what was killed as a whole.
-    machine
-        .shell(&format!("systemctl reset-failed {unit}; systemctl start {unit}; systemctl kill --signal=KILL {unit}"));
+    // The next start covers it; and so it is with what was killed as a whole.
+    machine.shell(&format!("systemctl restart {unit}; echo data >/mnt/scratch/x; systemctl stop {unit}"));
+    assert_eq!(machine.mounts(), "", "what was stopped as asked takes what was dead with it");
+    machine.shell(&format!("systemctl start {unit}; systemctl kill --signal=KILL {unit}"));
     machine.wait_for(unit, "ActiveState", "failed");
-    assert_eq!(machine.mounts(), "");
+    is_dead("after kill -9");
+    machine.shell("runseal end /mnt/scratch");
+    assert_eq!((machine.mounts(), machine.shell("ls -A /mnt/scratch")), (String::new(), String::new()));
 
     // A mountpoint that will not do is told to who started it.
     machine.shell("mkdir -p /mnt/full; touch /mnt/full/x");

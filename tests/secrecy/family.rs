@@ -35,7 +35,8 @@ impl Family {
             "wait_at_gate() {{ : >'{0}.reached'; while [ ! -e '{0}.open' ]; do sleep 0.05; done; }}\n{script}",
             gate.display()
         );
-        launcher.args(["run", "--run-id", &id]).args(arguments).args(["--", "sh", "-euc", &script]);
+        // The gate is a file of this machine.
+        launcher.args(["run", "--tmp=host", "--run-id", &id]).args(arguments).args(["--", "sh", "-euc", &script]);
         let supervisor = launcher
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
