@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec, TmpPolicy};
+use crate::spec::{AwsSpec, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec, SavePattern, TmpPolicy};
 
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
@@ -40,6 +40,10 @@ pub struct RunArgs {
     /// a terminal, 1h without one]
     #[arg(long, value_name = "wait|fail|DURATION")]
     on_hold: Option<OnHold>,
+    /// Publish these files even if COMMAND fails, below runseal-failed-RUN.TIME/ in the output: a pattern for paths below
+    /// $RUNSEAL_SCRATCH, such as `work/**/*.log` or output/logs; repeat it for more
+    #[arg(long, value_name = "GLOB", requires = "output")]
+    save: Vec<SavePattern>,
     /// What to do with the scratch when COMMAND fails: end it, or hold it for `runseal exec` and `runseal cp`, as long as
     /// --on-hold says
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
@@ -77,7 +81,8 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
             "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
         ));
     }
-    let rescue = RescueSpec { on_hold: args.on_hold, on_failure: args.on_failure, lost_writes: args.lost_writes };
+    let RunArgs { on_hold, on_failure, lost_writes, save, .. } = args;
+    let rescue = RescueSpec { on_hold, on_failure, lost_writes, save };
     let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

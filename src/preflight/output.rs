@@ -1,11 +1,13 @@
 //! Tries the output directory as publishing will use it, and leaves no trace.
 
+use std::ffi::OsString;
 use std::fs::TryLockError;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::report::{Code, Finding};
+use crate::spec::SAVED;
 use crate::sys::path::{self, FileKind, shown};
 
 /// How the names of probes begin. They come and go while other runs look at the same directory.
@@ -45,7 +47,8 @@ fn contents(output: &Path, overwrite: bool) -> Vec<Finding> {
         Ok(names) => names,
         Err(e) => return vec![not_writable(output, &e)],
     };
-    names.retain(|name| !name.as_bytes().starts_with(PROBE.as_bytes()));
+    let minded = |name: &OsString| ![PROBE, SAVED].iter().any(|start| name.as_bytes().starts_with(start.as_bytes()));
+    names.retain(minded);
     let (partial, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| {
         let name = name.to_string_lossy();
         name.starts_with(".runseal-") && name.ends_with(".partial")

@@ -5,7 +5,7 @@ use super::probe::Probe;
 use super::report::{Check, Code, Finding, Outcome};
 use super::trouble::{Attempt, Trouble};
 use crate::s3::{Answer, CallError, Cause, Encryption, Page, UploadSettings, UploadTarget};
-use crate::spec::S3Uri;
+use crate::spec::{S3Uri, SAVED};
 
 /// How the names of probes begin.
 const PROBE: &str = ".runseal-preflight-";
@@ -29,9 +29,23 @@ pub(super) async fn attempt(probe: Probe<'_>, prefix: &S3Uri, settings: &UploadS
     let target = UploadTarget { bucket: prefix.bucket.clone(), key };
     // Two: the marker of the prefix itself may be one of them.
     let (mut trial, listed) =
-        futures_util::future::join(upload(probe, prefix, &target, settings), probe.list(prefix, None, 2)).await;
+        futures_util::future::join(upload(probe, prefix, &target, settings), contents(probe, prefix)).await;
     trial.note_contents(prefix, settings.overwrite, listed);
     Ok(trial)
+}
+
+/// The first objects below `prefix`, without those of runs whose command failed: they are in nobody's way.
+async fn contents(probe: Probe<'_>, prefix: &S3Uri) -> Result<Answer<Page>, CallError> {
+    let saved = format!("{}{SAVED}", prefix.key);
+    let mut listed = probe.list(prefix, None, 2).await?;
+    if listed.value.objects.iter().any(|object| object.key.starts_with(&saved)) {
+        // Behind all of them. What sorts before them was in the first answer.
+        let after = format!("{saved}\u{10ffff}");
+        let mut behind = probe.list(prefix, Some(&after), 2).await?;
+        listed.value.objects.retain(|object| !object.key.starts_with(&saved));
+        listed.value.objects.append(&mut behind.value.objects);
+    }
+    Ok(listed)
 }
 
 async fn upload(probe: Probe<'_>, prefix: &S3Uri, target: &UploadTarget, settings: &UploadSettings) -> Trial {

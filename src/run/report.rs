@@ -120,6 +120,11 @@ pub enum Event {
         /// The error.
         problem: String,
     },
+    /// Files of a failed command are out.
+    Saved {
+        /// Totals, and where they are.
+        facts: Value,
+    },
     /// Part of the results is in the output without a manifest, or not any more.
     Left {
         /// What.
@@ -276,6 +281,9 @@ pub struct Report {
     pub staged: Option<Value>,
     /// Totals of the results.
     pub published: Option<Value>,
+    /// Files that were published although the command failed: totals, and `place`.
+    #[serde(default)]
+    pub saved: Option<Value>,
     /// Results that are in the output although publishing has not succeeded.
     #[serde(default)]
     pub left: Option<Remains>,
@@ -329,6 +337,7 @@ impl Report {
             mount: None,
             staged: None,
             published: None,
+            saved: None,
             left: None,
             held: None,
             lost_writes: LossFacts::default(),
@@ -375,6 +384,7 @@ impl Report {
             Event::Lost(facts) => self.lost_writes = facts,
             Event::HeldBecause { problem } => self.held = Some(problem),
             Event::Redirected { output } => self.output = Some(output.to_string()),
+            Event::Saved { facts } => self.saved = Some(facts),
             Event::Left { remains } => self.left = remains,
             Event::Published { totals } => (self.published, self.left) = (Some(totals), None),
             Event::Wiped { at, bytes_encrypted } => {

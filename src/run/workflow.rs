@@ -31,7 +31,7 @@ use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
-use crate::spec::{OnFailure, RootSpec, RunSpec};
+use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED};
 use crate::stage::{self, Stager, Totals, View};
 use crate::units::ByteSize;
 
@@ -223,7 +223,7 @@ impl Run {
         let status = self.command(seal).await?;
         self.clear();
         if status != 0 {
-            self.command_failed(status, seal.inodes() > before, seal).await;
+            self.command_failed(status, seal.inodes() > before, stager, seal).await?;
             return Ok((Outcome::CommandFailed, status));
         }
         if self.spec.output.is_none() && stager.results(output).is_empty() {
@@ -385,17 +385,53 @@ impl Run {
     }
 
     /// What a failed command left is told, and held if that was asked for.
-    async fn command_failed(&mut self, status: u8, left_files: bool, seal: &Seal) {
+    async fn command_failed(
+        &mut self,
+        status: u8,
+        left_files: bool,
+        stager: Arc<Stager>,
+        seal: &Seal,
+    ) -> Result<(), RunError> {
         let lost = if self.spec.output.is_some() { "; nothing was published" } else { "" };
         message::warn(format_args!("the command ended with status {status}{lost}"));
+        if !self.spec.rescue.save.is_empty() {
+            self.save(stager).await?;
+        }
         if self.spec.rescue.on_failure == OnFailure::Hold {
             self.hold_scratch(status, seal).await;
         } else if left_files {
+            let what = if self.spec.rescue.save.is_empty() { "what" } else { "all else that" };
             message::warn(format_args!(
-                "the files it left in the scratch are gone; next time --on-failure=hold keeps them for `runseal exec` and \
-                 `runseal cp`"
+                "{what} it left in the scratch is gone; next time --save GLOB publishes files such as logs even \
+                 then, and --on-failure=hold keeps the scratch for `runseal exec` and `runseal cp`"
             ));
         }
+        Ok(())
+    }
+
+    /// Publishes what `--save` asks for. That this fails is no reason to hold anything.
+    async fn save(&mut self, stager: Arc<Stager>) -> Result<(), RunError> {
+        self.desk.phase(Phase::Publish);
+        let time: String = self.desk.journal.snapshot().started.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+        let name = format!("{SAVED}{}.{time}", self.spec.id);
+        let (scratch, in_user_namespace) = (self.mountpoint.clone(), self.drop_capabilities);
+        let (cloud, rescue) = (self.cloud.clone(), self.spec.rescue.clone());
+        let work = beside(move || {
+            if let Err(error) = flush::flush_results(&scratch, in_user_namespace, None) {
+                message::warn(error);
+            }
+            stager.save(&rescue, &name, cloud.as_deref())
+        });
+        match self.desk.guard("saving files of the failed command", Stake::Nothing, work).await? {
+            Ok(Some((totals, place))) => {
+                message::warn(format_args!("saved {} of its files: {place}", totals.files));
+                let facts = serde_json::json!({ "files": totals.files, "bytes": totals.bytes, "place": place });
+                self.desk.journal.record(Event::Saved { facts });
+            }
+            Ok(None) => message::warn("it left no file that --save asks for"),
+            Err(error) => message::warn(format_args!("what --save asks for could not be saved: {error}")),
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
-pub use self::rescue::{LostWrites, OnFailure, OnHold, OnHoldError, RescueSpec};
+pub use self::rescue::{LostWrites, OnFailure, OnHold, OnHoldError, RescueSpec, SAVED, SavePattern, SavePatternError};
 use crate::units::ByteSize;
 
 /// Name of a run: `[A-Za-z0-9._-]{1,64}`, not `.` or `..`, nor `mnt`, the place where runs find their scratch.

@@ -1,5 +1,6 @@
 //! What becomes of a run that is in trouble: whose results cannot be published, or whose command failed.
 
+use std::path::{Component, Path};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -65,6 +66,33 @@ pub enum LostWrites {
     Warn,
 }
 
+/// How the names begin below which an output has files of runs whose command failed. They are no results: no run minds
+/// them.
+pub const SAVED: &str = "runseal-failed-";
+
+/// `--save`: which files are published even if the command fails, by their path below the scratch.
+#[derive(Clone, Debug)]
+pub struct SavePattern(glob::Pattern);
+
+/// Why a text is no [`SavePattern`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no pattern for paths below $RUNSEAL_SCRATCH, such as work/*.log or output/logs: {1}")]
+pub struct SavePatternError(String, String);
+
+impl FromStr for SavePattern {
+    type Err = SavePatternError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = |why: &str| SavePatternError(text.to_owned(), why.to_owned());
+        let plain = |component: Component<'_>| matches!(component, Component::Normal(_) | Component::CurDir);
+        if text.is_empty() || !Path::new(text).components().all(plain) {
+            return Err(refuse("it must be relative, without `..`"));
+        }
+        let text = text.trim_start_matches("./").trim_end_matches('/');
+        glob::Pattern::new(text).map(Self).map_err(|error| refuse(error.msg))
+    }
+}
+
 /// What becomes of a run in trouble.
 #[derive(Clone, Debug, Default)]
 pub struct RescueSpec {
@@ -74,11 +102,40 @@ pub struct RescueSpec {
     pub on_failure: OnFailure,
     /// What data means for results that was lost elsewhere in the scratch.
     pub lost_writes: LostWrites,
+    /// What is published even if the command fails.
+    pub save: Vec<SavePattern>,
+}
+
+impl RescueSpec {
+    /// Whether the file at this path, relative to the scratch, is to be saved; or all in a directory there.
+    pub fn saves(&self, path: &Path) -> bool {
+        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+        self.save.iter().any(|pattern| pattern.0.matches_path_with(path, options))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_name_paths_below_the_scratch() {
+        let save = ["work/**/*.log", "output/logs/", "./tmp/x?"].map(|text| text.parse().expect(text));
+        let rescue = RescueSpec { save: save.into(), ..RescueSpec::default() };
+        for (path, saved) in [
+            ("work/a.log", true),
+            ("work/deep/er/.a.log", true),
+            ("other/a.log", false),
+            ("output/logs", true),
+            ("tmp/x1", true),
+            ("tmp/x/1", false),
+        ] {
+            assert_eq!(rescue.saves(Path::new(path)), saved, "{path}");
+        }
+        for text in ["", "/work/x", "../x", "work/../x", "work/***"] {
+            assert!(text.parse::<SavePattern>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn holding_has_a_bound_or_is_said_to_have_none() {

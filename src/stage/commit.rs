@@ -131,7 +131,7 @@ impl Sender {
         }
     }
 
-    async fn put_bytes(
+    pub(super) async fn put_bytes(
         &self,
         target: &UploadTarget,
         settings: &UploadSettings,

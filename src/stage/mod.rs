@@ -21,6 +21,7 @@ mod pool;
 mod publish;
 mod remains;
 mod retire;
+mod save;
 mod survey;
 mod target;
 mod tasks;

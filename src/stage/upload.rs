@@ -123,13 +123,18 @@ impl Uploads {
         if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
             return Err(StageError::Reserved { path: plan.path_of(entry) });
         }
+        Ok(Self::planned(plan, holds, to))
+    }
+
+    /// What `plan` holds, which keeps `holds`, for keys below `to`.
+    pub(super) fn planned(plan: Plan, holds: Vec<Hold>, to: &S3Uri) -> Self {
         let objects = keys(&plan, to).into_iter().enumerate().filter_map(|(entry, key)| {
             let target = UploadTarget { bucket: to.bucket.clone(), key: key? };
             Some(Arc::new(Outgoing::new(&plan, entry, target)))
         });
         let objects = objects.collect();
         let (older, retired) = (None, Retired::default());
-        Ok(Self { plan, objects, withdrawn: None, older, retired, strays: Vec::new(), _holds: holds })
+        Self { plan, objects, withdrawn: None, older, retired, strays: Vec::new(), _holds: holds }
     }
 
     /// Takes over what `old` had done for files that are still the same. Answers with uploads that are of no use now.
@@ -218,7 +223,21 @@ impl Sender {
         for object in &uploads.objects {
             self.progress.advance(object.sent());
         }
-        for round in 1.. {
+        self.send_all(uploads).await?;
+        if self.to.settings.overwrite {
+            self.retire(uploads).await?;
+        }
+        match uploads.plan.is_empty() {
+            false => self.manifest(uploads, incomplete).await?,
+            true => self.remove_manifest(uploads).await?,
+        }
+        self.progress.finish();
+        Ok(uploads.totals())
+    }
+
+    /// Sends and commits what is not done yet.
+    pub(super) async fn send_all(self: &Arc<Self>, uploads: &mut Uploads) -> Result<(), StageError> {
+        for round in 1..=ROUNDS {
             self.send_parts(uploads).await?;
             if uploads.objects.iter().all(|object| object.is_ready()) {
                 self.commit(uploads).await?;
@@ -229,15 +248,7 @@ impl Sender {
                 Some(_) => {}
             }
         }
-        if self.to.settings.overwrite {
-            self.retire(uploads).await?;
-        }
-        match uploads.plan.is_empty() {
-            false => self.manifest(uploads, incomplete).await?,
-            true => self.remove_manifest(uploads).await?,
-        }
-        self.progress.finish();
-        Ok(uploads.totals())
+        Ok(())
     }
 
     /// Sends the parts of all large objects.

@@ -525,6 +525,23 @@ fn results_given_up_while_the_manifest_is_tried_again_are_said_to_be_there() {
     assert_eq!(site.report("report.json")["left"]["output"], "s3://outputs/out/");
 }
 
+// promise: S-127
+#[test]
+fn logs_of_a_failed_command_go_to_s3_too() {
+    require_host!();
+    let site = Site::new();
+    let flags = ["--output", "s3://outputs/out/", "--save", "work/*.log", "--save", "work/large"];
+    let script = "echo why >a.log; head -c 20971520 /dev/zero >large; echo result >\"$RUNSEAL_OUTPUT/x\"; exit 3";
+    site.run(&flags, script).expect(3, &["saved 2 of its files: s3://outputs/out/runseal-failed-"]);
+    let keys = site.double.keys("outputs");
+    let names: Vec<_> = keys.iter().map(|key| key.splitn(3, '/').nth(2).expect("below it")).collect();
+    assert_eq!(names, ["SHA256SUMS", "work/a.log", "work/large"]);
+    assert_eq!(site.double.read("outputs", &keys[1]).expect("saved"), "why\n");
+    site.run(&flags, "echo result >\"$RUNSEAL_OUTPUT/x\"").expect(0, &[]);
+    assert_eq!(site.double.read("outputs", "out/x").expect("published"), "result\n");
+    site.run(&flags, "true").expect(73, &["OUTPUT_NOT_EMPTY"]);
+}
+
 // promise: S-124, S-126
 #[test]
 fn a_held_run_moves_between_buckets_and_directories() {

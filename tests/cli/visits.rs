@@ -51,10 +51,47 @@ fn a_failed_command_can_be_looked_at_and_its_files_rescued() {
 #[test]
 fn what_a_failed_command_left_is_said_to_be_gone() {
     require_host!();
-    run(&[], "echo x >x; exit 4").expect(4, &["are gone", "--on-failure=hold"]);
-    assert!(!run(&[], "exit 4").expect(4, &[]).err.contains("are gone"));
+    run(&[], "echo x >x; exit 4").expect(4, &["is gone", "--save", "--on-failure=hold"]);
+    assert!(!run(&[], "exit 4").expect(4, &[]).err.contains("is gone"));
     run(&["--on-failure=hold", "--on-hold=fail"], "true").expect(64, &["give one"]);
     run(&["--on-failure=hold", "--on-hold=1s"], "exit 5").expect(5, &["is held"]);
+}
+
+// promise: S-127
+#[test]
+fn logs_of_a_failed_command_are_published_and_no_later_try_minds_them() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (output, report) = (dir.path().join("out"), dir.path().join("report.json"));
+    let id = crate::bench::fresh_id();
+    let flags = ["--output", text(&output), "--save", "work/**/*.log", "--save", "output/logs", "--run-id", &id];
+    let written = report.clone();
+    let flags = [&flags[..], &["--report", text(&written)]].concat();
+    let script = "mkdir -p deep \"$RUNSEAL_OUTPUT/logs\"; echo why >deep/a.log; echo no >deep/b; chmod 640 deep/a.log
+        echo step >\"$RUNSEAL_OUTPUT/logs/1\"; echo result >\"$RUNSEAL_OUTPUT/x\"; exit 3";
+    run(&flags, script).expect(3, &["saved 2 of its files", "runseal-failed-", "nothing was published"]);
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(&report).expect("written")).expect("JSON");
+    assert_eq!((&report["outcome"], &report["saved"]["files"]), (&"command-failed".into(), &2.into()));
+    let place = fs::read_dir(&output).expect("made").next().expect("one").expect("listed").path();
+    assert_eq!(
+        (text(&place), fs::read_dir(&output).expect("made").count()),
+        (report["saved"]["place"].as_str().unwrap(), 1)
+    );
+    assert_eq!(fs::read_to_string(place.join("work/deep/a.log")).expect("saved"), "why\n");
+    assert_eq!(fs::metadata(place.join("work/deep/a.log")).expect("saved").permissions().mode() & 0o777, 0o640);
+    assert!(
+        place.join("output/logs/1").exists() && !place.join("work/deep/b").exists() && !place.join("output/x").exists()
+    );
+    let mut check = std::process::Command::new("sha256sum");
+    check.args(["-c", "--strict", "SHA256SUMS"]).current_dir(&place);
+    assert_eq!(crate::bench::finish(check).expect(0, &[]).out, "output/logs/1: OK\nwork/deep/a.log: OK\n");
+    // The same again, under the same name; and then the command succeeds.
+    run(&flags, script).expect(3, &["saved 2 of its files"]);
+    run(&flags, "echo result >\"$RUNSEAL_OUTPUT/x\"").expect(0, &[]);
+    assert_eq!(fs::read_to_string(output.join("x")).expect("published"), "result\n");
+    assert_eq!(fs::read_dir(&output).expect("listed").count(), 2 + 2, "both tries, the result, the manifest");
+    run(&["--save", "work/*"], "true").expect(64, &["--output"]);
+    run(&["--output", text(&output), "--save", "/work"], "true").expect(64, &["relative"]);
 }
 
 // promise: S-122
