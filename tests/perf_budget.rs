@@ -16,7 +16,7 @@ use runseal::crypt::Keyring;
 use runseal::fs::{Scratch, ScratchOptions};
 use runseal::fuse::{FuseError, Mount, MountOptions};
 use runseal::spec::{EngineChoice, MemoryLock};
-use runseal::store::{Content, Store, StoreStats};
+use runseal::store::{Content, Pressure, Store, StoreStats};
 use tempfile::TempDir;
 
 use crate::allocations::allocations;
@@ -200,6 +200,26 @@ fn a_sparse_file_is_searched_in_one_request_for_each_end_of_a_hole() {
     assert_eq!(spent, StoreStats::default());
 }
 
+// promise: S-100
+#[test]
+fn the_gate_costs_nothing_far_from_the_end_and_one_request_a_file_near_it() {
+    let Some(mounted) = Mounted::sized(1 << 30) else { return };
+    let mut file = File::create(mounted.path("file")).expect("a file");
+    let work = |file: &mut File| (0..8192).for_each(|_| file.write_all(&[b'x'; KIB4]).expect("room"));
+    let (requests, _) = mounted.during(|| work(&mut file));
+    assert_eq!(count(&requests, "GETATTR"), 0, "{requests:?}");
+    let usage = mounted.store.usage();
+    let all = (usage.limit - usage.used) * KIB4 as u64;
+    let reserved = File::create(mounted.path("reserved")).expect("a file");
+    nix::fcntl::fallocate(&reserved, nix::fcntl::FallocateFlags::empty(), 0, (all - (200 << 20)) as i64).expect("room");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while mounted.store.pressure() != Pressure::Near {
+        assert!(Instant::now() < deadline, "the end is 200 MiB away");
+    }
+    let (requests, _) = mounted.during(|| work(&mut file));
+    assert!((1..=4).contains(&count(&requests, "GETATTR")), "{requests:?}");
+}
+
 /// So many writes of so many bytes in all.
 fn written(backing_writes: usize, bytes: usize) -> StoreStats {
     let backing_writes = backing_writes as u64;
@@ -212,7 +232,11 @@ fn read(backing_reads: u64, bytes: usize) -> StoreStats {
 }
 
 fn store(backing: Box<dyn Backing>) -> Arc<Store> {
-    Store::new(backing, Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys"), 4 << 30)
+    limited(backing, 4 << 30)
+}
+
+fn limited(backing: Box<dyn Backing>, bytes: u64) -> Arc<Store> {
+    Store::new(backing, Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys"), bytes)
 }
 
 fn spent(store: &Store, work: impl FnOnce()) -> StoreStats {
@@ -256,10 +280,15 @@ struct Mounted {
 impl Mounted {
     /// `None`, and a visible SKIP, where one cannot mount or the kernel lacks what the counts rest on.
     fn new() -> Option<Self> {
+        Self::sized(4 << 30)
+    }
+
+    /// The same, of this many bytes.
+    fn sized(bytes: u64) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");
         let point = directory.path().join("mnt");
         fs::create_dir(&point).expect("a mountpoint");
-        let store = store(Box::new(AnonBacking::open(&[directory.path().to_owned()]).expect("arena files")));
+        let store = limited(Box::new(AnonBacking::open(&[directory.path().to_owned()]).expect("arena files")), bytes);
         let options = ScratchOptions { max_inodes: 1 << 16, uid: 0, gid: 0, mode: 0o755 };
         let scratch = Arc::new(Scratch::new(store.clone(), options));
         let mount = match Mount::new(scratch, &point, &MountOptions::default()) {

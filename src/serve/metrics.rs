@@ -27,6 +27,8 @@ pub struct Metrics {
     pub ended: Labelled,
     /// Attempts to publish, by result.
     pub published: Labelled,
+    /// Attempts to publish what lacks data, since it was lost or refused.
+    pub lost_writes: Counter,
     /// Runs that were not made, by kind of problem.
     pub refused: Labelled,
     /// Requests, by method, path and status.
@@ -102,6 +104,8 @@ impl Page {
         page.counter("runseal_runs_adopted_total", "Live runs found at the start", plain(&metrics.adopted));
         page.counter("runseal_runs_ended_total", "Runs that ended", metrics.ended.0.lock().clone());
         page.counter("runseal_runs_published_total", "Attempts to publish", metrics.published.0.lock().clone());
+        let lost = plain(&metrics.lost_writes);
+        page.counter("runseal_runs_lost_writes_total", "Attempts to publish with data lost or refused", lost);
         page.counter("runseal_runs_refused_total", "Runs that were not made", metrics.refused.0.lock().clone());
         page.counter("runseal_http_requests_total", "Requests answered", metrics.requests.0.lock().clone());
         page.counter("runseal_volume_calls_total", "Calls of Docker", metrics.volume_calls.0.lock().clone());

@@ -226,6 +226,9 @@ impl Runs {
             runs.note_state(&run, (RunState::Publishing, None));
             let published = family.publish(request.into_order()).await;
             if let Ok(report) = family.report().await {
+                if report.lost_writes.files > 0 {
+                    runs.metrics.lost_writes.increment();
+                }
                 runs.note_state(&run, state_of(&report));
             }
             let result = if published.is_ok() { "published" } else { "held" };

@@ -73,6 +73,28 @@ fn the_death_of_the_sealed_process_while_it_publishes_ends_everything() {
     }
 }
 
+/// The kernel waits for pages, and the sealed process for the kernel, at many points of a full scratch.
+// promise: S-55
+#[test]
+fn the_death_of_the_sealed_process_of_a_full_scratch_ends_everything() {
+    require_host!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let script = "cd \"$RUNSEAL_OUTPUT\"
+        for n in $(seq 16); do (while :; do dd if=/dev/zero of=f$n bs=$((n * 4096)) count=400 || rm -f f$n; cat f$n; done) & done
+        ready; wait";
+    for round in 0..10 {
+        let output = dir.path().join(round.to_string());
+        let script = format!("exec >/dev/null 2>&1\n{script}");
+        let live = Live::start(dir.path(), &["--size", "24M", "--output", text(&output)], &script);
+        let sealed = live.sealed();
+        std::thread::sleep(std::time::Duration::from_millis(37 * round));
+        send(sealed, Signal::SIGKILL);
+        live.end().expect(71, &["is lost"]);
+        assert!(!output.join("runseal-manifest.json").exists());
+        assert!(!lives(sealed));
+    }
+}
+
 #[test]
 fn the_name_of_a_dead_run_can_be_used_again() {
     require_host!();
