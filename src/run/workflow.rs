@@ -21,6 +21,7 @@ use super::flush;
 use super::guests::Guests;
 use super::hold::Published;
 use super::message;
+use super::place::TEMPORARY;
 use super::preflight::Ready;
 use super::progress::Meter;
 use super::report::{AuditFacts, AwsFacts, Event, Outcome, Phase, RunKeyFacts};
@@ -31,7 +32,7 @@ use crate::crypt::KeyShare;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
-use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED};
+use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED, TmpPolicy};
 use crate::stage::{self, Stager, Totals, View};
 use crate::units::ByteSize;
 
@@ -241,7 +242,11 @@ impl Run {
 
     /// Where links of the command may say that the scratch is.
     fn view(&self) -> View {
-        View { mountpoint: self.mountpoint.clone(), aliases: vec![("/var/run".into(), "/run".into())] }
+        let mut aliases: Vec<(PathBuf, PathBuf)> = vec![("/var/run".into(), "/run".into())];
+        if self.service.is_none() && self.spec.tmp == TmpPolicy::Scratch {
+            aliases.extend(TEMPORARY.map(|covered| (covered.into(), self.mountpoint.join(TMP))));
+        }
+        View { mountpoint: self.mountpoint.clone(), aliases }
     }
 
     /// Serves until it is told to end; publishes when asked.

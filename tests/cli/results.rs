@@ -179,6 +179,14 @@ fn links_of_the_command_lead_to_results_or_hold_the_run() {
     let site = Site::new();
     site.run(&["--dereference"], astray).expect(0, &[]);
     assert_eq!(site.read("out/link"), "data\n");
+
+    // What the command finds at /tmp is the scratch.
+    let site = Site::new();
+    let live = site.held(&[], "echo part >/tmp/part; ln -s /var/tmp/part \"$RUNSEAL_OUTPUT/link\"");
+    assert!(problem(&live).contains("`link` is a symbolic link to `tmp/part`"), "{}", problem(&live));
+    say(&["resume", "--dereference", &live.id]).expect(0, &[]);
+    live.end().expect(0, &[]);
+    assert_eq!(site.read("out/link"), "part\n");
 }
 
 // promise: S-111
