@@ -16,7 +16,9 @@ use nix::unistd::Pid;
 use super::desk::{Delivered, asks_to_end};
 use super::error::{RunError, system};
 use super::report::{Event, Kind, Outcome, Phase, Report};
-use crate::sys::process::is_ignored;
+use crate::fuse;
+use crate::sys::mount::{abort_fuse_connection, mount_table_of};
+use crate::sys::process::{ProcessStat, is_ignored};
 
 /// How long the sealed process may take to end after the second signal.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,6 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ECHO: Duration = Duration::from_secs(1);
 /// `siginfo_t.si_code` of signals the kernel sends: those of the terminal (`asm-generic/siginfo.h`).
 const SI_KERNEL: i32 = 0x80;
+
+/// How often the supervisor looks whether the sealed process has died and not ended, and how long it may take to. One of
+/// its threads may wait for the kernel to hear from its own mount, and keeps the connection alive meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Signals that are passed on.
 const FORWARDED: [Signal; 6] =
@@ -81,7 +87,8 @@ impl Supervisor {
         let mut inbox = Inbox::default();
         let mut echoes = Echoes::default();
         let mut end = Escalation::default();
-        let mut take = |events: Vec<Event>, end: &mut Escalation| {
+        let mut died = None;
+        let mut take = |events: Vec<Event>, end: &mut Escalation, report: &mut Report| {
             for event in events {
                 end.on_event(&event);
                 on_event(&event);
@@ -93,6 +100,9 @@ impl Supervisor {
                 break status;
             }
             self.wait(end.deadline, inbox.open);
+            if self.lingers(&mut died) {
+                self.cut_off(report);
+            }
             if end.overdue() {
                 self.kill_sealed(&mut end);
             }
@@ -104,10 +114,10 @@ impl Supervisor {
                     self.pass_on(signal, from_terminal, &mut end);
                 }
             }
-            take(inbox.read(&mut self.link), &mut end);
+            take(inbox.read(&mut self.link), &mut end, report);
         };
         // What it said last may still be in the socket.
-        take(inbox.read(&mut self.link), &mut end);
+        take(inbox.read(&mut self.link), &mut end, report);
         judge(status, end.killed_for, report)
     }
 
@@ -119,13 +129,28 @@ impl Supervisor {
         }
     }
 
-    /// Until there is something to do. SIGCHLD, too, arrives at the descriptor.
+    /// Whether the sealed process has died and one of its threads has not followed for a while; `since` when it was seen.
+    fn lingers(&self, since: &mut Option<Instant>) -> bool {
+        let died = ProcessStat::of(self.sealed.as_raw() as u32).is_some_and(|stat| stat.state == 'Z');
+        *since = if died { since.or_else(|| Some(Instant::now())) } else { None };
+        since.is_some_and(|since| since.elapsed() >= LOOK)
+    }
+
+    /// Aborts the connection of the mount: whatever waits for it gets an error, threads of the sealed process too.
+    fn cut_off(&self, report: &Report) {
+        let Some(mountpoint) = report.mount.as_ref().and_then(|facts| facts["mountpoint"].as_str()) else { return };
+        let table = mount_table_of(self.sealed.as_raw() as u32);
+        let connection = table.ok().and_then(|table| fuse::connection_of(&table, mountpoint.as_ref()));
+        match connection.map(abort_fuse_connection) {
+            Some(Err(error)) => tracing::warn!(%error, "the connection of the mount cannot be aborted"),
+            Some(Ok(())) | None => {}
+        }
+    }
+
+    /// Until there is something to do, or to look at. SIGCHLD, too, arrives at the descriptor.
     fn wait(&self, deadline: Option<Instant>, link_open: bool) {
-        let timeout = match deadline {
-            Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1)
-                .unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        };
+        let until = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+        let timeout = PollTimeout::try_from(until.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN)];
         // A closed socket is always readable: then only the end of the process is left to wait for.
         if link_open {

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use crate::bench::{
     Live, lives, mounted, processes_with, require_host, run, say, send, state_dir, status, text, wait_until,
 };
+use crate::runs::require_python;
 
 /// Leaves a daemon behind that forked twice and left the session; `word` finds it.
 fn daemonise(word: &str) -> String {
@@ -70,6 +71,36 @@ fn the_death_of_the_sealed_process_while_it_publishes_ends_everything() {
         }
         let said = live.end();
         assert!(said.code == 71 || said.code == 0, "{said:?}");
+    }
+}
+
+/// A thread that tells the kernel to give pages up waits for the workers to take them. When they are killed it would wait
+/// for the connection to close, and the connection for it.
+// promise: S-55
+#[test]
+fn the_death_of_a_sealed_process_that_waits_for_the_kernel_ends_everything() {
+    require_host!();
+    require_python!();
+    let dir = tempfile::tempdir().expect("tempdir");
+    // Refused in the middle of pages that are not written yet.
+    let script = "python3 -c 'import os, time
+fd = os.open(\"f\", os.O_CREAT | os.O_WRONLY)
+try:
+    while True: os.write(fd, b\"x\" * 4096)
+except OSError:
+    open(os.environ[\"FLAG\"], \"w\").close()
+time.sleep(60)'";
+    for _ in 0..8 {
+        let mut launcher = crate::bench::runseal();
+        let flag = dir.path().join("full");
+        let _ = fs::remove_file(&flag);
+        launcher.env("FLAG", &flag);
+        let live = Live::start_with(launcher, dir.path(), &["--size", "256M"], &format!("ready; {script}"));
+        let sealed = live.sealed();
+        wait_until("the scratch is full", || flag.exists());
+        send(sealed, Signal::SIGKILL);
+        live.end().expect(71, &["is lost"]);
+        assert!(!lives(sealed));
     }
 }
 

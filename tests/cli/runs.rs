@@ -154,7 +154,7 @@ macro_rules! require_python {
         }
     };
 }
-use require_python;
+pub(crate) use require_python;
 
 // promise: T-13
 #[test]
