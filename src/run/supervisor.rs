@@ -141,9 +141,8 @@ impl Supervisor {
         let Some(mountpoint) = report.mount.as_ref().and_then(|facts| facts["mountpoint"].as_str()) else { return };
         let table = mount_table_of(self.sealed.as_raw() as u32);
         let connection = table.ok().and_then(|table| fuse::connection_of(&table, mountpoint.as_ref()));
-        match connection.map(abort_fuse_connection) {
-            Some(Err(error)) => tracing::warn!(%error, "the connection of the mount cannot be aborted"),
-            Some(Ok(())) | None => {}
+        if let Some(Err(error)) = connection.map(abort_fuse_connection) {
+            tracing::warn!(%error, "the connection of the mount cannot be aborted");
         }
     }
 
