@@ -18,7 +18,7 @@ use crate::sys::process::ProcessStat;
 const LOCK: &str = "lock";
 const RECORD: &str = "state.json";
 const SOCKET: &str = "control.sock";
-/// Where the run publishes to, as [`place`] writes it.
+/// Where the run publishes to, as [`place()`] writes it.
 const OUTPUT: &str = "output";
 /// No run id: `@` is not allowed in one.
 const BASE_LOCK: &str = "@lock";
