@@ -66,7 +66,8 @@ impl Mount {
         let statfs = scratch.statfs();
         let adapter = Adapter::new(scratch, shared.clone(), may);
         let gate = adapter.gate();
-        let space = statfs.sectors.saturating_mul(SECTOR_U64);
+        // The disk may have less than the limit.
+        let space = statfs.sectors_free.saturating_mul(SECTOR_U64);
         let (mut mount, allowance) = Self::serve(adapter, shared, mountpoint, options, space)?;
         let writes_late = |facts: &Negotiated| facts.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
         if mount.shared.negotiated.get().is_some_and(writes_late) {

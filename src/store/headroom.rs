@@ -16,7 +16,7 @@ use crate::units::SECTOR_U64;
 
 /// Most sectors that are kept free beyond what may be accepted: writers notice late by a few hundred KiB each.
 const SLACK: u64 = (8 << 20) / SECTOR_U64;
-/// The same, where it would be more than a quarter of the limit.
+/// The same, where it would be more than an eighth of the space.
 const LEAST_SLACK: u64 = (1 << 20) / SECTOR_U64;
 /// Free sectors of the disk that are not counted on: its file system needs blocks of its own.
 const DISK_MARGIN: u64 = (1 << 20) / SECTOR_U64;
@@ -68,11 +68,11 @@ impl Default for Headroom {
 }
 
 impl Headroom {
-    /// Settles the size for `late` sectors that may be accepted near the end, `early` before that, and a limit of
-    /// `limit` sectors. Returns the sectors of the reserve to be kept.
-    pub fn set(&self, early: u64, late: u64, limit: u64) -> u64 {
+    /// Settles the size for `late` sectors that may be accepted near the end, `early` before that, and `space` sectors in
+    /// all. Of a disk that has `disk` sectors free it takes at most a quarter: a small disk shall still be of use. Returns the sectors of the reserve to be kept.
+    pub fn set(&self, early: u64, late: u64, space: u64, disk: u64) -> u64 {
         // Half of it is for those who may still write when the end is reached; what is dirty then has the other half.
-        let sectors = 2 * (late + SLACK.min((limit / 4).max(LEAST_SLACK)));
+        let sectors = (2 * (late + SLACK.min((space / 8).max(LEAST_SLACK)))).min(disk / 4);
         self.sectors.store(sectors, Ordering::Relaxed);
         self.near.store(2 * early + sectors, Ordering::Relaxed);
         sectors
@@ -180,7 +180,7 @@ mod tests {
 
     fn headroom(reserve: bool) -> Headroom {
         let headroom = Headroom::default();
-        assert_eq!(headroom.set(16 * MIB, 4 * MIB, 1024 * MIB), ROOM);
+        assert_eq!(headroom.set(16 * MIB, 4 * MIB, 1024 * MIB, u64::MAX), ROOM);
         if reserve {
             headroom.keep(0, 100, ROOM);
         }
@@ -216,6 +216,11 @@ mod tests {
             use Pressure::{Ample, Near};
             [Ample, Near, Near, Near, Ample, Ample]
         });
+    }
+
+    #[test]
+    fn a_small_disk_is_not_all_headroom() {
+        assert_eq!(Headroom::default().set(40 * MIB, 40 * MIB, 16 * MIB, 16 * MIB), 4 * MIB);
     }
 
     #[test]

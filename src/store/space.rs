@@ -124,7 +124,8 @@ impl Space {
     /// be accepted before the end is near.
     pub fn set_headroom(&self, early: u64, late: u64) -> io::Result<()> {
         const ARENA: u16 = 0;
-        let sectors = self.inner.headroom.set(early, late, self.limit());
+        let disk = self.inner.backing.available().map_or(u64::MAX, |bytes| bytes / SECTOR_U64);
+        let sectors = self.inner.headroom.set(early, late, self.available(), disk);
         let Some((_, run)) = self.allocate(Site::Arena(ARENA), sectors) else { return Ok(()) };
         let kept = self.inner.backing.set_aside(u32::from(ARENA), run.block * SECTOR_U64, run.len * SECTOR_U64);
         match &kept {

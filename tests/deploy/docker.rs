@@ -62,7 +62,7 @@ fn the_entry_point_stages_runs_and_publishes() {
     let (image, host) = (Image::of_runseal(), Host::new());
     let (data, results) = (host.volume("data", "/data"), host.volume("results", "/results"));
     let backing = host.volume("backing", "/var/tmp");
-    let script = "df \"$RUNSEAL_SCRATCH\" | grep -q ^runseal
+    let script = "grep -q \"^runseal $RUNSEAL_SCRATCH fuse.runseal\" /proc/mounts
         cat \"$RUNSEAL_INPUT/data/letters\" | sha256sum >\"$RUNSEAL_OUTPUT/sum\"; exit $0";
     for (status, published) in [("7", false), ("0", true)] {
         let mut flags = RIGHTS.to_vec();
