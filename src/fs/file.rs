@@ -107,6 +107,11 @@ impl Scratch {
         Ok(copied)
     }
 
+    /// Whether space is reserved in a file that is not written yet.
+    pub fn has_reserved(&self, ino: u64) -> bool {
+        self.inode(ino).is_ok_and(|inode| inode.file().is_ok_and(|file| file.content.has_reserved()))
+    }
+
     /// Sectors that a file takes, reserved ones included; 0 for what is no file.
     pub fn allocated(&self, ino: u64) -> u64 {
         self.inode(ino).ok().and_then(|inode| Some(inode.file().ok()?.content.sectors())).unwrap_or(0)

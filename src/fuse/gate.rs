@@ -24,6 +24,8 @@ use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use fuser::INodeNo;
 use parking_lot::Mutex;
@@ -35,6 +37,9 @@ use crate::units::SECTOR_U64;
 
 /// Sectors that a file may grow near the end and still be written to at the end.
 const GROWTH: u64 = (1 << 20) / SECTOR_U64;
+
+/// How often the space is looked at when nothing happens.
+const PERIOD: Duration = Duration::from_millis(250);
 
 /// Decides who may write. Its lock is held while notices are queued, and no other is taken under it.
 pub(super) struct Gate {
@@ -77,6 +82,21 @@ impl Gate {
         })
     }
 
+    /// Looks at the space again and again, as long as there is a gate: others may fill the disk while nobody writes here.
+    pub(super) fn keep_looking(self: &Arc<Self>) {
+        let gate = Arc::downgrade(self);
+        let work = move || {
+            while let Some(gate) = gate.upgrade() {
+                gate.look();
+                drop(gate);
+                thread::sleep(PERIOD);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("fuse-gate".to_owned()).spawn(work) {
+            tracing::warn!(%error, "that others fill the disk is noticed late");
+        }
+    }
+
     /// Looks at the space, after something may have changed it.
     pub(super) fn look(&self) -> Pressure {
         let Some(allowance) = self.allowance.get() else { return Pressure::Ample };
@@ -93,7 +113,8 @@ impl Gate {
             Pressure::Ample | Pressure::Near => true,
             // Where it will write, nobody says.
             Pressure::Full => self.growth(ino) <= GROWTH,
-            Pressure::Overfull => false,
+            // Reserved space is there.
+            Pressure::Overfull => self.scratch.has_reserved(ino) && self.growth(ino) == 0,
         };
         if !admitted && self.scratch.refuse_write(ino) {
             // From now on reads of it come here, so that it is known whether somebody depends on it.

@@ -72,6 +72,7 @@ impl Mount {
         let writes_late = |facts: &Negotiated| facts.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
         if mount.shared.negotiated.get().is_some_and(writes_late) {
             mount.facts.degraded.extend(gate.arm(allowance));
+            gate.keep_looking();
         }
         Ok(mount)
     }

@@ -66,6 +66,11 @@ impl Content {
         self.inner.read().sectors
     }
 
+    /// Whether space is reserved in it that is not written yet.
+    pub fn has_reserved(&self) -> bool {
+        self.inner.read().map.has_reserved()
+    }
+
     /// Reads at `offset` up to the end of `buf` or of the content; returns the bytes read.
     pub fn read_at(&self, store: &Store, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
         let inner = self.inner.read();

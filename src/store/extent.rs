@@ -99,6 +99,15 @@ impl ExtentMap {
         }
     }
 
+    /// Whether an extent is reserved and not written.
+    pub fn has_reserved(&self) -> bool {
+        match self {
+            Self::Empty => false,
+            Self::One(_, extent) => extent.is_reserved(),
+            Self::Many(map) => map.values().any(Extent::is_reserved),
+        }
+    }
+
     /// What begins at `sector`: at most `max` sectors (at least 1) of one kind.
     pub fn segment(&self, sector: u64, max: u64) -> Segment {
         if let Some((start, extent)) = self.at_or_before(sector)
