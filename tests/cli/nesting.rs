@@ -1,9 +1,11 @@
 //! Runs inside of runs, and paths that are short whatever a run is called.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::bench::{Live, fresh_id, phase, require_host, run, runseal, say, text};
+use crate::bench::{Live, Said, finish, fresh_id, phase, require_host, run, runseal, say, text};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_runseal");
 
@@ -55,73 +57,88 @@ socket.socket(socket.AF_UNIX).bind(path)'; echo ${#TMPDIR}";
     assert_eq!(said.out.trim().parse::<usize>().expect("a number"), "/run/runseal/mnt/tmp".len());
 }
 
+/// A user without rights: a device node that it may open, and a runtime directory.
+struct Nobody {
+    dir: tempfile::TempDir,
+    runtime: PathBuf,
+}
+
+impl Nobody {
+    /// `None`, with a reason, where such a user cannot run.
+    fn with(runtime: PathBuf) -> Option<Self> {
+        let nobody = Self { dir: tempfile::tempdir().expect("tempdir"), runtime };
+        for path in [nobody.dir.path(), &nobody.runtime] {
+            nix::unistd::chown(path, Some(65534.into()), Some(65534.into())).expect("chown");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        let node = Command::new("mknod").args(["-m", "666", text(&nobody.device()), "c", "10", "229"]).status();
+        assert!(node.is_ok_and(|status| status.success()));
+        let mut probe = nobody.launcher();
+        probe.arg("doctor");
+        let said = finish(probe);
+        if said.code != 0 {
+            println!("SKIP: {}: nobody cannot run here: {}", module_path!(), said.out);
+        }
+        (said.code == 0).then_some(nobody)
+    }
+
+    fn device(&self) -> PathBuf {
+        self.dir.path().join("fuse")
+    }
+
+    /// A way to call the binary as this user.
+    fn launcher(&self) -> Command {
+        let script = format!(
+            "mount --bind {} /dev/fuse; exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all \
+             env XDG_RUNTIME_DIR={} {BINARY} \"$@\"",
+            text(&self.device()),
+            text(&self.runtime)
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-euc", &script, "sh"]);
+        command
+    }
+
+    fn runs(&self, arguments: &[&str]) -> Said {
+        let mut command = self.launcher();
+        command.args(arguments);
+        finish(command)
+    }
+}
+
 /// A user whose XDG_RUNTIME_DIR is longer than the address of a socket.
 // promise: S-135
 #[test]
 fn a_long_runtime_directory_is_no_obstacle() {
     require_host!();
     let home = tempfile::tempdir().expect("tempdir");
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
     let runtime = home.path().join("r".repeat(120));
     fs::create_dir(&runtime).expect("made");
-    open_to_nobody(home.path());
-    nix::unistd::chown(&runtime, Some(65534.into()), Some(65534.into())).expect("chown");
-    let nobody = || {
-        let mut command = std::process::Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--", BINARY]);
-        command.env("XDG_RUNTIME_DIR", &runtime);
-        command
-    };
-    let mut probe = nobody();
-    probe.arg("doctor");
-    if crate::bench::finish(probe).code != 0 {
-        return println!("SKIP: {}: nobody cannot run here", module_path!());
-    }
-    let id = fresh_id();
-    let mut command = nobody();
-    let script = format!("{BINARY} status >/dev/null; echo ${{#TMPDIR}}; [ ${{#TMPDIR}} -le 64 ]");
-    command.args(["run", "--run-id", &id, "--", "sh", "-euc", &script]);
-    crate::bench::finish(command).expect(0, &[]);
-    let mut command = nobody();
-    command.args(["status"]);
-    crate::bench::finish(command).expect(0, &[]);
+    let Some(nobody) = Nobody::with(runtime) else { return };
+    let script = "echo ${#TMPDIR}; [ ${#TMPDIR} -le 64 ]; ready; while [ ! -e done ]; do sleep 0.05; done";
+    let live = Live::start_with(nobody.launcher(), nobody.dir.path(), &[], script);
+    let said = nobody.runs(&["status", &live.id]).expect(0, &[]);
+    assert!(said.out.contains("command"), "the socket is found: {said:?}");
+    nobody.runs(&["end", "--discard", &live.id]).expect(0, &[]);
+    live.end().expect(74, &[]);
 }
 
 // promise: S-136
 #[test]
 fn a_run_beside_whose_scratch_something_was_made_has_not_succeeded() {
     require_host!();
-    let (runtime, dir) = (tempfile::tempdir_in("/run").expect("tempdir"), tempfile::tempdir().expect("tempdir"));
-    for path in [runtime.path(), dir.path()] {
-        nix::unistd::chown(path, Some(65534.into()), Some(65534.into())).expect("chown");
-        open_to_nobody(path);
-    }
-    let launcher = || {
-        let mut command = std::process::Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--", BINARY]);
-        command.env("XDG_RUNTIME_DIR", runtime.path());
-        command
-    };
-    let mut probe = launcher();
-    probe.arg("doctor");
-    if crate::bench::finish(probe).code != 0 {
-        return println!("SKIP: {}: nobody cannot run here", module_path!());
-    }
-    let go = dir.path().join("go");
+    let runtime = tempfile::tempdir_in("/run").expect("tempdir");
+    let Some(nobody) = Nobody::with(runtime.path().to_owned()) else { return };
+    let go = nobody.dir.path().join("go");
     let script = format!("ready; while [ ! -e '{}' ]; do sleep 0.05; done", go.display());
-    let live = Live::start_with(launcher(), dir.path(), &[], &script);
+    let live = Live::start_with(nobody.launcher(), nobody.dir.path(), &[], &script);
     let place = runtime.path().join("runseal/mnt");
     fs::remove_file(&place).expect("removed");
     fs::create_dir_all(place.join("work")).expect("as a container engine would");
     fs::write(go, "").expect("written");
     live.end().expect(74, &[text(&place), "not sealed"]);
-    let mut next = launcher();
-    next.args(["run", "--", "true"]);
-    crate::bench::finish(next).expect(73, &[text(&place), "in the way"]);
-}
-
-fn open_to_nobody(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+    nobody.runs(&["run", "--", "true"]).expect(73, &[text(&place), "in the way"]);
 }
 
 // promise: S-136
@@ -138,5 +155,5 @@ fn outside_of_a_run_nothing_can_be_made_where_its_scratch_is() {
     assert!(shown.out.contains(text(place)), "{shown:?}");
     let mut own = runseal();
     own.args(["run", "--run-id", "mnt", "--", "true"]);
-    crate::bench::finish(own).expect(64, &["mnt"]);
+    finish(own).expect(64, &["mnt"]);
 }
