@@ -111,7 +111,7 @@ fn the_death_of_the_sealed_process_of_a_full_scratch_ends_everything() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let script = "cd \"$RUNSEAL_OUTPUT\"
-        for n in $(seq 16); do (while :; do dd if=/dev/zero of=f$n bs=$((n * 4096)) count=400 || rm -f f$n; cat f$n; done) & done
+        for n in $(seq 16); do (while :; do dd if=/dev/zero of=f$n bs=$((n * 4096)) count=400 || rm -f f$n; cat f$n || :; done) & done
         ready; wait";
     for round in 0..10 {
         let output = dir.path().join(round.to_string());

@@ -99,7 +99,8 @@ fn a_user_without_any_capability_can_run() {
     let (image, host) = (Image::of_runseal(), Host::new());
     let (device, results) = (host.open_device(), host.volume("results", "/results"));
     let profile = format!("seccomp={}", text(&repository().join("deploy/docker/seccomp.json")));
-    let script = "id -u; grep -E 'CapEff|CapPrm|NoNewPrivs' /proc/self/status; df \"$RUNSEAL_SCRATCH\"
+    let script = "id -u; grep -E 'CapEff|CapPrm|NoNewPrivs' /proc/self/status
+        grep \"^runseal $RUNSEAL_SCRATCH fuse.runseal\" /proc/mounts
         echo mine >\"$RUNSEAL_OUTPUT/x\"";
     let said = run(&[
         &device,
