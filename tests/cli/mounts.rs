@@ -128,8 +128,8 @@ fn fstab_gives_setuid_and_devices_by_names_that_mount_passes_on() {
     let fstab = "runseal $P fuse.runseal size=64M,noauto,allow_suid,allow_dev 0 0\n";
     let script = "
         mount $P; flags; umount $P
-        mount -t fuse.runseal runseal $P -o run-id=$ID,size=64M,allow_dev; flags; umount $P
-        mount -t fuse.runseal runseal $P -o run-id=$ID,size=64M,allow_suid,nosuid; flags; umount $P";
+        mount -t fuse.runseal runseal $P -o run-id=$ID-dev,size=64M,allow_dev; flags; umount $P
+        mount -t fuse.runseal runseal $P -o run-id=$ID-suid,size=64M,allow_suid,nosuid; flags; umount $P";
     let Some(said) = with_helper(fstab, script) else { return };
     let said = said.expect(0, &[]);
     let lines: Vec<_> = said.out.lines().map(|line| (line.contains("nosuid"), line.contains("nodev"))).collect();
