@@ -2,7 +2,9 @@
 
 use crate::run::CommandError;
 use crate::run::StateError;
-use crate::run::error::{Cause, Code, CryptError, FsError, FuseError, PreflightReport, RunError, StageError};
+use crate::run::error::{
+    Cause, Code, CryptError, FsError, FuseError, IdentityError, PreflightReport, RunError, StageError,
+};
 use crate::serve::{ConfigError, ServeError};
 
 /// Wrong command line.
@@ -52,7 +54,9 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Command(CommandError::NotExecutable { .. }) => NOT_EXECUTABLE,
         RunError::Command(CommandError::View { .. }) => NO_PERMISSION,
         RunError::Command(CommandError::System { .. }) => SYSTEM,
-        RunError::Namespace(_) => NO_PERMISSION,
+        RunError::Namespace(_) | RunError::Identity(IdentityError::Unprivileged) => NO_PERMISSION,
+        RunError::Identity(IdentityError::NoRange | IdentityError::Exhausted(_)) => CONFIGURATION,
+        RunError::Identity(IdentityError::System(_)) => SYSTEM,
         RunError::State(StateError::InUse(_)) => USAGE,
         RunError::State(StateError::OutputInUse { .. }) => CANNOT_CREATE,
         RunError::State(StateError::Unknown(_)) => UNAVAILABLE,

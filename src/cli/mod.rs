@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::exit;
-use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, mount_here, warn};
+use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, hide_credentials, mount_here, warn};
 use crate::serve::ServeError;
 
 /// Encrypted scratch for one run: its key is born and dies with it.
@@ -87,7 +87,12 @@ enum Failure {
 
 /// Entry point of the binary.
 pub fn main() -> ExitCode {
+    let hidden = hide_credentials();
     start_tracing();
+    if let Err(error) = hidden {
+        warn(&error);
+        return exit::code(&error).into();
+    }
     let mut line = std::env::args_os().peekable();
     if helper::is_meant(line.peek().map(OsString::as_os_str)) {
         return helper::act(line, perform).into();

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{AwsSpec, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec, SavePattern, TmpPolicy};
+use crate::spec::{
+    AwsSpec, CommandRights, Isolate, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec, SavePattern, TmpPolicy,
+};
 
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
@@ -55,6 +57,14 @@ pub struct RunArgs {
     /// What COMMAND finds at /tmp and /var/tmp: the scratch, or with `host` the directories of this machine
     #[arg(long, value_enum, default_value_t, value_name = "WHOSE")]
     tmp: TmpPolicy,
+    /// Let a COMMAND of root keep the capabilities with which it could read the key: CAP_SYS_ADMIN, CAP_SYS_PTRACE,
+    /// CAP_PERFMON, CAP_BPF, CAP_CHECKPOINT_RESTORE, CAP_SYS_RAWIO, CAP_SYS_MODULE and CAP_SYS_BOOT
+    #[arg(long)]
+    keep_capabilities: bool,
+    /// Run COMMAND as a user of its own, whom nobody else is: no process of the user who started runseal reads, traces or
+    /// signals it. One of the ids that /etc/subuid and /etc/subgid give to `runseal`, or one of uid:FIRST-LAST. Needs root
+    #[arg(long, value_name = "uid[:FIRST-LAST]", conflicts_with = "keep_capabilities")]
+    isolate: Option<Isolate>,
     #[command(flatten)]
     store: store::StoreArgs,
     #[command(flatten)]
@@ -81,8 +91,10 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
             "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
         ));
     }
-    let RunArgs { on_hold, on_failure, lost_writes, save, .. } = args;
+    let RunArgs { on_hold, on_failure, lost_writes, save, keep_capabilities, isolate, .. } = args;
+    let rights = CommandRights { keep_capabilities, isolate };
     let rescue = RescueSpec { on_hold, on_failure, lost_writes, save };
-    let spec = RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, command };
+    let spec =
+        RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, rights, command };
     Ok(run::run(spec, voice, exit::code)?)
 }

@@ -25,6 +25,7 @@ use super::mountpoint::{self, FS_TYPE, SOURCE, detach_stale, is_ours};
 use super::options::{self, Parsed};
 use super::{FuseError, MountFacts, MountOptions, bdi};
 use crate::fs::{ROOT, Scratch};
+use crate::sys::memory;
 use crate::sys::mount::{self as sys, MountEntry, mount_table, top_mount};
 use crate::units::SECTOR_U64;
 
@@ -374,7 +375,8 @@ fn worker_count(wanted: usize) -> usize {
 static SERVED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// A panic would end one worker silently: its caller would hang for ever, and later requests with it. So a panic of a
-/// worker, in a handler or in fuser, ends the process; then the kernel fails every request. The connections go first: a
+/// worker, in a handler or in fuser, wipes the keys and ends the process; then the kernel fails every request. The connections
+/// go before it does: a
 /// thread of this process that is inside one of its own mounts could not end before they do.
 fn abort_on_worker_panic() {
     static HOOK: Once = Once::new();
@@ -383,6 +385,8 @@ fn abort_on_worker_panic() {
         panic::set_hook(Box::new(move |info| {
             previous(info);
             if thread::current().name().is_some_and(|name| name.starts_with(WORKER_PREFIX)) {
+                // Nobody will drop what holds the keys.
+                memory::wipe_all();
                 for minor in SERVED.lock().iter() {
                     // Without fusectl, the end of the process closes them.
                     let _ = sys::abort_fuse_connection(*minor);
@@ -455,6 +459,7 @@ mod tests {
         }
     }
 
+    // promise: T-13
     #[test]
     fn a_panicking_worker_ends_its_process_and_frees_its_callers() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -463,7 +468,7 @@ mod tests {
         let mut child = Command::new(env::current_exe().expect("this test"))
             .args(["--exact", "fuse::session::tests::serves_until_a_worker_panics", "--ignored", "--nocapture"])
             .env(PLACE, &path)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .expect("this test again");
         let start = Instant::now();
@@ -495,6 +500,8 @@ mod tests {
         let code = result.expect("the caller is freed").expect_err("nobody answers").raw_os_error();
         assert!(matches!(code, Some(libc::ENOTCONN | libc::ECONNABORTED)), "{code:?}");
         assert_eq!(status.signal(), Some(libc::SIGABRT));
+        let said = io::read_to_string(child.stdout.take().expect("piped")).expect("text");
+        assert!(said.ends_with("wiped"), "secrets were left: {said}");
     }
 
     #[test]
@@ -502,6 +509,7 @@ mod tests {
     fn serves_until_a_worker_panics() {
         let Some(path) = env::var_os(PLACE) else { return };
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).expect("a lower limit");
+        crate::sys::memory::tests::tell_at_abort();
         let options = MountOptions { threads: 2, ..MountOptions::default() };
         let served = Mount::serve(Panicking, Arc::new(Shared::new()), Path::new(&path), &options, 1 << 30);
         let Ok((mount, _)) = served else { return };

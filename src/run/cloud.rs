@@ -1,5 +1,6 @@
 //! A run's connection to AWS: made in the sealed process, counted, and cut off when the run is interrupted.
 
+use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,23 +18,28 @@ use crate::s3::{
 };
 use crate::spec::{RunId, RunSpec, Sse};
 
-/// Environment variables from which the AWS SDK takes credentials, directly or by way of a file or a server (AWS SDKs and
-/// Tools Reference Guide, "Environment variables"). The command of a run does not get them.
-pub const CREDENTIAL_VARIABLES: [&str; 13] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_SECURITY_TOKEN",
-    "AWS_CREDENTIAL_EXPIRATION",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
+/// Environment variables that hold credentials of AWS or lead to some by way of a file, a server or a role, but by whose
+/// name one cannot tell (AWS SDKs and Tools Reference Guide, "Environment variables"; older SDKs and tools).
+const CREDENTIAL_VARIABLES: [&str; 7] = [
+    "AWS_CONFIG_FILE",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_LOGIN_CACHE_DIRECTORY",
+    "BOTO_CONFIG",
+    // The AWS SDK for Rust falls back to it.
+    "SECRET_ACCESS_KEY",
+    "S3_SECRET_ACCESS_KEY",
 ];
+/// Parts of the names of all others: `AWS_SECRET_ACCESS_KEY`, `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, and those to come.
+const CREDENTIAL_WORDS: [&str; 9] =
+    ["ACCESS_KEY", "SECRET", "TOKEN", "CREDENTIAL", "PROFILE", "ROLE", "PASSWORD", "SSO", "PROCESS"];
+
+/// Whether an environment variable holds credentials of AWS or leads to some. The command of a run does not get it.
+pub fn leads_to_credentials(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let of_aws = name.starts_with("AWS_") && CREDENTIAL_WORDS.iter().any(|word| name.contains(word));
+    of_aws || CREDENTIAL_VARIABLES.contains(&&*name)
+}
 
 /// Environment variables that hold paths and are read after the sealed process has left the user's directory.
 pub const PATH_VARIABLES: [&str; 7] = [
@@ -271,5 +277,53 @@ impl ObjectStore for Switched {
 
     async fn bucket_region(&self, bucket: &str) -> Result<Answer<String>, CallError> {
         self.pass("s3:HeadBucket", self.objects.bucket_region(bucket)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_credentials_is_told_by_its_name() {
+        for name in [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_SECURITY_TOKEN",
+            "AWS_CREDENTIAL_EXPIRATION",
+            "AWS_SHARED_CREDENTIALS_FILE",
+            "AWS_CREDENTIAL_FILE",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_BEARER_TOKEN_BEDROCK",
+            "AWS_ROLE_ARN",
+            "AWS_ROLE_SESSION_NAME",
+            "AWS_CONFIG_FILE",
+            "AWS_PROFILE",
+            "AWS_DEFAULT_PROFILE",
+            "AWS_SECRET_KEY",
+            "AWS_LOGIN_CACHE_DIRECTORY",
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            "SECRET_ACCESS_KEY",
+        ] {
+            assert!(leads_to_credentials(name.as_ref()), "{name}");
+        }
+        for name in [
+            "AWS_REGION",
+            "AWS_DEFAULT_REGION",
+            "AWS_CA_BUNDLE",
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_BATCH_JOB_ARRAY_INDEX",
+            "AWS_MAX_ATTEMPTS",
+            "AWS_EC2_METADATA_DISABLED",
+            "PATH",
+            "GITHUB_TOKEN",
+        ] {
+            assert!(!leads_to_credentials(name.as_ref()), "{name}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use nix::unistd::{AccessFlags, Pid, eaccess};
 
 use super::view::{self, OF_TEMPORARY_FILES};
 use crate::spec::TmpPolicy;
-use crate::sys::process::{self, Inherited};
+use crate::sys::process::{self, Inherited, Standing};
 
 /// Directories every scratch starts with.
 pub const INPUT: &str = "input";
@@ -23,6 +23,10 @@ pub const OUTPUT: &str = "output";
 pub const WORK: &str = "work";
 /// `TMPDIR`.
 pub const TMP: &str = "tmp";
+
+/// Variables that say who the user is, and what only that one may open.
+const OF_THE_USER: [&str; 7] =
+    ["USER", "LOGNAME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"];
 
 /// Why the command cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -104,12 +108,12 @@ pub struct Surroundings<'a> {
     pub run_id: &'a str,
     /// What they find at `/tmp` and `/var/tmp`.
     pub tmp: TmpPolicy,
-    /// Variables of the environment they do not get.
-    pub withheld: &'a [&'a str],
+    /// Whether a variable of the environment is not for them.
+    pub withheld: fn(&OsStr) -> bool,
     /// What the user started runseal with.
     pub inherited: Inherited,
-    /// Whether they must not have the capabilities of this process.
-    pub drop_capabilities: bool,
+    /// As whom they run, and what they may.
+    pub standing: Standing,
 }
 
 /// Starts the command in the scratch, with the environment the README promises.
@@ -144,7 +148,7 @@ struct Prepared<'a> {
 
 /// The one way into a run: every program gets its environment and its view here.
 fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> Result<Prepared<'a>, CommandError> {
-    let Surroundings { scratch, run_id, tmp, withheld, inherited, drop_capabilities } = surroundings;
+    let Surroundings { scratch, run_id, tmp, withheld, inherited, standing } = surroundings;
     let (name, arguments) = argv.split_first().expect("the command line demands a command");
     let mut command = Command::new(name);
     command
@@ -162,12 +166,21 @@ fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> Result<
     for name in OF_TEMPORARY_FILES.iter().filter(|name| std::env::var_os(name).is_some()) {
         command.env(name, scratch.join(TMP));
     }
-    for name in withheld {
+    if let Standing::Other(_) = standing {
+        // What was the home of another user.
+        command.env("HOME", scratch.join(TMP));
+        for name in OF_THE_USER {
+            command.env_remove(name);
+        }
+    }
+    let (kept_back, given): (Vec<_>, Vec<_>) = std::env::vars_os().partition(|(name, _)| withheld(name));
+    for (name, _) in &kept_back {
         command.env_remove(name);
     }
-    let view = view::plan(tmp, scratch, argv, std::env::vars_os());
+    // What a variable names that they do not get, does not show through either.
+    let view = view::plan(tmp, scratch, argv, given.into_iter());
     let (refused, writer) = io::pipe().map_err(|source| CommandError::System { name: name.to_owned(), source })?;
-    process::prepare(&mut command, inherited, view, writer.into(), drop_capabilities);
+    process::prepare(&mut command, inherited, view, writer.into(), standing);
     Ok(Prepared { name, command, refused })
 }
 

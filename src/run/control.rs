@@ -269,10 +269,20 @@ pub fn listen(path: &Path) -> io::Result<StdListener> {
     Ok(listener)
 }
 
+/// Who may have programs brought into a run, and files copied out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitors {
+    /// The user who has started it, and root.
+    Owner,
+    /// Only root: the command is somebody else, so that the user who has started it cannot reach into it.
+    RootOnly,
+}
+
 /// Answers clients until it is aborted: status from `journal`, everything else as an order. Nothing is ever sent to
 /// `busy`: it is closed once the last client has its answer.
 pub async fn serve(
     listener: UnixListener,
+    visitors: Visitors,
     journal: Arc<Journal>,
     orders: mpsc::UnboundedSender<Order>,
     busy: mpsc::Sender<()>,
@@ -282,7 +292,7 @@ pub async fn serve(
             Ok((stream, _)) => {
                 let (journal, orders, busy) = (journal.clone(), orders.clone(), busy.clone());
                 tokio::spawn(async move {
-                    answer(stream, journal, orders).await;
+                    answer(stream, visitors, journal, orders).await;
                     drop(busy);
                 });
             }
@@ -295,11 +305,21 @@ pub async fn serve(
     }
 }
 
-async fn answer(mut stream: UnixStream, journal: Arc<Journal>, orders: mpsc::UnboundedSender<Order>) {
+async fn answer(
+    mut stream: UnixStream,
+    visitors: Visitors,
+    journal: Arc<Journal>,
+    orders: mpsc::UnboundedSender<Order>,
+) {
     let reply = if !is_trusted(&stream) {
         Reply::refused("only the owner of a run and root may control it")
     } else {
         match tokio::time::timeout(REQUEST_TIME, read_request(&mut stream)).await {
+            Ok(Ok(Request::Exec(_) | Request::Copy(_)))
+                if visitors == Visitors::RootOnly && !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) =>
+            {
+                Reply::refused("the command of this run has a user of its own (--isolate): only root may look into it")
+            }
             // Whoever leaves while a program runs, or a copy is on its way, wants no more of it.
             Ok(Ok(request @ (Request::Exec(_) | Request::Copy(_)))) => tokio::select! {
                 reply = pass_on(request, &orders) => reply,

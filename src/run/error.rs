@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use super::command::CommandError;
 use super::desk::PUBLISHING;
 use super::flush::Unflushed;
+pub use super::identity::IdentityError;
 use super::losses::Missing;
 use super::namespace::NamespaceError;
 use super::state::StateError;
@@ -96,6 +97,9 @@ pub enum RunError {
     /// Namespaces.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// A user of its own for the command.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// State directory, or a run that is not there.
     #[error(transparent)]
     State(#[from] StateError),

@@ -44,13 +44,13 @@ struct Failures {
     others: usize,
 }
 
-/// Flushes every regular file below `dir`. No process may be writing any more. `in_user_namespace`: the right to open
-/// any of them is one of a user namespace, and has to be handed on. `within`: others may exchange what is below this
+/// Flushes every regular file below `dir`. No process may be writing any more. `hands_on_rights`: the right to
+/// open any of them is not one of root's, and has to be handed on. `within`: others may exchange what is below this
 /// directory meanwhile, so links must not lead out of it; needs root.
 ///
 /// # Errors
 /// A file cannot be opened or asked for. Data that found no space is none: the scratch knows of it.
-pub fn flush_results(dir: &Path, in_user_namespace: bool, within: Option<&Path>) -> Result<(), Unflushed> {
+pub fn flush_results(dir: &Path, hands_on_rights: bool, within: Option<&Path>) -> Result<(), Unflushed> {
     let failed = |source| Unflushed { path: dir.to_owned(), source, others: 0 };
     let mut child = Command::new("/proc/self/exe");
     // It needs no environment, and credentials may be in it.
@@ -58,7 +58,7 @@ pub fn flush_results(dir: &Path, in_user_namespace: bool, within: Option<&Path>)
     if let Some(within) = within {
         child.arg("--within").arg(within);
     }
-    if in_user_namespace {
+    if hands_on_rights {
         process::hand_on_file_rights(&mut child);
     }
     let mut child = child.stdout(Stdio::piped()).spawn().map_err(failed)?;

@@ -152,7 +152,7 @@ impl Run {
         stager.set_rules(self.spec.rules);
         self.desk.phase(Phase::Publish);
         let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
-        let in_user_namespace = self.drop_capabilities;
+        let hands_on_rights = self.hands_on_rights;
         let within = self.service.is_some().then(|| self.mountpoint.clone());
         let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
         let before = self.switch.requests();
@@ -160,7 +160,7 @@ impl Run {
         let policy = self.spec.rescue.lost_writes;
         let (mountpoint, asked, rules) = (self.mountpoint.clone(), self.spec.output.is_some(), self.spec.rules);
         let work = beside(move || {
-            flush::flush_results(&output, in_user_namespace, within.as_deref())?;
+            flush::flush_results(&output, hands_on_rights, within.as_deref())?;
             journal.record(Event::Lost(LossFacts::of(&scratch)));
             let missing = Missing::against(&scratch, policy);
             match &missing {
@@ -168,7 +168,7 @@ impl Run {
                 Some(_) => {}
                 None => losses::warn_of_rest(&scratch),
             }
-            let flush_all = || flush::flush_results(&mountpoint, in_user_namespace, within.as_deref());
+            let flush_all = || flush::flush_results(&mountpoint, hands_on_rights, within.as_deref());
             expect_results(&stager, from, asked, rules.allow_empty, flush_all)?;
             let totals = stager.publish_incomplete(from, cloud.as_deref(), &losses::incomplete(&scratch))?;
             if totals.skipped > 0 {

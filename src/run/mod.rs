@@ -21,6 +21,7 @@ pub mod error;
 mod flush;
 mod guests;
 mod hold;
+mod identity;
 mod losses;
 mod message;
 mod mount;
@@ -46,12 +47,13 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::CommandError;
-use self::control::Reply;
 pub use self::control::ResumeOrder;
+use self::control::{Reply, Visitors};
 pub use self::doctor::{Fact, Verdict, examine};
 pub use self::ending::end;
 use self::error::{RunError, system};
 pub use self::flush::{SUBCOMMAND as FLUSH_RESULTS, flush_here};
+use self::identity::Identity;
 pub use self::message::{Voice, warn};
 pub use self::mount::mount;
 pub use self::namespace::NamespaceError;
@@ -72,6 +74,7 @@ pub use crate::fuse::knows_option as knows_mount_option;
 pub use crate::preflight::{AWS_OWNED, Check, Evidence, Outcome as CheckOutcome, Profile};
 pub use crate::s3::Credentials;
 use crate::spec::{RunSpec, TmpPolicy};
+use crate::sys::environment;
 use crate::sys::process::{self, Inherited, Side};
 
 /// How long `end` waits for a run to hear it.
@@ -115,6 +118,20 @@ pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8,
     }
 }
 
+/// Takes credentials of AWS out of what everybody with the right user reads in `/proc/PID/environ`; they are found as
+/// before. To be called first of all.
+///
+/// # Errors
+/// This process has more than one thread.
+pub fn hide_credentials() -> Result<(), RunError> {
+    environment::hide(cloud::leads_to_credentials).map_err(system("hiding credentials in the environment"))
+}
+
+/// For a process that has forked the one that needs them.
+fn forget_credentials() -> Result<(), RunError> {
+    environment::forget(cloud::leads_to_credentials).map_err(system("wiping credentials in the environment"))
+}
+
 /// Which process [`start`] returned in.
 enum Started {
     /// The sealed one; its work is over.
@@ -130,21 +147,24 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
     process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
     let mut state = State::create(&spec.id, spec.output.as_ref())?;
-    let place = Place::claim(state.base(), spec.tmp == TmpPolicy::Scratch)?;
+    let place = Place::claim(state.base(), spec.tmp == TmpPolicy::Scratch, spec.rights.isolate.is_some())?;
     let mut record = Record::of(report, place.mountpoint.clone());
     state.record(&record)?;
     let (signals, link, sealed_link) = supervisor::connections()?;
     let socket = control::listen(&state.socket()).map_err(system("opening the control socket"))?;
+    let identity = spec.rights.isolate.as_ref().map(Identity::claim).transpose()?;
+    let visitors = if identity.is_some() { Visitors::RootOnly } else { Visitors::Owner };
     let isolation = namespace::enter()?;
     match process::fork().map_err(system("fork"))? {
         Side::Child => {
             state.disown();
             drop((signals, link));
-            let seat = Seat { link: sealed_link, report: report.clone(), socket, inherited, voice };
-            Ok(Started::Sealed(sealed::run(spec, trail, place, isolation, seat)))
+            let seat = Seat { link: sealed_link, report: report.clone(), socket, inherited, voice, visitors };
+            Ok(Started::Sealed(sealed::run(spec, trail, place, isolation, identity, seat)))
         }
         Side::Parent(sealed) => {
             drop((sealed_link, socket));
+            forget_credentials()?;
             record.add_sealed(sealed.as_raw() as u32);
             state.record(&record)?;
             Ok(Started::Supervisor(Supervisor { sealed, signals, link }, place, state))

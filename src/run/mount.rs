@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 
-use super::control::{self, Reply, Request};
+use super::control::{self, Reply, Request, Visitors};
 use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
 use super::message::{Voice, warn};
@@ -21,7 +21,7 @@ use super::supervisor::{self, Supervisor};
 use super::workflow::{Run, Service as Attendance, is_open};
 use crate::fuse::{self, MountOptions};
 use crate::s3::Credentials;
-use crate::spec::{MountSpec, RescueSpec, RunSpec, StagingSpec, TmpPolicy};
+use crate::spec::{CommandRights, MountSpec, RescueSpec, RunSpec, StagingSpec, TmpPolicy};
 use crate::sys::process::{self, Inherited, Side};
 
 /// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
@@ -37,6 +37,7 @@ pub fn mount(mut spec: MountSpec, credentials: Option<Credentials>, voice: Voice
     match process::fork().map_err(system("fork"))? {
         Side::Parent(daemon) => {
             drop((writer, credentials));
+            super::forget_credentials()?;
             wait_ready(File::from(reader), daemon)
         }
         Side::Child => {
@@ -90,7 +91,8 @@ fn supervise(
         Side::Child => {
             drop((signals, link));
             let background = !spec.foreground;
-            let seat = Seat { link: sealed_link, report, socket, inherited, voice };
+            let visitors = Visitors::Owner;
+            let seat = Seat { link: sealed_link, report, socket, inherited, voice, visitors };
             let supervisor = Pid::from_raw(record.supervisor as i32);
             // Whatever it does then, stopped or hanging: nobody is left to watch it.
             let tie = || process::die_with(supervisor).map_err(system("prctl(PR_SET_PDEATHSIG)"));
@@ -100,6 +102,7 @@ fn supervise(
         }
         Side::Parent(sealed) => {
             drop((sealed_link, socket, credentials));
+            super::forget_credentials()?;
             record.add_sealed(sealed.as_raw() as u32);
             state.record(&record)?;
             let result = Supervisor { sealed, signals, link }.watch(&mut report, on_event);
@@ -127,7 +130,9 @@ async fn serve(
         let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
         let (tmp, rescue) = (TmpPolicy::Host, RescueSpec::default());
         let (audit, report, command) = (None, None, Vec::new());
-        let run = RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, command };
+        let rights = CommandRights::default();
+        let run =
+            RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, rights, command };
         return Run::of_mount(run, mountpoint, service, desk).work().await;
     }
     desk.phase(Phase::Seal);

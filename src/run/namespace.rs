@@ -76,6 +76,22 @@ pub fn seal_view(place: &Place) -> Result<(), NamespaceError> {
     fs::create_dir_all(&place.mountpoint).map_err(|source| NamespaceError { what: WHAT, source })
 }
 
+/// Makes what changes the kernel read-only in the `/proc` of the run, as container engines do: a program named there is
+/// started with all rights. Root of a user namespace cannot change these anyway, and may be refused this.
+pub fn guard_kernel() {
+    for path in ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus", "/proc/fs", "/proc/irq"].map(Path::new) {
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let done = mount(Some(path), path, None::<&str>, bind, None::<&str>)
+            .and_then(|()| mount_on(None, path, read_only | hardened, ""));
+        match done {
+            Err(Errno::ENOENT) | Ok(()) => {}
+            Err(errno) => tracing::info!("{} can be written in the run: {}", path.display(), errno.desc()),
+        }
+    }
+}
+
 fn mount_on(fs_type: Option<&str>, target: &Path, flags: MsFlags, data: &str) -> nix::Result<()> {
     mount(fs_type, target, fs_type, flags, Some(data))
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::state::{StateError, system};
@@ -37,10 +37,12 @@ pub struct Place {
 
 impl Place {
     /// Finds a place, and sees to it that nothing can be made there outside of the run. `base` holds the state of all
-    /// runs; with `private_tmp` the scratch will cover [`TEMPORARY`], and so cannot be below.
-    pub fn claim(base: &Path, private_tmp: bool) -> Result<Self, StateError> {
+    /// runs; with `private_tmp` the scratch will cover [`TEMPORARY`], and so cannot be below. `of_another`: the command
+    /// will be another user, to whom directories on the way may be closed.
+    pub fn claim(base: &Path, private_tmp: bool, of_another: bool) -> Result<Self, StateError> {
         let mountpoint = base.join(NAME);
-        let hidden = private_tmp && TEMPORARY.iter().any(|tmp| base.starts_with(tmp));
+        let hidden = private_tmp && TEMPORARY.iter().any(|tmp| base.starts_with(tmp))
+            || of_another && !base.ancestors().skip(1).all(is_open);
         if !hidden && mountpoint.as_os_str().len() <= LONGEST {
             forbid(&mountpoint)?;
             return Ok(Self { covers: vec![base.to_owned()], mountpoint });
@@ -85,6 +87,11 @@ fn forbid(path: &Path) -> Result<(), StateError> {
     }
 }
 
+/// Whether everybody may go through.
+fn is_open(directory: &Path) -> bool {
+    directory.metadata().is_ok_and(|found| found.mode() & 0o001 != 0)
+}
+
 fn is_empty(directory: &Path) -> bool {
     let is_real = directory.symlink_metadata().is_ok_and(|found| found.is_dir());
     is_real && fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
@@ -97,15 +104,15 @@ mod tests {
     #[test]
     fn nothing_can_be_made_where_the_scratch_appears_inside() {
         let base = tempfile::tempdir().expect("tempdir");
-        let place = Place::claim(base.path(), false).expect("a short path");
+        let place = Place::claim(base.path(), false, false).expect("a short path");
         assert!(place.mountpoint.starts_with(base.path()) && place.intruder().is_none());
         let error = fs::create_dir_all(place.mountpoint.join("work")).expect_err("a file is in the way");
         assert_eq!(error.raw_os_error(), Some(libc::ENOTDIR));
-        Place::claim(base.path(), false).expect("as often as one likes");
+        Place::claim(base.path(), false, false).expect("as often as one likes");
         fs::remove_file(&place.mountpoint).expect("removed");
         fs::create_dir(&place.mountpoint).expect("made");
         assert_eq!(place.intruder(), Some(&*place.mountpoint));
-        assert!(matches!(Place::claim(base.path(), false), Err(StateError::InTheWay { .. })));
+        assert!(matches!(Place::claim(base.path(), false, false), Err(StateError::InTheWay { .. })));
     }
 
     #[test]
@@ -113,7 +120,7 @@ mod tests {
         let base = Path::new("/tmp/runseal-1");
         let deep = Path::new("/run").join("x".repeat(LONGEST));
         for (base, private_tmp) in [(base, true), (&*deep, true), (&*deep, false)] {
-            match Place::claim(base, private_tmp) {
+            match Place::claim(base, private_tmp, false) {
                 Ok(place) => {
                     assert!(place.mountpoint.as_os_str().len() <= LONGEST, "{place:?}");
                     assert!(!place.mountpoint.starts_with(base) && place.covers[0] == base, "{place:?}");

@@ -11,7 +11,7 @@ use super::message;
 use super::report::{Event, Journal, SealFacts};
 use crate::backing::{AnonBacking, Backing};
 use crate::crypt::{KeyShare, Keyring};
-use crate::fs::{Caller, ROOT, Scratch, ScratchOptions};
+use crate::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, SetAttr};
 use crate::fuse::{Mount, MountOptions};
 use crate::spec::{CpuLatency, RootSpec, StoreSpec};
 use crate::store::Store;
@@ -111,6 +111,26 @@ impl Seal {
         let ino = self.scratch.mkdir(ROOT, name.as_bytes(), mode, &caller)?.ino;
         self.scratch.forget(ino, 1);
         Ok(ino)
+    }
+
+    /// Has the directory `top` and everything below belong to `to`, or to the owner of the root. Who gets it may do what
+    /// the group and others could. What is gone meanwhile is left out.
+    pub fn hand_over(&self, top: u64, to: Option<(u32, u32)>) {
+        let (uid, gid) = to.unwrap_or(self.owner);
+        let mut pending = vec![top];
+        while let Some(ino) = pending.pop() {
+            let Ok(Attr { mode, kind, .. }) = self.scratch.getattr(ino) else { continue };
+            let mode = (kind != Kind::Symlink).then_some(mode | ((mode >> 3 | mode) & 0o7) << 6);
+            let _ = self.scratch.setattr(ino, &SetAttr { uid: Some(uid), gid: Some(gid), mode, ..SetAttr::default() });
+            if kind == Kind::Directory {
+                let _ = self.scratch.readdir(ino, 0, &mut |entry| {
+                    if !matches!(entry.name, b"." | b"..") {
+                        pending.push(entry.ino);
+                    }
+                    true
+                });
+            }
+        }
     }
 
     /// Whether a failed write of ciphertext has stopped the store.

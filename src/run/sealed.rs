@@ -15,9 +15,10 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use tokio::sync::mpsc;
 
-use super::control;
+use super::control::{self, Visitors};
 use super::desk::{Desk, Farewell, read_link};
 use super::error::{RunError, system};
+use super::identity::Identity;
 use super::message::{self, Voice};
 use super::namespace::{self, Isolation};
 use super::place::Place;
@@ -28,8 +29,9 @@ use super::workflow::Run;
 use crate::audit::Trail;
 use crate::fuse::MountOptions;
 use crate::spec::{MemoryLock, RootSpec, RunSpec, StoreSpec};
+use crate::sys::capability::{self, Sets};
 use crate::sys::memory;
-use crate::sys::process::{Inherited, limit_core};
+use crate::sys::process::{Inherited, Standing, limit_core};
 
 /// How long interrupted staging may take to clear away what it had begun.
 pub const CLEARANCE: Duration = Duration::from_secs(5);
@@ -48,18 +50,43 @@ pub struct Seat {
     pub inherited: Inherited,
     /// How much to say.
     pub voice: Voice,
+    /// Who may have programs brought into the run, and files copied out of it.
+    pub visitors: Visitors,
 }
 
 /// Life of the sealed process of `runseal run`; returns the exit status of the command.
-pub fn run(spec: RunSpec, trail: Trail, place: Place, isolation: Isolation, seat: Seat) -> Result<u8, RunError> {
+///
+/// `identity` is the user of the command, if it has one of its own.
+pub fn run(
+    spec: RunSpec,
+    trail: Trail,
+    place: Place,
+    isolation: Isolation,
+    identity: Option<Identity>,
+    seat: Seat,
+) -> Result<u8, RunError> {
+    let standing = standing_of_command(&spec, isolation, identity.as_ref());
     let enclose = || {
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
-        Ok(namespace::seal_view(&place)?)
+        namespace::seal_view(&place)?;
+        if standing == Standing::Bounded {
+            namespace::guard_kernel();
+        }
+        Ok(())
     };
     let mountpoint = place.mountpoint.clone();
-    // Root of a container without the right to mount is root in its namespace, and its programs expect to be.
-    let drop_capabilities = isolation == Isolation::UserNamespace && !geteuid().is_root();
-    live(seat, enclose, |desk| Run::new(spec, Arc::new(trail), mountpoint, drop_capabilities, desk).work())
+    live(seat, enclose, |desk| Run::new(spec, Arc::new(trail), mountpoint, standing, desk).work())
+}
+
+/// As whom the command runs, and what it may. Root of a container without the right to mount is root in its namespace, and
+/// its programs expect to be.
+fn standing_of_command(spec: &RunSpec, isolation: Isolation, identity: Option<&Identity>) -> Standing {
+    match (isolation, identity) {
+        (_, Some(identity)) => Standing::Other(identity.id),
+        (Isolation::UserNamespace, _) if !geteuid().is_root() => Standing::Plain,
+        _ if spec.rights.keep_capabilities => Standing::Same,
+        _ => Standing::Bounded,
+    }
 }
 
 /// Sets the process up (`enclose` first), lives, and reports how that ended.
@@ -93,7 +120,7 @@ where
         let listener =
             tokio::net::UnixListener::from_std(seat.socket).map_err(system("watching the control socket"))?;
         let (busy, mut idle) = mpsc::channel(1);
-        let server = tokio::spawn(control::serve(listener, journal.clone(), sender.clone(), busy));
+        let server = tokio::spawn(control::serve(listener, seat.visitors, journal.clone(), sender.clone(), busy));
         read_link(seat.link, sender.clone());
         let result = life(Desk {
             orders,
@@ -115,10 +142,36 @@ where
     result
 }
 
+/// What the sealed process needs as root: to read and write files of any owner for staging and publishing, to lock memory,
+/// to mount, to start programs with less and as others, and to end them.
+const KEPT: capability::Set = capability::CHOWN
+    | capability::DAC_OVERRIDE
+    | capability::DAC_READ_SEARCH
+    | capability::FOWNER
+    | capability::FSETID
+    | capability::KILL
+    | capability::SETGID
+    | capability::SETUID
+    | capability::SETPCAP
+    | capability::LINUX_IMMUTABLE
+    | capability::IPC_LOCK
+    | capability::SYS_CHROOT
+    | capability::SYS_ADMIN
+    | capability::SYS_RESOURCE
+    | capability::SETFCAP;
+
+/// Gives up all other capabilities, before there is a second thread: each has its own. A command of root has what the bounding
+/// set leaves it. Those that were handed to an ordinary user are for its command as well, and stay.
+fn shed_capabilities() -> Result<(), RunError> {
+    let own = Sets::own().map_err(system("capget"))?;
+    if own.inheritable == 0 { own.within(KEPT).enter().map_err(system("capset")) } else { Ok(()) }
+}
+
 /// Before there is a key: no core dumps, no ptrace, no stop by the terminal, no working directory that would be in the
 /// scratch. All signals the supervisor reads stay blocked, but for SIGCHLD.
 fn harden() -> Result<(), RunError> {
     Signals::shield_from_terminal()?;
+    shed_capabilities()?;
     prctl::set_dumpable(false).map_err(system("prctl(PR_SET_DUMPABLE)"))?;
     // One byte, not none: the command needs this limit (see `process::prepare`), and could not raise one of none.
     limit_core(1).map_err(system("setrlimit"))?;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getegid, geteuid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::cloud::{self, CREDENTIAL_VARIABLES, Switch};
+use super::cloud::{self, Switch};
 use super::command::{self, INPUT, OUTPUT, Surroundings, TMP, WORK};
 use super::control::{CopyOrder, Reply, Request};
 use super::desk::{Desk, Order, Stake, asks_to_end};
@@ -29,11 +29,13 @@ use super::seal::{KeySource, Room, Seal};
 use super::sealed::{beside, lock_memory, make_seal};
 use crate::audit::{self, Trail};
 use crate::crypt::KeyShare;
+use crate::fs::ROOT;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
 use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED, TmpPolicy};
 use crate::stage::{self, Stager, Totals, View};
+use crate::sys::process::Standing;
 use crate::units::ByteSize;
 
 /// The answer to `runseal end --discard`.
@@ -46,8 +48,10 @@ pub struct Run {
     pub(super) spec: RunSpec,
     /// Private mountpoint.
     pub(super) mountpoint: PathBuf,
-    /// Whether the command must not have the capabilities of this process.
-    pub(super) drop_capabilities: bool,
+    /// As whom the command runs, and what it may.
+    pub(super) standing: Standing,
+    /// Whether the right to open any file of the scratch has to be handed on to a child.
+    pub(super) hands_on_rights: bool,
     pub(super) desk: Desk,
     pub(super) trail: Arc<Trail>,
     /// Cuts requests to AWS off.
@@ -78,11 +82,16 @@ pub struct Service {
 
 impl Run {
     /// A run that has not begun.
-    pub fn new(spec: RunSpec, trail: Arc<Trail>, mountpoint: PathBuf, drop_capabilities: bool, desk: Desk) -> Self {
+    pub fn new(spec: RunSpec, trail: Arc<Trail>, mountpoint: PathBuf, standing: Standing, desk: Desk) -> Self {
         Self {
             spec,
             mountpoint,
-            drop_capabilities,
+            standing,
+            hands_on_rights: match standing {
+                Standing::Plain => true,
+                Standing::Other(_) => !geteuid().is_root(),
+                Standing::Same | Standing::Bounded => false,
+            },
             desk,
             trail,
             switch: Switch::new(),
@@ -99,7 +108,12 @@ impl Run {
         let credentials = service.credentials.take();
         let entrusted = credentials.is_some();
         let trail = Arc::new(Trail::default());
-        Self { credentials, entrusted, service: Some(service), ..Self::new(spec, trail, mountpoint, false, desk) }
+        Self {
+            credentials,
+            entrusted,
+            service: Some(service),
+            ..Self::new(spec, trail, mountpoint, Standing::Same, desk)
+        }
     }
 
     /// From the first check to the destruction of the key.
@@ -167,9 +181,30 @@ impl Run {
         // "Other" can only be those of the run: nobody else sees the mount.
         let (options, root) = match &self.service {
             Some(service) => (service.options.clone(), service.root),
-            None => (MountOptions { allow_other: true, ..MountOptions::default() }, RootSpec::default()),
+            None => {
+                let owner = self.user_of_command().map(|id| (id, id));
+                (
+                    MountOptions { allow_other: true, ..MountOptions::default() },
+                    RootSpec { owner, ..RootSpec::default() },
+                )
+            }
         };
         make_seal(room, &self.spec.store, root, self.mountpoint.clone(), options, keys, &self.desk).await
+    }
+
+    /// The user that the command has of its own.
+    fn user_of_command(&self) -> Option<u32> {
+        match self.standing {
+            Standing::Other(id) => Some(id),
+            Standing::Same | Standing::Bounded | Standing::Plain => None,
+        }
+    }
+
+    /// What is published belongs to the user of this process, whoever the command was.
+    fn take_over(&self, directory: u64, seal: &Seal) {
+        if self.user_of_command().is_some() {
+            seal.hand_over(directory, Some((geteuid().as_raw(), getegid().as_raw())));
+        }
     }
 
     fn close_trail(&self) {
@@ -210,6 +245,9 @@ impl Run {
         if !self.spec.inputs.is_empty() {
             self.fetch(stager.clone(), input).await?;
         }
+        if self.user_of_command().is_some() {
+            seal.hand_over(input, None);
+        }
         if let Some(problem) = self.trail.problem() {
             return Err(RunError::Unaudited(problem.to_owned()));
         }
@@ -223,6 +261,7 @@ impl Run {
         let before = seal.inodes();
         let status = self.command(seal).await?;
         self.clear();
+        self.take_over(output, seal);
         if status != 0 {
             self.command_failed(status, seal.inodes() > before, stager, seal).await?;
             return Ok((Outcome::CommandFailed, status));
@@ -344,9 +383,9 @@ impl Run {
             scratch: &self.mountpoint,
             run_id: self.spec.id.as_str(),
             tmp: self.spec.tmp,
-            withheld: if withheld { &CREDENTIAL_VARIABLES } else { &[] },
+            withheld: if withheld { cloud::leads_to_credentials } else { |_| false },
             inherited: self.desk.inherited,
-            drop_capabilities: self.drop_capabilities,
+            standing: self.standing,
         }
     }
 
@@ -366,11 +405,11 @@ impl Run {
             let _ = client.send(Reply::refused("bad request: a descriptor is to come with it"));
             return;
         };
-        let (scratch, in_user_namespace) = (seal.scratch.clone(), self.drop_capabilities);
+        let (scratch, hands_on_rights) = (seal.scratch.clone(), self.hands_on_rights);
         let below = path.strip_prefix("/").unwrap_or(&path).to_owned();
         let place = self.mountpoint.join(&below);
         tokio::task::spawn_blocking(move || {
-            let flushed = flush::flush_results(&place, in_user_namespace, None);
+            let flushed = flush::flush_results(&place, hands_on_rights, None);
             let reply = match stage::archive(&scratch, &below, bare, BufWriter::new(File::from(archive))) {
                 Ok(totals) => {
                     let (files, bytes) = (totals.files, ByteSize(totals.bytes));
@@ -400,7 +439,12 @@ impl Run {
         let lost = if self.spec.output.is_some() { "; nothing was published" } else { "" };
         message::warn(format_args!("the command ended with status {status}{lost}"));
         if !self.spec.rescue.save.is_empty() {
-            self.save(stager).await?;
+            self.take_over(ROOT, seal);
+            let saved = self.save(stager).await;
+            if self.user_of_command().is_some() {
+                seal.hand_over(ROOT, None);
+            }
+            saved?;
         }
         if self.spec.rescue.on_failure == OnFailure::Hold {
             self.hold_scratch(status, seal).await;
@@ -419,10 +463,10 @@ impl Run {
         self.desk.phase(Phase::Publish);
         let time: String = self.desk.journal.snapshot().started.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
         let name = format!("{SAVED}{}.{time}", self.spec.id);
-        let (scratch, in_user_namespace) = (self.mountpoint.clone(), self.drop_capabilities);
+        let (scratch, hands_on_rights) = (self.mountpoint.clone(), self.hands_on_rights);
         let (cloud, rescue) = (self.cloud.clone(), self.spec.rescue.clone());
         let work = beside(move || {
-            if let Err(error) = flush::flush_results(&scratch, in_user_namespace, None) {
+            if let Err(error) = flush::flush_results(&scratch, hands_on_rights, None) {
                 message::warn(error);
             }
             stager.save(&rescue, &name, cloud.as_deref())

@@ -1,6 +1,7 @@
 //! Checked descriptions of what to run: parsed once by `cli`, trusted by everything below.
 
 mod aws;
+mod isolate;
 mod location;
 mod rescue;
 
@@ -11,6 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse};
+pub use self::isolate::{CommandRights, Isolate, IsolateError};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
 pub use self::rescue::{LostWrites, OnFailure, OnHold, OnHoldError, RescueSpec, SAVED, SavePattern, SavePatternError};
 use crate::units::ByteSize;
@@ -160,6 +162,8 @@ pub struct RunSpec {
     pub report: Option<PathBuf>,
     /// What becomes of it in trouble.
     pub rescue: RescueSpec,
+    /// As whom the command runs, and what it may.
+    pub rights: CommandRights,
     /// Program and arguments; never empty.
     pub command: Vec<OsString>,
 }

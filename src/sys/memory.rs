@@ -7,10 +7,11 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{self, MapFlags, MlockAllFlags, MmapAdvise, ProtFlags};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use parking_lot::Mutex;
 use zeroize::Zeroize;
 
 /// What keeps a [`SecretPages`] out of other hands.
@@ -32,6 +33,19 @@ impl Protection {
             Self::Locked => "mlock",
             Self::Unlocked => "unlocked",
         }
+    }
+}
+
+/// Address and number of words of all [`SecretPages`] of this process.
+static LIVE: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+/// Overwrites all [`SecretPages`] of this process, for one that is about to die and will not drop them.
+pub fn wipe_all() {
+    for &(address, count) in LIVE.lock().iter() {
+        // SAFETY: what is listed is mapped: `map` lists it afterwards, and `drop` takes it off, under this lock, before it
+        // unmaps. Words are atomic, so whoever uses them meanwhile reads some value.
+        let words = unsafe { slice::from_raw_parts(address as *const AtomicU64, count) };
+        words.iter().for_each(|word| word.store(0, Ordering::SeqCst));
     }
 }
 
@@ -85,6 +99,7 @@ impl SecretPages {
         };
         // From here on drop unmaps, whatever fails.
         let pages = Self { words: address.cast(), count: length.get() / size_of::<AtomicU64>(), protection };
+        LIVE.lock().push((pages.words.as_ptr() as usize, pages.count));
         if protection == Protection::Locked {
             // SAFETY: the range is the mapping made above; locking changes no content.
             unsafe { mman::mlock(address, length.get()) }?;
@@ -100,6 +115,8 @@ impl SecretPages {
 impl Drop for SecretPages {
     fn drop(&mut self) {
         let bytes = self.bytes();
+        let own = self.words.as_ptr() as usize;
+        LIVE.lock().retain(|(address, _)| *address != own);
         // SAFETY: the mapping is `bytes` long and, in drop, nobody else can refer to it.
         unsafe { slice::from_raw_parts_mut(self.words.as_ptr().cast::<u8>(), bytes) }.zeroize();
         // SAFETY: the range is the whole mapping, and no reference into it outlives `self`.
@@ -240,6 +257,23 @@ pub(crate) mod tests {
         memory.read_exact_at(&mut buffer, plain.words().as_ptr() as u64).expect("control: ordinary pages are readable");
         assert_eq!(u64::from_ne_bytes(buffer), 0x5EA1);
         assert!(memory.read_exact_at(&mut buffer, secret.words().as_ptr() as u64).is_err());
+    }
+
+    /// Fills secret pages, and says on standard output, when this process aborts, whether they were wiped before.
+    pub(crate) fn tell_at_abort() {
+        static PAGES: std::sync::OnceLock<SecretPages> = std::sync::OnceLock::new();
+        extern "C" fn tell(_: i32) {
+            let wiped = PAGES.get().is_some_and(|pages| pages.words().iter().all(|word| word.load(Relaxed) == 0));
+            let said: &[u8] = if wiped { b"wiped" } else { b"left" };
+            let _ = nix::unistd::write(io::stdout(), said);
+        }
+        let pages = PAGES.get_or_init(|| SecretPages::unlocked(10_000).expect("anonymous memory"));
+        pages.words().iter().for_each(|word| word.store(7, Relaxed));
+        // SAFETY: the handler reads memory that is never unmapped and makes one system call.
+        unsafe {
+            nix::sys::signal::signal(nix::sys::signal::Signal::SIGABRT, nix::sys::signal::SigHandler::Handler(tell))
+        }
+        .expect("a handler");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 pub mod acl;
 pub mod address;
 pub mod beneath;
+pub mod capability;
 pub mod clock;
+pub mod environment;
 pub mod memory;
 pub mod mount;
 pub mod notify;

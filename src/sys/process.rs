@@ -14,6 +14,7 @@ use nix::unistd::{ForkResult, Pid, getppid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::capability;
 use super::mount::PrivateView;
 
 /// Which side of [`fork`] this is.
@@ -128,7 +129,7 @@ pub async fn ended(process: OwnedFd) -> io::Result<()> {
 }
 
 /// Fails if this process has more than one thread.
-fn alone(doing: &str) -> io::Result<()> {
+pub(super) fn alone(doing: &str) -> io::Result<()> {
     match std::fs::read_dir("/proc/self/task")?.count() {
         1 => Ok(()),
         threads => Err(io::Error::other(format!("{doing} with {threads} threads"))),
@@ -183,17 +184,55 @@ impl Inherited {
     }
 }
 
+/// As whom a program runs, and what it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// As this process.
+    Same,
+    /// As this process, but without [`capability::REACHING`], for good.
+    Bounded,
+    /// As the user of this process, without any capability and without a way to get one.
+    Plain,
+    /// The same as another user, and the group of the same number.
+    Other(u32),
+}
+
+impl Standing {
+    /// Makes system calls only.
+    fn take(self) -> io::Result<()> {
+        match self {
+            Self::Same => Ok(()),
+            Self::Bounded => capability::renounce(capability::REACHING),
+            Self::Plain => {
+                prctl::set_no_new_privs()?;
+                capability::Sets::NONE.enter()
+            }
+            Self::Other(id) => {
+                prctl::set_no_new_privs()?;
+                become_user(id)?;
+                // Gone already if this was root.
+                capability::Sets::NONE.enter()
+            }
+        }
+    }
+}
+
+/// Group first: only who may change users may change groups. Raw system calls: those of the C library would have other
+/// threads follow, and the child of a fork has none.
+fn become_user(id: u32) -> io::Result<()> {
+    let succeeded = |answer| if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: these system calls take integers, and a length of zero with a pointer that is not read.
+    unsafe {
+        succeeded(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        succeeded(libc::syscall(libc::SYS_setresgid, id, id, id))?;
+        succeeded(libc::syscall(libc::SYS_setresuid, id, id, id))
+    }
+}
+
 /// Prepares `command` to start as the user would have started it: signal mask and umask of `inherited`, a core limit
-/// of one byte (no core file, and by core(5) no core pipe either), and, with `drop_capabilities`, none
-/// of the capabilities a user namespace gave. It starts in `view`; if it cannot be given that, a byte goes to `refused`,
-/// for the error of the start does not tell.
-pub fn prepare(
-    command: &mut Command,
-    inherited: Inherited,
-    view: PrivateView,
-    refused: OwnedFd,
-    drop_capabilities: bool,
-) {
+/// of one byte (no core file, and by core(5) no core pipe either), and `standing`. It starts in `view`; if it cannot be
+/// given that, a byte goes to `refused`, for the error of the start does not tell.
+pub fn prepare(command: &mut Command, inherited: Inherited, view: PrivateView, refused: OwnedFd, standing: Standing) {
     let setup = move || {
         if let Err(errno) = view.enter() {
             let _ = nix::unistd::write(&refused, &[0]);
@@ -202,11 +241,7 @@ pub fn prepare(
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&inherited.mask), None)?;
         umask(inherited.umask);
         limit_core(1)?;
-        if drop_capabilities {
-            prctl::set_no_new_privs()?;
-            clear_capabilities()?;
-        }
-        Ok(())
+        standing.take()
     };
     // SAFETY: the closure runs in the forked child of a process with threads, so it may call async-signal-safe
     // functions only: it makes system calls on values it owns (`PrivateView::enter`, too), takes no lock and allocates
@@ -237,42 +272,9 @@ pub fn limit_core(bytes: rlim_t) -> io::Result<()> {
 
 /// Lets `command`, which is not root, keep the right to open any file that a user namespace gave this process.
 pub fn hand_on_file_rights(command: &mut Command) {
-    const CAP_DAC_OVERRIDE: u32 = 1;
-    const CAP_DAC_READ_SEARCH: u32 = 2;
-    let rights = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH;
-    let setup = move || {
-        // Ambient capabilities survive execve(2); they must be permitted and inheritable first (capabilities(7)).
-        set_capabilities([rights, rights, rights, 0, 0, 0])?;
-        for capability in [CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH] {
-            // SAFETY: this prctl takes plain integers and touches no memory. nix has no wrapper for it.
-            let answer = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) };
-            if answer != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
+    let setup = || capability::hand_on(capability::DAC_OVERRIDE | capability::DAC_READ_SEARCH);
     // SAFETY: as in `prepare`: only system calls on plain integers. std offers no safe way to set these.
     unsafe { command.pre_exec(setup) };
-}
-
-fn clear_capabilities() -> io::Result<()> {
-    set_capabilities([0; 6])
-}
-
-/// `data`: effective, permitted and inheritable set, capabilities 0 to 31 first, then the others.
-fn set_capabilities(data: [u32; 6]) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = Header { version: VERSION_3, pid: 0 };
-    // SAFETY: capset(2) reads a header and, for version 3, two structs of three u32 each; both outlive the call. No
-    // dependency wraps it.
-    let answer = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
-    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -323,7 +325,7 @@ mod tests {
         command.args(["-c", "ulimit -c; ulimit -H -c; umask; grep SigBlk /proc/self/status"]);
         let inherited = Inherited { mask: SigSet::empty(), umask: Mode::from_bits_truncate(0o027) };
         let (_, refused) = nix::unistd::pipe().expect("a pipe");
-        prepare(&mut command, inherited, PrivateView::default(), refused, false);
+        prepare(&mut command, inherited, PrivateView::default(), refused, Standing::Same);
         let output = command.output().expect("sh starts");
         let text = String::from_utf8_lossy(&output.stdout);
         let (_, hard) = getrlimit(Resource::RLIMIT_CORE).expect("limit");

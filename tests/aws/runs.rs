@@ -148,18 +148,74 @@ fn the_command_does_not_get_the_credentials() {
     require_host!();
     let site = Site::new();
     let (id, credential) = site.double.credentials("runner");
-    // All of the run but the sealed process, which only root can read.
-    let script = "env; for p in /proc/[0-9]*; do [ $p = /proc/1 ] || tr '\\0' '\\n' <$p/environ; done";
     let flags = ["--input", "s3://inputs/reads/a.fq"];
-    let said = site.run(&flags, script).expect(0, &[]);
-    for secret in [&*id, &*credential.secret, "AWS_SHARED_CREDENTIALS_FILE"] {
-        assert!(!said.out.contains(secret), "the command sees {secret}");
+    let spying = |flags: &[&str]| {
+        let mut command = site.runseal();
+        command.env("AWS_PROFILE", "of-the-node").env("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token-of-the-node");
+        command.arg("run").args(flags).args(["--", "sh", "-euc"]);
+        command.arg("env; for p in /proc/[0-9]*; do tr '\\0' '\\n' <$p/environ || :; done; test -r /proc/1/environ");
+        finish(command)
+    };
+    // As root, who without capabilities cannot look at the process with the key, and with all of them can: what it had is
+    // not there any more.
+    for keeping in [&[][..], &["--keep-capabilities"]] {
+        let said = spying(&[&flags[..], keeping].concat()).expect(0, &[]);
+        let secrets = [&*id, &*credential.secret, "of-the-node", "AWS_SHARED_CREDENTIALS_FILE=/", "AWS_CONFIG_FILE=/"];
+        for secret in secrets {
+            assert!(!said.out.contains(secret), "the command sees {secret} with {keeping:?}");
+        }
+        assert!(said.out.contains("AWS_REGION="), "what is no secret stays");
+        let seen = said.out.matches("AWS_SECRET_ACCESS_KEY=").count();
+        assert_eq!(
+            seen,
+            keeping.len(),
+            "with all capabilities, and only then, the process with the key can be looked at"
+        );
     }
-    assert!(said.out.contains("AWS_REGION="), "what is no secret stays");
     let said = site.run(&[&flags[..], &["--keep-aws-credentials"]].concat(), "env").expect(0, &[]);
     assert!(said.out.contains(&id) && said.out.contains(&credential.secret));
     let said = site.run(&[], "env").expect(0, &[]);
     assert!(said.out.contains(&credential.secret), "a run without AWS changes nothing");
+}
+
+// promise: T-30
+#[test]
+fn no_process_of_a_run_shows_the_credentials_it_was_started_with() {
+    require_host!();
+    let site = Site::new();
+    let (id, credential) = site.double.credentials("runner");
+    let live = site.live(&["--input", "s3://inputs/reads/a.fq"], "ready; sleep 3600");
+    for process in [live.supervisor(), live.sealed()] {
+        let environment = fs::read(format!("/proc/{process}/environ")).expect("root may read it");
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(environment.contains("AWS_REGION=") && environment.contains("AWS_SECRET_ACCESS_KEY=\0"));
+        for secret in [&*id, &*credential.secret, "/dev/null"] {
+            assert!(!environment.contains(secret), "{process} shows {secret}");
+        }
+    }
+    assert_eq!(in_memory(live.supervisor(), &[credential.secret.into_bytes()]), 0, "the supervisor has the secret");
+    send(live.supervisor(), Signal::SIGTERM);
+    live.end().expect(143, &[]);
+}
+
+// promise: T-30
+#[test]
+fn a_file_with_credentials_does_not_show_through() {
+    require_host!();
+    let site = Site::new();
+    let file = tempfile::Builder::new().tempfile_in("/var/tmp").expect("a file");
+    fs::write(file.path(), "[default]\n").expect("written");
+    let script = format!("test -e {}", text(file.path()));
+    let with = |variables: &[&str]| {
+        let mut command = site.runseal();
+        for name in variables {
+            command.env(name, file.path());
+        }
+        command.args(["run", "--input", "s3://inputs/reads/a.fq", "--", "sh", "-c", &script]);
+        finish(command).code
+    };
+    assert_eq!(with(&["AWS_SHARED_CREDENTIALS_FILE"]), 1, "the command finds the file at a path it is not told");
+    assert_eq!(with(&["AWS_SHARED_CREDENTIALS_FILE", "OTHER_FILE"]), 0, "what another variable names shows through");
 }
 
 #[test]

@@ -12,6 +12,8 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, lseek};
 use tempfile::TempDir;
 
+use crate::tap::Secrets;
+
 /// A mounted ext4 image; unmounted and removed on drop.
 pub struct Disk {
     folder: TempDir,
@@ -75,6 +77,14 @@ impl Disk {
         });
         let mut found: Vec<_> = found.into_iter().collect();
         found.sort_unstable();
+        found
+    }
+
+    /// Those of `secrets` that stand anywhere in the raw image.
+    pub fn search_for<'a>(&self, secrets: &'a Secrets) -> Vec<&'a str> {
+        self.settle();
+        let mut found = Vec::new();
+        self.chunks(|chunk| found.extend(secrets.found_in(chunk)));
         found
     }
 

@@ -65,9 +65,14 @@ impl Family {
 
     /// Lets the command go on and waits for the end of the run.
     pub fn finish(mut self) -> Output {
-        fs::write(self.gate.with_extension("open"), "").expect("the gate opens");
+        self.open_gate();
         wait_until("the run ends", || self.child().try_wait().expect("wait").is_some());
         self.output()
+    }
+
+    /// Lets the command go on.
+    pub fn open_gate(&self) {
+        fs::write(self.gate.with_extension("open"), "").expect("the gate opens");
     }
 
     /// Waits for the end without opening the gate.

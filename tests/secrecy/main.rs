@@ -4,8 +4,11 @@
 
 mod disk;
 mod family;
+mod isolation;
+mod keys;
 mod machine;
 mod memory_cgroup;
+mod tap;
 mod traces;
 
 use std::io::Write;
