@@ -3,7 +3,8 @@
 use crate::run::CommandError;
 use crate::run::StateError;
 use crate::run::error::{
-    Cause, Code, CryptError, FsError, FuseError, IdentityError, PreflightReport, RunError, StageError,
+    AuditError, Cause, Code, CryptError, FsError, FuseError, IdentityError, PreflightReport, RunError, StageError,
+    VerifyError,
 };
 use crate::serve::{ConfigError, ServeError};
 
@@ -37,6 +38,10 @@ pub fn code(error: &RunError) -> u8 {
     match error {
         RunError::Preflight(report) => preflight(report),
         RunError::Aws { source } | RunError::RunKey { source, .. } => aws(source.cause).unwrap_or(UNAVAILABLE),
+        RunError::Verify(VerifyError::Unreadable { .. }) => NO_INPUT,
+        RunError::Verify(VerifyError::Unfit { .. }) => DATA,
+        RunError::Verify(VerifyError::Remote { source, .. }) => aws(source.cause).unwrap_or(fetch(source.cause)),
+        RunError::Audit(AuditError::Key { .. }) => CONFIGURATION,
         RunError::Audit(_) => CANNOT_CREATE,
         RunError::Unaudited(_) => IO,
         RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => CONFIGURATION,
@@ -140,7 +145,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::run::error::{AuditError, BackingError, CallError, PublishError};
+    use crate::run::error::{BackingError, CallError, PublishError};
 
     fn denied() -> io::Error {
         io::ErrorKind::PermissionDenied.into()
@@ -178,6 +183,10 @@ mod tests {
             (remote(Cause::KeyState), 66),
             (remote(Cause::Corrupt), 74),
             (RunError::Audit(gap), 73),
+            (RunError::Verify(VerifyError::Unreadable { place: "m".into(), source: missing() }), 66),
+            (RunError::Verify(VerifyError::Unfit { place: "m".into(), problem: "p".into() }), 65),
+            (RunError::Verify(VerifyError::Remote { place: "u".into(), source: Box::new(failed(Cause::Denied)) }), 77),
+            (RunError::Audit(AuditError::Key { path: "/x".into(), problem: "p".into(), remedy: "r" }), 78),
             (RunError::Unaudited("disk full".into()), 74),
             (RunError::Crypt(CryptError::NotLocked("limit".into())), 78),
             (RunError::Crypt(CryptError::NoEngine("AWS-LC")), 78),

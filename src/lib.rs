@@ -22,7 +22,7 @@
 //! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |
 //! | [`crypt`] | XTS-AES-256, key arena | `sys` |
 //! | [`backing`] | nameless arena files | `sys` |
-//! | [`spec`], [`units`], [`sys`] | vocabulary, thin wrappers of system calls | nothing |
+//! | [`spec`], [`sys`], [`units`] | vocabulary, thin wrappers of system calls | nothing |
 //!
 //! Imports go downward only; `tests/architecture.rs` enforces the table.
 #![deny(unsafe_code, missing_docs)]

@@ -16,6 +16,9 @@ const UNSAFE_HOMES: [&str; 2] = ["src/sys/", "src/crypt/"];
 /// Who may write to standard output and standard error: the command line, and the helper through which `run` speaks.
 const SPEAKERS: [&str; 3] = ["src/main.rs", "src/cli/", "src/run/message.rs"];
 const SPEECH: [&str; 4] = ["print", "println", "eprint", "eprintln"];
+/// Where standard output is written to as it is: the escaping way itself, scripts and pages that are generated, terminals and
+/// files that are relayed, and what is for a process of the same family.
+const RAW_OUTLETS: [&str; 4] = ["src/cli/mod.rs", "src/cli/completions.rs", "src/run/visit.rs", "src/run/flush.rs"];
 const UNFINISHED: [&str; 3] = ["dbg", "todo", "unimplemented"];
 
 #[test]
@@ -82,6 +85,22 @@ fn only_the_command_line_prints() {
         })
         .collect();
     require(printing);
+}
+
+/// Names of others reach people through these, which let nothing hidden pass.
+#[test]
+fn text_leaves_through_the_escaping_ways_only() {
+    let raw = source::all()
+        .iter()
+        .flat_map(|file| {
+            let mut found = find(file, &[".", "display", "("], "a path is shown by sys::path::shown");
+            if !RAW_OUTLETS.contains(&file.path.as_str()) {
+                found.extend(find(file, &["io", ":", ":", "stdout"], "answers leave through cli::stdout"));
+            }
+            found
+        })
+        .collect();
+    require(raw);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use runseal::audit::{AuditError, Caller, Event, Fault, Summary, Trail, verify};
-use runseal::spec::AuditDestination;
+use runseal::audit::{AuditError, Caller, Demands, Event, Fault, Summary, Trail, Witness, verify};
+use runseal::spec::{AuditDestination, AuditSpec};
 use serde_json::Value;
 
 const KEY: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
@@ -60,7 +60,11 @@ fn lines(path: &Path) -> Vec<Value> {
 }
 
 fn check(bytes: &[u8]) -> Result<Summary, Fault> {
-    verify(bytes, None).expect("memory can be read")
+    demand(bytes, &Demands::default())
+}
+
+fn demand(bytes: &[u8], demands: &Demands<'_>) -> Result<Summary, Fault> {
+    verify(bytes, demands).expect("memory can be read")
 }
 
 fn runseal(args: &[&str]) -> Output {
@@ -271,9 +275,42 @@ mod chain {
         let head = check(whole.as_bytes()).expect("intact").head.hash;
         let cut: String = whole.split_inclusive('\n').take(3).collect();
         assert!(check(cut.as_bytes()).is_ok(), "nothing in the file itself can tell");
-        let fault = verify(cut.as_bytes(), Some(&head)).expect("read").expect_err("found");
+        let demands = Demands { head: Some(&head), ..Demands::default() };
+        let fault = demand(cut.as_bytes(), &demands).expect_err("found");
         assert!(fault.problem.contains("cut off"), "{fault}");
-        assert!(verify(whole.as_bytes(), Some(&head)).expect("read").is_ok());
+        assert_eq!(demand(whole.as_bytes(), &demands).expect("intact").after_head, Some(0));
+    }
+
+    // promise: T-45
+    #[test]
+    fn lines_behind_the_head_are_counted_and_refused_on_demand() {
+        let dir = dir();
+        let path = dir.path().join("trail");
+        sample(&path);
+        let head = check(&fs::read(&path).expect("readable")).expect("intact").head.hash;
+        // Whoever may write the file goes on with the chain; no key is needed for that.
+        let forger = open(&path, "run-1");
+        forger.record(&Event::wipe_run_key());
+        forger.record(&denied());
+        let longer = fs::read(&path).expect("readable");
+        let demands = Demands { head: Some(&head), ..Demands::default() };
+        assert_eq!(demand(&longer, &demands).expect("the head is in it").after_head, Some(2));
+        let fault = demand(&longer, &Demands { exact: true, ..demands }).expect_err("found");
+        assert_eq!((fault.line, fault.problem.contains("1 more")), (5, true), "{fault}");
+    }
+
+    // promise: T-45
+    #[test]
+    fn a_run_without_its_end_is_told() {
+        let dir = dir();
+        let path = dir.path().join("trail");
+        sample(&path);
+        let unfinished = || check(&fs::read(&path).expect("readable")).expect("intact").unfinished;
+        assert_eq!(unfinished(), ["run-1"], "its key was made and not overwritten");
+        open(&path, "run-1").record(&Event::wipe_run_key());
+        assert!(unfinished().is_empty());
+        open(&path, "run-1").record(&Event::create_run_key(None));
+        assert_eq!(unfinished(), ["run-1"], "the name came again");
     }
 
     #[test]
@@ -493,6 +530,194 @@ mod journal {
     }
 }
 
+mod signature {
+    use super::*;
+
+    /// A key made by the command line: its private file and who it is.
+    fn key(dir: &Path, name: &str) -> (PathBuf, Witness) {
+        let path = dir.join(name);
+        let made = runseal(&["audit", "keygen", text(&path)]);
+        assert_eq!(made.status.code(), Some(0), "{made:?}");
+        let witness = Witness::read(&dir.join(format!("{name}.pub"))).expect("a public key");
+        assert!(String::from_utf8_lossy(&made.stdout).contains(witness.name()), "{made:?}");
+        (path, witness)
+    }
+
+    fn signed(path: &Path, key: &Path, run: &str) -> Trail {
+        let destination = AuditDestination::File(path.to_owned());
+        Trail::of(&AuditSpec { destination, sign: Some(key.to_owned()) }, run).expect("a trail")
+    }
+
+    fn by(keys: &[Witness]) -> Demands<'_> {
+        Demands { keys, ..Demands::default() }
+    }
+
+    fn sample(path: &Path, key: &Path) {
+        let trail = signed(path, key, "run-1");
+        trail.record(&Event::create_run_key(None));
+        trail.record(&denied());
+        trail.record(&Event::wipe_run_key());
+        assert_eq!(trail.problem(), None);
+    }
+
+    /// What an attacker without the key can do: take every event, change one, and make the whole chain anew.
+    fn recomputed(trail: &str) -> String {
+        let mut previous = "0".repeat(64);
+        let mut forged = String::new();
+        for line in trail.lines() {
+            let event: Value = serde_json::from_str(line).expect("JSON");
+            let link = &event["additionalEventData"];
+            let (hash, signature) = (link["hash"].as_str().expect("a hash"), link["signature"].as_str());
+            let mut line = line.replace("AccessDenied", "NothingToSee").replace(hash, &"0".repeat(64));
+            line = line.replace(link["previousHash"].as_str().expect("a hash"), &previous);
+            if let Some(signature) = signature {
+                line = line.replace(signature, &"0".repeat(128));
+            }
+            previous = sha256(line.as_bytes());
+            line = line.replace(&format!("\"hash\":\"{}\"", "0".repeat(64)), &format!("\"hash\":\"{previous}\""));
+            if let Some(signature) = signature {
+                line = line.replace(&"0".repeat(128), signature);
+            }
+            forged += &(line + "\n");
+        }
+        forged
+    }
+
+    fn sha256(bytes: &[u8]) -> String {
+        use sha2::Digest;
+        sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    // promise: T-46
+    #[test]
+    fn a_trail_made_anew_is_found_with_the_key_only() {
+        let dir = dir();
+        let path = dir.path().join("trail");
+        let (key, witness) = key(dir.path(), "key");
+        sample(&path, &key);
+        let trail = fs::read_to_string(&path).expect("readable");
+        let witnesses = [witness];
+        assert_eq!(demand(trail.as_bytes(), &by(&witnesses)).expect("intact").signed, 3);
+        let forged = recomputed(&trail);
+        assert!(forged.contains("NothingToSee") && !forged.contains("AccessDenied"));
+        assert_eq!(check(forged.as_bytes()).expect("an unsigned chain cannot show it").events, 3);
+        let fault = demand(forged.as_bytes(), &by(&witnesses)).expect_err("found");
+        assert!(fault.problem.contains("forged"), "{fault}");
+    }
+
+    // promise: T-46
+    #[test]
+    fn every_line_needs_a_signature_by_a_known_key() {
+        let dir = dir();
+        let path = dir.path().join("trail");
+        let ((key, first), (other_key, second)) = (key(dir.path(), "key"), key(dir.path(), "other"));
+        sample(&path, &key);
+        let both = [first.clone(), second.clone()];
+        assert_eq!(demand(&fs::read(&path).expect("readable"), &by(&both)).expect("intact").signed, 3);
+        let fault = demand(&fs::read(&path).expect("readable"), &by(&both[1..])).expect_err("another key");
+        assert!(fault.line == 1 && fault.problem.contains(first.name()), "{fault}");
+
+        // Lines that somebody without the key appends, and what a run with the key writes after them.
+        open(&path, "run-2").record(&read());
+        signed(&path, &key, "run-3").record(&read());
+        let fault = demand(&fs::read(&path).expect("readable"), &by(&both)).expect_err("found");
+        assert_eq!((fault.line, fault.problem.as_str()), (4, "it is not signed"));
+
+        // A signature of one line does not fit another, nor that of another key.
+        sample(&dir.path().join("theirs"), &other_key);
+        let [ours, theirs] = ["trail", "theirs"].map(|name| lines(&dir.path().join(name)));
+        let signature = |line: &Value| line["additionalEventData"]["signature"].as_str().expect("signed").to_owned();
+        let text = fs::read_to_string(&path).expect("readable");
+        let text: String = text.split_inclusive('\n').take(3).collect();
+        for wrong in [signature(&ours[1]), signature(&theirs[0]), "0".repeat(128), signature(&ours[0]).to_uppercase()] {
+            let swapped = text.replace(&signature(&ours[0]), &wrong);
+            assert_eq!(demand(swapped.as_bytes(), &by(&both)).expect_err("found").line, 1, "{wrong}");
+        }
+        // A line cannot be made to look unsigned, and be right.
+        let bare = text.replace(&format!(",\"signature\":\"{}\"", signature(&ours[0])), "");
+        assert_eq!(check(bare.as_bytes()).expect_err("found").line, 1);
+    }
+
+    #[test]
+    fn a_torn_line_is_marked_with_a_signature() {
+        let dir = dir();
+        let path = dir.path().join("trail");
+        let (key, witness) = key(dir.path(), "key");
+        sample(&path, &key);
+        OpenOptions::new().append(true).open(&path).expect("opened").write_all(b"{\"eventVersion\":").expect("torn");
+        signed(&path, &key, "run-2").record(&read());
+        let summary = demand(&fs::read(&path).expect("readable"), &by(&[witness])).expect("intact");
+        assert_eq!((summary.signed, summary.torn), (5, 1));
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_or_that_is_none_is_refused() {
+        let dir = dir();
+        let (path, _) = key(dir.path(), "key");
+        assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o600);
+        let refused = |key: &Path| {
+            let destination = AuditDestination::File(dir.path().join("trail"));
+            let error = Trail::of(&AuditSpec { destination, sign: Some(key.to_owned()) }, "run").expect_err("refused");
+            assert!(!dir.path().join("trail").exists(), "nothing is begun");
+            error.to_string()
+        };
+        for mode in [0o640, 0o604, 0o620, 0o644] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+            assert!(refused(&path).contains("others may read or change it"), "{mode:o}");
+        }
+        let none = dir.path().join("none");
+        fs::write(&none, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").expect("written");
+        fs::set_permissions(&none, fs::Permissions::from_mode(0o600)).expect("set");
+        assert!(refused(&none).contains("no private Ed25519 key"));
+        assert!(refused(&dir.path().join("key.pub")).contains("others may"));
+        assert!(refused(dir.path()).contains("regular file"));
+        assert!(refused(Path::new("/nonexistent")).contains("No such file"));
+        assert!(Witness::read(&none).is_err(), "a private key is no public one");
+        let again = runseal(&["audit", "keygen", text(&path)]);
+        assert_eq!(again.status.code(), Some(78), "nothing is replaced: {again:?}");
+        let run = runseal(&["run", "--audit", "/dev/null", "--audit-sign", text(&none), "--", "true"]);
+        assert_eq!(run.status.code(), Some(78), "{run:?}");
+    }
+
+    /// Another implementation makes the key, and checks the signature.
+    #[test]
+    fn openssl_agrees() {
+        let dir = dir();
+        let file = |name: &str| text(&dir.path().join(name)).to_owned();
+        let openssl = |args: &[&str]| std::process::Command::new("openssl").args(args).output();
+        if !openssl(&["version"]).is_ok_and(|version| version.status.success()) {
+            println!("SKIP: no openssl here");
+            return;
+        }
+        let run = |args: &[&str]| {
+            let output = openssl(args).expect("openssl runs");
+            assert!(output.status.success(), "{args:?}: {output:?}");
+        };
+        run(&["genpkey", "-algorithm", "ed25519", "-out", &file("key")]);
+        fs::set_permissions(file("key"), fs::Permissions::from_mode(0o600)).expect("set");
+        run(&["pkey", "-in", &file("key"), "-pubout", "-out", &file("key.pub")]);
+        let path = dir.path().join("trail");
+        sample(&path, &dir.path().join("key"));
+        let line = lines(&path).pop().expect("a line");
+        let link = &line["additionalEventData"];
+        let digits = link["signature"].as_str().expect("signed");
+        let pairs = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).expect("digits"));
+        let signature: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).expect("digits")).collect();
+        fs::write(file("signature"), signature).expect("written");
+        fs::write(file("message"), format!("runseal-audit-line-1:{}", link["hash"].as_str().expect("a hash")))
+            .expect("written");
+        let (public, message, signature) = (file("key.pub"), file("message"), file("signature"));
+        run(&["pkeyutl", "-verify", "-pubin", "-inkey", &public, "-rawin", "-in", &message, "-sigfile", &signature]);
+        let verified = runseal(&["audit", "verify", "--key", &public, text(&path)]);
+        assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+        assert!(String::from_utf8_lossy(&verified.stdout).contains("every line is signed"), "{verified:?}");
+        // The other way round: a key of ours is one for openssl.
+        let (ours, _) = key(dir.path(), "ours");
+        run(&["pkey", "-in", text(&ours), "-pubout", "-out", &file("again")]);
+        assert_eq!(fs::read(file("again")).expect("written"), fs::read(file("ours.pub")).expect("made"));
+    }
+}
+
 mod command {
     use super::*;
 
@@ -504,16 +729,23 @@ mod command {
         let intact = runseal(&["audit", "verify", text(&path)]);
         assert_eq!(intact.status.code(), Some(0));
         let said = String::from_utf8(intact.stdout).expect("UTF-8");
-        assert!(said.starts_with("intact: 4 events of 2 runs\nhead: "), "{said}");
-        let head = said.lines().nth(1).expect("the head")[6..70].to_owned();
+        assert!(said.starts_with("intact: 4 events of 2 runs\nnobody's signature was asked for (--key): "), "{said}");
+        assert!(said.contains("\nrun run-1: no end; "), "{said}");
+        let head = said.lines().find_map(|line| line.strip_prefix("head: ")).expect("the head")[..64].to_owned();
         assert_eq!(runseal(&["audit", "verify", "--head", &head, text(&path)]).status.code(), Some(0));
+        open(&path, "run-2").record(&read());
+        let later = runseal(&["audit", "verify", "--head", &head, text(&path)]);
+        assert!(String::from_utf8_lossy(&later.stdout).contains("\n1 lines come after "), "{later:?}");
+        assert_eq!(runseal(&["audit", "verify", "--head", &head, "--exact", text(&path)]).status.code(), Some(65));
+        assert_eq!(runseal(&["audit", "verify", "--exact", text(&path)]).status.code(), Some(64));
         let other = "0".repeat(64);
         assert_eq!(runseal(&["audit", "verify", "--head", &other, text(&path)]).status.code(), Some(65));
         assert_eq!(runseal(&["audit", "verify", "--head", "abc", text(&path)]).status.code(), Some(64));
 
         let json = runseal(&["audit", "verify", "--json", text(&path)]);
         let json: Value = serde_json::from_slice(&json.stdout).expect("JSON");
-        assert_eq!((&json["intact"], &json["events"], &json["head"]["hash"]), (&true.into(), &4.into(), &head.into()));
+        assert_eq!((&json["intact"], &json["events"], &json["signed"]), (&true.into(), &5.into(), &0.into()));
+        assert_eq!(json["unfinished"], serde_json::json!(["run-1"]));
 
         let tampered = fs::read_to_string(&path).expect("readable").replacen("REQ-1", "REQ-9", 1);
         fs::write(&path, tampered).expect("written");

@@ -1,20 +1,27 @@
 //! One event as one line of JSON, and the link that chains it to the line before.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Value, json as object};
 use sha2::{Digest, Sha256};
 
 use super::Caller;
-use super::event::{Event, RUNSEAL, S3};
+use super::event::{CREATE_RUN_KEY, Event, RUNSEAL, S3, WIPE_RUN_KEY};
+use super::sign::{Signer, Witness};
 use crate::spec::s3_arn;
-use crate::units::{hex, rfc3339};
+use crate::units::{hex, json, rfc3339};
 
 /// Digits of a hash that is not known yet, or of the line before the first one.
 pub const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Digits of a signature that is not known yet.
+const UNSIGNED: &str = concat!(
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0000000000000000000000000000000000000000000000000000000000000000"
+);
 /// Bytes of an error message that are kept.
 const LONGEST_MESSAGE: usize = 16 << 10;
 
@@ -40,13 +47,15 @@ pub struct Letterhead {
     pub run: String,
     /// Name of this machine.
     pub host: String,
+    /// Who signs them, if anybody does.
+    pub signer: Option<Arc<Signer>>,
 }
 
 impl Letterhead {
     /// That of the run called `run`, here.
     pub fn of(run: &str) -> std::io::Result<Self> {
         let machine = nix::sys::utsname::uname()?;
-        Ok(Self { run: run.to_owned(), host: machine.nodename().to_string_lossy().into_owned() })
+        Ok(Self { run: run.to_owned(), host: machine.nodename().to_string_lossy().into_owned(), signer: None })
     }
 }
 
@@ -89,6 +98,11 @@ struct Additional<'a> {
     missed_events: u64,
     sequence: u64,
     previous_hash: &'a str,
+    /// A public key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<&'static str>,
     hash: &'static str,
 }
 
@@ -105,10 +119,11 @@ pub fn render(
     after: &Link,
 ) -> std::io::Result<(Vec<u8>, Link)> {
     let sequence = after.sequence + 1;
+    let signer = letterhead.signer.as_deref();
     let object = event.source == S3 || event.name.ends_with("Object");
     let record = Record {
         event_version: "1.08",
-        user_identity: caller.map_or_else(|| json!({"type": "Unknown"}), user_identity),
+        user_identity: caller.map_or_else(|| object!({"type": "Unknown"}), user_identity),
         event_time: rfc3339(SystemTime::now()),
         event_source: event.source,
         event_name: event.name,
@@ -124,6 +139,8 @@ pub fn render(
             missed_events: missed,
             sequence,
             previous_hash: &after.hash,
+            signed_by: signer.map(Signer::name),
+            signature: signer.map(|_| UNSIGNED),
             hash: ZEROS,
         },
         request_id: event.request_id.as_deref(),
@@ -135,18 +152,23 @@ pub fn render(
         recipient_account_id: caller.map(|caller| caller.account.as_str()),
         event_category: if object { "Data" } else { "Management" },
     };
-    let mut line = serde_json::to_vec(&record)?;
+    let mut line = json::to_vec(&record)?;
     let hash = hex(&Sha256::digest(&line));
-    let at = hash_position(&line).ok_or_else(|| std::io::Error::other("a line without a place for its hash"))?;
-    line[at..at + ZEROS.len()].copy_from_slice(hash.as_bytes());
+    fill(&mut line, "hash", ZEROS, &hash)?;
+    if let Some(signer) = signer {
+        fill(&mut line, "signature", UNSIGNED, &signer.sign(&hash))?;
+    }
     Ok((line, Link { sequence, hash }))
 }
 
-/// After `additionalEventData` there are only values in which a quote is escaped, so the last place is the right one.
-fn hash_position(line: &[u8]) -> Option<usize> {
-    let mark = format!("\"hash\":\"{ZEROS}\"");
-    let at = line.windows(mark.len()).rposition(|window| window == mark.as_bytes())?;
-    Some(at + "\"hash\":\"".len())
+/// Replaces the value `blank` of the field `name`. After `additionalEventData` there are only values in which a quote is
+/// escaped, so the last place is the right one.
+fn fill(line: &mut [u8], name: &str, blank: &str, digits: &str) -> std::io::Result<()> {
+    let mark = format!("\"{name}\":\"{blank}\"");
+    let at = line.windows(mark.len()).rposition(|window| window == mark.as_bytes());
+    let end = at.ok_or_else(|| std::io::Error::other("a line without a place for its hash"))? + mark.len() - 1;
+    line[end - blank.len()..end].copy_from_slice(digits.as_bytes());
+    Ok(())
 }
 
 /// The Region of the key, where there is one: it may differ from the caller's.
@@ -162,7 +184,7 @@ fn shortened(message: &str) -> &str {
 fn described(resource: &str, caller: Option<&Caller>) -> Value {
     let resource = &with_arn(resource, caller);
     let Some(arn) = resource.strip_prefix("arn:") else {
-        return json!({"type": "File", "path": resource});
+        return object!({"type": "File", "path": resource});
     };
     let mut parts = arn.splitn(5, ':').skip(1);
     let (service, _, account) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
@@ -172,9 +194,9 @@ fn described(resource: &str, caller: Option<&Caller>) -> Value {
         _ => "AWS::S3::Bucket",
     };
     if account.is_empty() {
-        json!({"type": kind, "ARN": resource})
+        object!({"type": kind, "ARN": resource})
     } else {
-        json!({"accountId": account, "type": kind, "ARN": resource})
+        object!({"accountId": account, "type": kind, "ARN": resource})
     }
 }
 
@@ -190,15 +212,15 @@ fn user_identity(caller: &Caller) -> Value {
     let Caller { arn, account, principal_id, .. } = caller;
     let name = arn.splitn(6, ':').nth(5).unwrap_or_default();
     let (kind, rest) = name.split_once('/').unwrap_or((name, ""));
-    let mut identity = json!({"type": "Unknown", "principalId": principal_id, "arn": arn, "accountId": account});
+    let mut identity = object!({"type": "Unknown", "principalId": principal_id, "arn": arn, "accountId": account});
     match kind {
         "assumed-role" => {
             let role = rest.split('/').next().unwrap_or_default();
             let role_id = principal_id.split(':').next().unwrap_or_default();
             identity["type"] = "AssumedRole".into();
             // The ARN of a session does not have the path of its role, so the ARN of the role is not told.
-            let issuer = json!({"type": "Role", "principalId": role_id, "accountId": account, "userName": role});
-            identity["sessionContext"] = json!({"sessionIssuer": issuer});
+            let issuer = object!({"type": "Role", "principalId": role_id, "accountId": account, "userName": role});
+            identity["sessionContext"] = object!({"sessionIssuer": issuer});
         }
         "user" => {
             identity["type"] = "IAMUser".into();
@@ -236,6 +258,34 @@ pub struct Checked {
     pub missed: u64,
     /// Of `RecoverTrail`: length and hash of the torn line before it.
     pub torn: Option<(u64, String)>,
+    /// Whose signature it has, and that, neither of them checked.
+    pub signature: Option<(String, [u8; 64])>,
+}
+
+impl Checked {
+    /// By whom of `witnesses` the line is signed.
+    ///
+    /// # Errors
+    /// By none of them: what is wrong.
+    pub fn signed_by<'a>(&self, witnesses: &'a [Witness]) -> Result<&'a Witness, String> {
+        let Some((name, signature)) = &self.signature else {
+            return Err("it is not signed".to_owned());
+        };
+        let Some(witness) = witnesses.iter().find(|witness| witness.name() == name) else {
+            return Err(format!("it is signed by another key: {name}"));
+        };
+        let forged = || "its signature is not that of the key it names: it was forged".to_owned();
+        witness.confirms(&self.link.hash, signature).then_some(witness).ok_or_else(forged)
+    }
+
+    /// Whether the key of a run was made (`true`) or overwritten (`false`); `None` for all else.
+    pub fn key_lives(&self) -> Option<bool> {
+        match self.name.as_str() {
+            CREATE_RUN_KEY => Some(true),
+            WIPE_RUN_KEY => Some(false),
+            _ => None,
+        }
+    }
 }
 
 /// What is wrong with one line.
@@ -266,6 +316,10 @@ struct WrittenLink<'a> {
     missed_events: u64,
     sequence: u64,
     previous_hash: String,
+    #[serde(default)]
+    signed_by: String,
+    #[serde(borrow, default)]
+    signature: Option<&'a RawValue>,
     #[serde(borrow)]
     hash: &'a RawValue,
 }
@@ -276,15 +330,10 @@ pub fn check(line: &[u8]) -> Result<Checked, LineError> {
     let text = std::str::from_utf8(line).map_err(|error| shape(&error))?;
     let written: Written<'_> = serde_json::from_str(text).map_err(|error| shape(&error))?;
     let link = written.additional_event_data;
-    let quoted = link.hash.get();
-    let digits = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
-    if digits.len() != ZEROS.len() {
-        return Err(LineError::Shape("the hash is not 64 hexadecimal digits".into()));
-    }
-    // The value is borrowed from the text, so the distance of the two is its place there.
-    let at = quoted.as_ptr().addr() - text.as_ptr().addr() + 1;
     let mut hashed = line.to_vec();
-    hashed[at..at + ZEROS.len()].copy_from_slice(ZEROS.as_bytes());
+    let digits = blank(&mut hashed, text, link.hash, ZEROS)?;
+    let signature = link.signature.map(|value| blank(&mut hashed, text, value, UNSIGNED)).transpose()?;
+    let signature = signature.map(|digits| bytes_of(digits).ok_or_else(|| not_digits(UNSIGNED))).transpose()?;
     if hex(&Sha256::digest(&hashed)) != digits {
         return Err(LineError::Hash);
     }
@@ -302,5 +351,35 @@ pub fn check(line: &[u8]) -> Result<Checked, LineError> {
         run: link.run_id,
         missed: link.missed_events,
         torn,
+        signature: signature.map(|signature| (link.signed_by, signature)),
     })
+}
+
+/// Puts zeros in the place of `value`, a string in `text`, and returns what stands there.
+fn blank<'a>(hashed: &mut [u8], text: &str, value: &'a RawValue, zeros: &str) -> Result<&'a str, LineError> {
+    let quoted = value.get();
+    let digits = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
+    if digits.len() != zeros.len() {
+        return Err(not_digits(zeros));
+    }
+    // The value is borrowed from the text, so the distance of the two is its place there.
+    let at = quoted.as_ptr().addr() - text.as_ptr().addr() + 1;
+    hashed[at..at + zeros.len()].copy_from_slice(zeros.as_bytes());
+    Ok(digits)
+}
+
+fn not_digits(zeros: &str) -> LineError {
+    let of = if zeros == ZEROS { "hash" } else { "signature" };
+    LineError::Shape(format!("the {of} is not {} hexadecimal digits", zeros.len()))
+}
+
+/// Only digits as they are written here: a signature in another form would be the same one.
+fn bytes_of(digits: &str) -> Option<[u8; 64]> {
+    let mut bytes = [0; 64];
+    let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return None };
+    let value = |digit: u8| if digit.is_ascii_uppercase() { None } else { char::from(digit).to_digit(16) };
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = (value(*high)? << 4 | value(*low)?) as u8;
+    }
+    Some(bytes)
 }

@@ -1,8 +1,10 @@
 //! What was done with keys and objects: append-only lines of JSON in the shape of CloudTrail, chained by hashes.
 //!
 //! Each line carries its number, the hash of the line before it and its own: SHA-256 over the bytes of the line as
-//! written, in which the 64 digits of that hash are zeros. So a line that was changed, left out, put in or moved is
-//! found by [`verify()`]; that lines are missing *at the end* shows only to who kept a later [`Link`] ([`Trail::head`]).
+//! written, in which the 64 digits of that hash are zeros, and so are those of its signature. So a line that was changed,
+//! left out, put in or moved is found by [`verify()`], unless somebody made all hashes after it anew. Whoever has no
+//! private key cannot do so with a trail in which a [`Signer`] signs every line. That lines are missing *at the end* shows
+//! only to who kept a later [`Link`] ([`Trail::head`]).
 //!
 //! A file may take the lines of several runs: each append happens under `flock(2)` and continues from the last line. One
 //! event is one `write(2)`. `fdatasync(2)` follows the events of the run key, [`Trail::sync`], and the end of the trail.
@@ -11,11 +13,12 @@ mod event;
 mod file;
 mod journal;
 mod line;
+mod sign;
 mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -23,9 +26,11 @@ pub use event::{
     CREATE_RUN_KEY, Event, KMS, PUBLISH_OBJECT, RECOVER_TRAIL, RUNSEAL, S3, STAGE_OBJECT, STS, WIPE_RUN_KEY,
 };
 pub use line::{LineError, Link};
-pub use verify::{Fault, Summary, verify};
+pub use sign::{Signer, Witness, generate};
+pub use verify::{Demands, Fault, Summary, verify};
 
-use crate::spec::AuditDestination;
+use crate::spec::{AuditDestination, AuditSpec};
+use crate::sys::path::shown;
 use file::TrailFile;
 use journal::Journal;
 use line::Letterhead;
@@ -39,7 +44,10 @@ const SYNCHRONISED: [&str; 2] = [CREATE_RUN_KEY, WIPE_RUN_KEY];
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The file cannot be opened.
-    #[error("--audit {}: cannot be opened for appending: {source}; name a file in a directory where you may write", path.display())]
+    #[error(
+        "--audit {}: cannot be opened for appending: {source}; name a file in a directory where you may write",
+        shown(path)
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -47,7 +55,7 @@ pub enum AuditError {
         source: io::Error,
     },
     /// It is there, but is not fit to hold a trail.
-    #[error("--audit {}: {problem}; {remedy}", path.display())]
+    #[error("--audit {}: {problem}; {remedy}", shown(path))]
     Unfit {
         /// The file.
         path: PathBuf,
@@ -57,12 +65,22 @@ pub enum AuditError {
         remedy: &'static str,
     },
     /// There is no journal.
-    #[error("--audit journald: {} does not answer: {source}; start systemd-journald, or name a file", path.display())]
+    #[error("--audit journald: {} does not answer: {source}; start systemd-journald, or name a file", shown(path))]
     Journal {
         /// The socket.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A key that is to sign lines, or to check them, cannot be used.
+    #[error("key {}: {problem}; {remedy}", shown(path))]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The system has no randomness, or does not know its own name.
     #[error("--audit: {0}")]
@@ -122,12 +140,25 @@ impl Trail {
     /// # Errors
     /// The file or the journal cannot take it.
     pub fn open(destination: &AuditDestination, run: &str) -> Result<Self, AuditError> {
-        let path = match destination {
-            AuditDestination::File(path) => path,
-            AuditDestination::Journal => return Self::open_journal(Path::new(JOURNAL), run),
+        Self::open_signed(destination, run, None)
+    }
+
+    /// The same as `spec` says.
+    ///
+    /// # Errors
+    /// The file or the journal cannot take it, or the key that is to sign cannot be used.
+    pub fn of(spec: &AuditSpec, run: &str) -> Result<Self, AuditError> {
+        let signer = spec.sign.as_deref().map(Signer::read).transpose()?;
+        Self::open_signed(&spec.destination, run, signer)
+    }
+
+    fn open_signed(to: &AuditDestination, run: &str, signer: Option<Signer>) -> Result<Self, AuditError> {
+        let letterhead = Letterhead { signer: signer.map(Arc::new), ..Letterhead::of(run)? };
+        let sink = match to {
+            AuditDestination::File(path) => Sink::File(TrailFile::open(path, letterhead.clone())?),
+            AuditDestination::Journal => Sink::Journal(Journal::open(Path::new(JOURNAL), run)?),
         };
-        let letterhead = Letterhead::of(run)?;
-        Ok(Self::kept(Sink::File(TrailFile::open(path, letterhead.clone())?), letterhead))
+        Ok(Self::kept(sink, letterhead))
     }
 
     /// The trail of the run called `run` in the journal behind `socket`.

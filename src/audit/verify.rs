@@ -1,4 +1,4 @@
-//! Checking a trail: is every line as it was written, and none missing between them?
+//! Checking a trail: is every line as it was written, none missing between them, and each by who has the key?
 
 use std::io::{self, BufRead, Read};
 
@@ -6,13 +6,26 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::line::{self, Checked, Link};
+use super::sign::Witness;
 use crate::units::hex;
 
 /// Longest line that is read.
 const LONGEST_LINE: u64 = 4 << 20;
 
+/// What a trail must be like besides an intact chain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demands<'a> {
+    /// A hash that must occur as that of a line: the head that was noted earlier.
+    pub head: Option<&'a str>,
+    /// Whether no line may follow that one.
+    pub exact: bool,
+    /// Every line must be signed by one of these; by nobody if there are none.
+    pub keys: &'a [Witness],
+}
+
 /// What an intact trail holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Summary {
     /// Events.
     pub events: u64,
@@ -22,6 +35,14 @@ pub struct Summary {
     pub torn: u64,
     /// Events that could not be written when they happened; the trail says so.
     pub missed: u64,
+    /// Lines whose signature was checked.
+    pub signed: u64,
+    /// Lines behind the one whose hash was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_head: Option<u64>,
+    /// Runs whose key was made, and not overwritten as far as the trail goes: they go on, were killed, or their last lines
+    /// are missing.
+    pub unfinished: Vec<String>,
     /// Number and hash of the last line.
     pub head: Link,
 }
@@ -41,13 +62,13 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// Reads a whole trail. `known` is a hash that must occur as that of a line: the head that was noted earlier.
+/// Reads a whole trail.
 ///
 /// # Errors
 /// It cannot be read. What is wrong *with* it is the inner result.
-pub fn verify(trail: impl Read, known: Option<&str>) -> io::Result<Result<Summary, Fault>> {
+pub fn verify(trail: impl Read, demands: &Demands<'_>) -> io::Result<Result<Summary, Fault>> {
     let mut trail = io::BufReader::new(trail);
-    let mut reading = Reading { known_found: known.is_none(), known, ..Reading::default() };
+    let mut reading = Reading { demands: *demands, ..Reading::default() };
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -67,8 +88,7 @@ struct Reading<'a> {
     summary: Summary,
     /// A line that is no event: right only if the next one says that it was torn.
     suspect: Option<(Fault, Vec<u8>)>,
-    known: Option<&'a str>,
-    known_found: bool,
+    demands: Demands<'a>,
 }
 
 impl Reading<'_> {
@@ -111,8 +131,25 @@ impl Reading<'_> {
         if event.previous != head.hash {
             return Err(self.fault("it does not follow the line before it: that one was replaced".into()));
         }
-        self.known_found |= self.known == Some(event.link.hash.as_str());
+        if !self.demands.keys.is_empty() {
+            event.signed_by(self.demands.keys).map_err(|problem| self.fault(problem))?;
+            self.summary.signed += 1;
+        }
         let summary = &mut self.summary;
+        match &mut summary.after_head {
+            Some(after) => *after += 1,
+            None if self.demands.head == Some(event.link.hash.as_str()) => summary.after_head = Some(0),
+            None => {}
+        }
+        match event.key_lives() {
+            Some(true) => summary.unfinished.push(event.run.clone()),
+            Some(false) => {
+                if let Some(at) = summary.unfinished.iter().position(|run| *run == event.run) {
+                    summary.unfinished.remove(at);
+                }
+            }
+            None => {}
+        }
         summary.events += 1;
         summary.missed += event.missed;
         if !event.run.is_empty() && !summary.runs.contains(&event.run) {
@@ -126,9 +163,20 @@ impl Reading<'_> {
         if let Some((fault, _)) = self.suspect.take() {
             return Err(fault);
         }
-        if !self.known_found {
-            self.number += 1;
-            return Err(self.fault("the trail ends before the line whose hash was given: its end was cut off".into()));
+        match (self.demands.head, self.summary.after_head) {
+            (Some(_), None) => {
+                self.number += 1;
+                let problem =
+                    "the trail ends before the line whose hash was given: its end was cut off, or all was made anew";
+                return Err(self.fault(problem.into()));
+            }
+            (Some(_), Some(after)) if after > 0 && self.demands.exact => {
+                self.number -= after - 1;
+                return Err(
+                    self.fault(format!("it follows the line whose hash was given, and so do {} more", after - 1))
+                );
+            }
+            _ => {}
         }
         Ok(self.summary)
     }

@@ -13,6 +13,8 @@ use nix::sys::statfs::{self, FsType};
 
 use super::Backing;
 
+use crate::sys::path::shown;
+
 /// Arena files per directory: ext4 serialises the buffered writers of one file, so writers are spread.
 const ARENAS_PER_DIRECTORY: usize = 4;
 
@@ -126,7 +128,7 @@ fn open_in(path: &Path, warnings: &mut Vec<String>) -> Result<File, BackingError
             warnings,
             format!(
                 "backing {} is in memory (tmpfs): the scratch takes RAM; name a directory on a disk with --backing",
-                path.display()
+                shown(path)
             ),
         ),
         FsKind::Network(name) => {
@@ -164,7 +166,7 @@ fn open_arena(directory: &Path, warnings: &mut Vec<String>) -> Result<File, Errn
     match nix::fcntl::open(directory, flags | OFlag::O_TMPFILE | OFlag::O_EXCL, mode) {
         Ok(fd) => Ok(File::from(fd)),
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
-            let name = directory.display();
+            let name = shown(directory);
             warn_once(
                 warnings,
                 format!("backing {name} cannot make nameless files (O_TMPFILE): arena files have a name for a moment"),

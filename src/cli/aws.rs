@@ -1,9 +1,11 @@
 //! Flags about data and about AWS, shared by `run` and `preflight`.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::spec::{AuditDestination, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse, StagingRules};
+use crate::spec::{
+    AuditDestination, AuditSpec, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse, StagingRules,
+};
 
 use super::Failure;
 
@@ -110,11 +112,14 @@ pub struct AwsArgs {
     /// Append a line of JSON about every use of AWS and of the run key to FILE, or to the journal
     #[arg(long, value_name = "FILE|journald")]
     audit: Option<OsString>,
+    /// Sign every line of it with this Ed25519 key, a file that only its owner may read; `runseal audit keygen` makes one
+    #[arg(long, value_name = "KEY-FILE", requires = "audit")]
+    audit_sign: Option<PathBuf>,
 }
 
 impl AwsArgs {
     /// What the flags say, for a run whose results go to `output`.
-    pub fn into_spec(self, output: Option<&Location>) -> Result<(AwsSpec, Option<AuditDestination>), Failure> {
+    pub fn into_spec(self, output: Option<&Location>) -> Result<(AwsSpec, Option<AuditSpec>), Failure> {
         let aws = AwsSpec {
             role: self.role_arn,
             profile: self.aws_profile,
@@ -125,11 +130,12 @@ impl AwsArgs {
             ..AwsSpec::default()
         };
         let aws = aws.with_encryption(self.sse, self.sse_kms_key_id, output).map_err(usage)?;
-        let audit = match self.audit.as_deref().map(AuditDestination::from) {
+        let destination = match self.audit.as_deref().map(AuditDestination::from) {
             Some(AuditDestination::File(path)) => Some(AuditDestination::File(std::path::absolute(path)?)),
             other => other,
         };
-        Ok((aws, audit))
+        let sign = self.audit_sign.map(std::path::absolute).transpose()?;
+        Ok((aws, destination.map(|destination| AuditSpec { destination, sign })))
     }
 }
 
@@ -151,7 +157,7 @@ mod tests {
         aws: AwsArgs,
     }
 
-    fn parse(flags: &[&str]) -> Result<(Data, AwsSpec, Option<AuditDestination>), String> {
+    fn parse(flags: &[&str]) -> Result<(Data, AwsSpec, Option<AuditSpec>), String> {
         let both = Both::try_parse_from([&["x"], flags].concat()).map_err(|error| error.to_string())?;
         let data = both.data.into_data().map_err(|error| error.to_string())?;
         let (aws, audit) = both.aws.into_spec(data.output.as_ref()).map_err(|error| error.to_string())?;
@@ -167,8 +173,11 @@ mod tests {
         assert_eq!(data.inputs[1].source.to_string(), "s3://bucket/a");
         assert_eq!(data.output.expect("given").to_string(), "s3://bucket/out/");
         let (_, _, audit) = parse(&["--audit", "trail"]).expect("a file");
-        assert_eq!(audit, Some(AuditDestination::File(here.join("trail"))));
-        assert!(matches!(parse(&["--audit", "journald"]), Ok((_, _, Some(AuditDestination::Journal)))));
+        let file = AuditSpec { destination: AuditDestination::File(here.join("trail")), sign: None };
+        assert_eq!(audit, Some(file));
+        let (_, _, audit) = parse(&["--audit", "journald", "--audit-sign", "key"]).expect("signed");
+        assert_eq!(audit, Some(AuditSpec { destination: AuditDestination::Journal, sign: Some(here.join("key")) }));
+        assert!(parse(&["--audit-sign", "key"]).is_err());
     }
 
     #[test]

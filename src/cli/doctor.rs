@@ -5,7 +5,10 @@ use std::io::Write;
 use crate::exit;
 use crate::run::{Verdict, examine};
 
-use super::{Failure, store};
+use crate::units::json;
+use crate::units::text::Shown;
+
+use super::{Failure, stdout, store};
 
 /// Show what this machine offers to sealed runs, and what to do about what is missing
 ///
@@ -23,10 +26,9 @@ pub struct DoctorArgs {
 pub fn act(args: DoctorArgs) -> Result<u8, Failure> {
     let backing = if args.backing.is_empty() { store::backing_of_environment() } else { args.backing };
     let facts = examine(&backing)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &facts).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        json::write_pretty(&mut out, &facts)?;
     } else {
         for fact in &facts {
             let verdict = match fact.verdict {
@@ -34,9 +36,9 @@ pub fn act(args: DoctorArgs) -> Result<u8, Failure> {
                 Verdict::Warn => "warn",
                 Verdict::Fail => "FAIL",
             };
-            writeln!(out, "{verdict}  {:<18} {}", fact.name, fact.found)?;
+            writeln!(out, "{verdict}  {:<18} {}", fact.name, Shown(&fact.found))?;
             if let Some(remedy) = &fact.remedy {
-                writeln!(out, "      {:<18} -> {remedy}", "")?;
+                writeln!(out, "      {:<18} -> {}", "", Shown(remedy))?;
             }
         }
     }

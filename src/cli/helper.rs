@@ -10,6 +10,9 @@ use clap::{CommandFactory, Parser};
 use crate::exit;
 use crate::run::{knows_mount_option, warn};
 use crate::sys::mount::unescape;
+use crate::sys::path::shown;
+
+use super::explain;
 
 /// What `argv[0]` begins with when mount(8) calls.
 const PREFIX: &str = "mount.";
@@ -78,8 +81,7 @@ pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsStri
     let args = match HelperArgs::try_parse_from(line) {
         Ok(args) => args,
         Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { WRONG_INVOCATION } else { 0 };
+            return if explain(&error) { WRONG_INVOCATION } else { 0 };
         }
     };
     let asked = MountCommand::above().map_or_else(String::new, |command| command.options(&args.mountpoint, FSTAB));
@@ -91,7 +93,7 @@ pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsStri
         }
     };
     if args.verbose {
-        warn(line.join(OsStr::new(" ")).display());
+        warn(shown(Path::new(&line.join(OsStr::new(" ")))));
     }
     if args.fake {
         return 0;
@@ -174,7 +176,7 @@ fn translate(args: &HelperArgs) -> Result<Vec<OsString>, String> {
     }
     // mount(8) makes a path of it where the working directory has an entry of that name.
     if Path::new(&args.source).file_name() != Some(OsStr::new(SOURCE)) {
-        let given = args.source.display();
+        let given = shown(Path::new(&args.source));
         return Err(format!("the source must be `{SOURCE}`, not `{given}`; name the disk with the option backing=DIR"));
     }
     let mut line: Vec<OsString> = vec!["runseal".into(), "mount".into()];

@@ -3,14 +3,17 @@
 use std::ffi::OsString;
 use std::io::Write;
 
-use serde_json::json;
+use serde_json::json as object;
 use zeroize::Zeroizing;
 
 use crate::run::{self, Credentials, Record, Report, ResumeOrder, StateError, error::RunError};
 use crate::spec::{KmsKey, ResumeSpec, Sse};
+use crate::sys::path::shown;
+use crate::units::json;
+use crate::units::text::{Message, Shown};
 
-use super::Failure;
 use super::aws::output_location;
+use super::{Failure, stdout};
 
 /// Show the live runs of this user
 #[derive(Debug, clap::Args)]
@@ -76,14 +79,13 @@ pub fn status(args: StatusArgs) -> Result<u8, Failure> {
     if let (true, Some(wanted)) = (runs.is_empty(), args.run) {
         return Err(RunError::State(StateError::Unknown(wanted)).into());
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         let list: Vec<_> = runs.iter().map(|(record, answer)| as_json(record, answer)).collect();
-        serde_json::to_writer_pretty(&mut out, &list).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        json::write_pretty(&mut out, &list)?;
     } else {
         for (record, answer) in &runs {
-            writeln!(out, "{}", as_line(record, answer))?;
+            writeln!(out, "{}", Shown(as_line(record, answer)))?;
         }
     }
     Ok(0)
@@ -91,8 +93,8 @@ pub fn status(args: StatusArgs) -> Result<u8, Failure> {
 
 fn as_json(record: &Record, answer: &Result<Report, String>) -> serde_json::Value {
     match answer {
-        Ok(report) => json!({ "state": record, "report": report }),
-        Err(problem) => json!({ "state": record, "problem": problem }),
+        Ok(report) => object!({ "state": record, "report": report }),
+        Err(problem) => object!({ "state": record, "problem": problem }),
     }
 }
 
@@ -112,7 +114,7 @@ fn as_line(record: &Record, answer: &Result<Report, String>) -> String {
         }
         Err(problem) => format!("no answer ({problem})"),
     };
-    format!("{run_id}  {doing}  since {started}  pid {supervisor}  {}", mountpoint.display())
+    format!("{run_id}  {doing}  since {started}  pid {supervisor}  {}", shown(mountpoint))
 }
 
 pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
@@ -128,7 +130,7 @@ pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
         keep_old: args.keep_old,
     };
     let message = run::resume(&args.run, ResumeOrder { credentials, spec })?;
-    writeln!(std::io::stdout(), "{}: {message}", args.run)?;
+    writeln!(stdout(), "{}: {}", args.run, Message(message))?;
     Ok(0)
 }
 
@@ -147,6 +149,6 @@ fn credentials_of_environment() -> Result<Credentials, Failure> {
 
 pub fn end(args: EndArgs) -> Result<u8, Failure> {
     let message = run::end(&args.run, args.discard, args.remove_published)?;
-    writeln!(std::io::stdout(), "{}: {message}", args.run)?;
+    writeln!(stdout(), "{}: {}", args.run, Message(message))?;
     Ok(0)
 }

@@ -12,10 +12,11 @@ mod preflight;
 mod run;
 mod serve;
 mod store;
+mod verify;
 mod visit;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{self, StdoutLock, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ use clap::{Parser, Subcommand};
 use crate::exit;
 use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, hide_credentials, mount_here, warn};
 use crate::serve::ServeError;
+use crate::sys::path::shown;
+use crate::units::text::{Message, Outlet};
 
 /// Encrypted scratch for one run: its key is born and dies with it.
 #[derive(Debug, Parser)]
@@ -46,6 +49,7 @@ enum Action {
     End(lifecycle::EndArgs),
     Exec(visit::ExecArgs),
     Cp(visit::CpArgs),
+    Verify(verify::VerifyArgs),
     Audit(audit::AuditArgs),
     Serve(serve::ServeArgs),
     Policy(policy::PolicyArgs),
@@ -72,7 +76,7 @@ enum Failure {
     #[error("{0}")]
     Usage(String),
     /// A file that was named cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", shown(path))]
     Input { path: PathBuf, source: std::io::Error },
     /// It could not be done.
     #[error(transparent)]
@@ -100,14 +104,27 @@ pub fn main() -> ExitCode {
     perform(line).into()
 }
 
+/// Prints what clap has to say; returns whether that is an error. Help and version go to standard output and are none.
+fn explain(said: &clap::Error) -> bool {
+    let _ = match said.use_stderr() {
+        // Arguments stand in it as they came.
+        true => write!(io::stderr(), "{}", Message(said.render())),
+        false => said.print(),
+    };
+    said.use_stderr()
+}
+
+/// Where answers go: standard output, through which nothing hidden leaves.
+fn stdout() -> Outlet<StdoutLock<'static>> {
+    Outlet::new(io::stdout().lock())
+}
+
 /// Does what the command line says; returns the exit status.
 fn perform(line: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to stdout and are no error.
-            let _ = error.print();
-            return if error.use_stderr() { exit::USAGE } else { 0 };
+            return if explain(&error) { exit::USAGE } else { 0 };
         }
     };
     let voice = if cli.quiet { Voice::Quiet } else { Voice::Normal };
@@ -139,6 +156,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Exec(args) => visit::exec(args),
         Action::Cp(args) => visit::cp(args),
         Action::Policy(args) => policy::act(args),
+        Action::Verify(args) => verify::act(args),
         Action::Audit(args) => audit::act(args),
         Action::Serve(args) => serve::act(args),
         Action::Doctor(args) => doctor::act(args),
@@ -156,10 +174,9 @@ fn start_tracing() {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var("RUNSEAL_LOG");
     // What libraries tell about their work has secrets in it: names of the scratch (fuser), tokens and contents (AWS).
     let discreet = filter_fn(|about| about.target().starts_with("runseal") || *about.level() <= tracing::Level::INFO);
-    let layer = tracing_subscriber::fmt::layer()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_filter(
+    // Names and texts of others are in it: each event stays one line, without anything a terminal would obey.
+    let layer =
+        tracing_subscriber::fmt::layer().with_ansi(false).with_writer(|| Outlet::of_lines(io::stderr())).with_filter(
             filter.from_env_lossy().add_directive("fuser=warn".parse().expect("a valid directive")).and(discreet),
         );
     tracing_subscriber::registry().with(layer).init();

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Failure;
 use super::aws::DataArgs;
+use super::{Failure, stdout};
 use crate::exit;
 use crate::policy::{Arn, Defect, KeySource, Needs, Place, Policies, Severity, Use, lint, write};
 use crate::spec::{KmsKey, Location, Region, S3Uri};
+use crate::sys::path::shown;
+use crate::units::json;
+use crate::units::text::Shown;
 
 /// Print the permissions that a run needs, or find what is wrong with a policy
 ///
@@ -85,7 +88,7 @@ pub fn act(args: PolicyArgs) -> Result<u8, Failure> {
 fn print(args: WriteArgs) -> Result<u8, Failure> {
     let json = args.json;
     let policies = policies(args)?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if json {
         pretty(&mut out, &policies)?;
     } else {
@@ -140,7 +143,11 @@ fn ask(unknown: &mut String, uri: &S3Uri, usage: Use) {
         Use::Write | Use::Replace => "kms:GenerateDataKey and kms:Decrypt",
     };
     let bucket = &uri.bucket;
-    let _ = write!(unknown, "\n  {uri}: {actions} (`aws s3api get-bucket-encryption --bucket {bucket}` shows the key)");
+    let _ = write!(
+        unknown,
+        "\n  {}: {actions} (`aws s3api get-bucket-encryption --bucket {bucket}` shows the key)",
+        Shown(uri)
+    );
 }
 
 fn s3(location: &Location) -> Option<&S3Uri> {
@@ -163,7 +170,7 @@ fn source(keys: &[(Option<String>, String)], no_kms: bool, bucket: &str) -> Opti
 fn check(args: &LintArgs) -> Result<u8, Failure> {
     let text = read(&args.file).map_err(|source| Failure::Input { path: args.file.clone(), source })?;
     let defects = lint(&text);
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         pretty(&mut out, &defects)?;
     } else {
@@ -180,11 +187,11 @@ fn tell(out: &mut impl Write, file: &Path, defect: &Defect) -> io::Result<()> {
         Severity::Warning => "warning",
         Severity::Hint => "hint",
     };
-    writeln!(out, "{}:{line}:{column}: {severity}: {problem} [{rule}]", file.display())?;
+    writeln!(out, "{}:{line}:{column}: {severity}: {} [{rule}]", shown(file), Shown(problem))?;
     if !path.is_empty() {
-        writeln!(out, "    in {path}")?;
+        writeln!(out, "    in {}", Shown(path))?;
     }
-    writeln!(out, "    -> {remedy}")
+    writeln!(out, "    -> {}", Shown(remedy))
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -198,8 +205,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 fn pretty(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)
+    json::write_pretty(out, value)
 }
 
 fn bucket_key(text: &str) -> Result<(Option<String>, String), String> {

@@ -10,7 +10,10 @@ use crate::run::error::{PreflightReport, RunError};
 use crate::run::{self, AWS_OWNED, Check, CheckOutcome, Evidence, Profile};
 use crate::spec::{CommandRights, KmsKey, RescueSpec, RunSpec, TmpPolicy};
 
-use super::{Failure, aws, store};
+use crate::units::json;
+use crate::units::text::Shown;
+
+use super::{Failure, aws, stdout, store};
 
 /// The table of `exit.rs`, as far as it can happen here.
 const EXIT_STATUS: &str = "\
@@ -78,10 +81,9 @@ pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
             (Verdict { cleared: false, report }, status)
         }
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &verdict).map_err(std::io::Error::from)?;
-        writeln!(out)?;
+        json::write_pretty(&mut out, &verdict)?;
     } else {
         out.write_all(table(&verdict.report.evidence).as_bytes())?;
         match verdict.cleared {
@@ -111,7 +113,8 @@ fn table(evidence: &Evidence) -> String {
             CheckOutcome::Failed => "FAIL",
             CheckOutcome::Unknown => "?   ",
         };
-        let line = format!("{outcome}  {:probe$}  {:subject$}  {}", check.probe, check.subject, check.detail);
+        let line =
+            format!("{outcome}  {:probe$}  {:subject$}  {}", check.probe, Shown(&check.subject), Shown(&check.detail));
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{}", line.trim_end());
     }

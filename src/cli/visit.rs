@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::run;
+use crate::units::text::Message;
 
-use super::Failure;
+use super::{Failure, stdout};
 
 /// Run a program inside a live or held run
 ///
@@ -52,6 +53,6 @@ pub fn cp(args: CpArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     let said = run::copy(name, from, Some(&args.to))?;
-    writeln!(std::io::stdout(), "{name}: {said}")?;
+    writeln!(stdout(), "{name}: {}", Message(said))?;
     Ok(0)
 }

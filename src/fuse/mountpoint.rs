@@ -13,6 +13,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::FuseError;
 use crate::sys::mount::{MountEntry, detach, mount_table, top_mount};
+use crate::sys::path::shown;
 
 /// Type given to mount(2): the kernel reads `fuse`, and shows the whole.
 pub(super) const FS_TYPE: &str = "fuse.runseal";
@@ -128,7 +129,7 @@ fn is_dead(path: &Path) -> bool {
 
 fn missing(error: &io::Error, path: &Path) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => format!("does not exist; create it first: mkdir -p {}", path.display()),
+        io::ErrorKind::NotFound => format!("does not exist; create it first: mkdir -p {}", shown(path)),
         io::ErrorKind::NotADirectory => "leads through a file that is not a directory".to_owned(),
         _ => format!("cannot be used: {error}"),
     }
@@ -136,7 +137,7 @@ fn missing(error: &io::Error, path: &Path) -> String {
 
 fn taken(entry: &MountEntry) -> String {
     let what = entry.fs_type.to_string_lossy();
-    let place = entry.mountpoint.display();
+    let place = shown(&entry.mountpoint);
     if is_ours(entry) {
         format!("a {what} file system is mounted there; end that run, or if it is dead: umount --lazy {place}")
     } else {

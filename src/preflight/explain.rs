@@ -101,7 +101,7 @@ fn finding(trouble: &Trouble, hints: &Hints<'_>, key: Option<String>, told: Told
         also: trouble.also.clone(),
         repair: told.repair,
     };
-    Finding { code: code_of(trouble), subject, problem: told.problem, remedy: told.remedy, aws: Some(Box::new(aws)) }
+    Finding { aws: Some(Box::new(aws)), ..Finding::new(code_of(trouble), subject, told.problem, told.remedy) }
 }
 
 fn code_of(trouble: &Trouble) -> Code {

@@ -278,13 +278,9 @@ impl<'a> Inquiry<'a> {
                 repair: None,
             };
             let code = if of_run { Code::RunKeyFailed } else { Code::ImportFailed };
-            remote.others.push(Finding {
-                code,
-                subject: facts.arn.clone(),
-                problem: format!("KMS key {}", defect.problem),
-                remedy: defect.remedy,
-                aws: Some(Box::new(details)),
-            });
+            let problem = format!("KMS key {}", defect.problem);
+            let finding = Finding::new(code, facts.arn.clone(), problem, defect.remedy);
+            remote.others.push(Finding { aws: Some(Box::new(details)), ..finding });
         }
     }
 }

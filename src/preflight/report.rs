@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::policy::Statement;
 use crate::s3::{Cause, Identity, PolicyKind};
+use crate::units::json;
+use crate::units::text::Shown;
 
 /// Findings shown to people; programs get all of them.
 const SHOWN: usize = 40;
@@ -120,19 +122,24 @@ impl AwsDetails {
     fn write(&self, f: &mut fmt::Formatter<'_>, width: usize) -> fmt::Result {
         let said = self.said();
         if !said.is_empty() {
-            writeln!(f, "  {:width$}  AWS:     {said}", "")?;
+            writeln!(f, "  {:width$}  AWS:     {}", "", Shown(said))?;
         }
         match self.also.as_slice() {
             [] => {}
-            [other] => writeln!(f, "  {:width$}  also:    {other}", "")?,
-            [first, .., last] => writeln!(f, "  {:width$}  also:    {} more, {first} to {last}", "", self.also.len())?,
+            [other] => writeln!(f, "  {:width$}  also:    {}", "", Shown(other))?,
+            [first, .., last] => {
+                let (first, last) = (Shown(first), Shown(last));
+                writeln!(f, "  {:width$}  also:    {} more, {first} to {last}", "", self.also.len())?;
+            }
         }
         let Some(Repair { iam, key_policy, bucket_policy }) = &self.repair else { return Ok(()) };
         for (whose, statement) in
             [("IAM policy of the caller", iam), ("key policy", key_policy), ("bucket policy", bucket_policy)]
         {
             let Some(statement) = statement else { continue };
-            let json = serde_json::to_string_pretty(statement).map_err(|_| fmt::Error)?;
+            let mut json = Vec::new();
+            json::write_pretty(&mut json, statement).map_err(|_| fmt::Error)?;
+            let json = String::from_utf8(json).map_err(|_| fmt::Error)?;
             writeln!(f, "  {:width$}  statement for the {whose}:", "")?;
             for line in json.lines() {
                 writeln!(f, "  {:width$}    {line}", "")?;
@@ -154,9 +161,10 @@ pub struct Repair {
 }
 
 impl Finding {
-    /// A finding that has nothing to do with AWS.
+    /// A finding, its texts fit to be shown. It has nothing to do with AWS unless [`Finding::aws`] is filled.
     pub(super) fn new(code: Code, subject: String, problem: String, remedy: String) -> Self {
-        Self { code, subject, problem, remedy, aws: None }
+        let line = |text: String| Shown(text).to_string();
+        Self { code, subject: line(subject), problem: line(problem), remedy: line(remedy), aws: None }
     }
 
     /// Kind of the failure where it was AWS that failed.

@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, Pid, eaccess};
 
 use super::view::{self, OF_TEMPORARY_FILES};
 use crate::spec::TmpPolicy;
+use crate::sys::path::shown;
 use crate::sys::process::{self, Inherited, Standing};
 
 /// Directories every scratch starts with.
@@ -32,13 +33,13 @@ const OF_THE_USER: [&str; 7] =
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// There is no such program.
-    #[error("{}: command not found; give its full path, or put its directory into PATH", name.display())]
+    #[error("{}: command not found; give its full path, or put its directory into PATH", shown(name.as_ref()))]
     NotFound {
         /// As given.
         name: OsString,
     },
     /// There is one, but it cannot be executed.
-    #[error("{}: cannot be executed: {source}; is it a program, and executable (chmod +x)?", path.display())]
+    #[error("{}: cannot be executed: {source}; is it a program, and executable (chmod +x)?", shown(path))]
     NotExecutable {
         /// The file found.
         path: PathBuf,
@@ -55,7 +56,7 @@ pub enum CommandError {
         source: io::Error,
     },
     /// The system could not start a process.
-    #[error("cannot start {}: {source}", name.display())]
+    #[error("cannot start {}: {source}", shown(name.as_ref()))]
     System {
         /// As given.
         name: OsString,

@@ -23,6 +23,7 @@ use crate::spec::{EngineChoice, MemoryLock, RootSpec};
 use crate::store::Store;
 use crate::sys::memory;
 use crate::sys::mount::PrivateView;
+use crate::sys::path::shown;
 use crate::sys::process::{self, Side};
 use crate::units::ByteSize;
 
@@ -259,7 +260,7 @@ fn cipher() -> Fact {
 
 fn backing_fact(directory: &Path) -> Fact {
     const NAME: &str = "backing";
-    let shown = directory.display();
+    let shown = shown(directory);
     let backing = match AnonBacking::open(&[directory.to_owned()]) {
         Ok(backing) => backing,
         Err(error) => return Fact::fail(NAME, error.to_string(), "name another directory with --backing"),

@@ -21,7 +21,7 @@ pub use crate::fuse::FuseError;
 pub use crate::preflight::{Code, Report as PreflightReport};
 pub use crate::s3::{CallError, Cause};
 use crate::spec::EncryptionError;
-pub use crate::stage::{Contents, StageError};
+pub use crate::stage::{Contents, StageError, VerifyError};
 use crate::sys::path::shown;
 
 /// Why a run failed.
@@ -44,6 +44,9 @@ pub enum RunError {
         /// What KMS said.
         source: CallError,
     },
+    /// Published results cannot be checked.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// The audit trail cannot be opened.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -60,7 +63,7 @@ pub enum RunError {
     #[error("cannot ask the backing for its free space: {0}")]
     Space(#[source] io::Error),
     /// The backing is full.
-    #[error("the backing {} has no space left; free some, or name another directory with --backing", .0.display())]
+    #[error("the backing {} has no space left; free some, or name another directory with --backing", shown(.0))]
     Full(PathBuf),
     /// The scratch.
     #[error("preparing the scratch: {0}")]
@@ -165,7 +168,7 @@ pub enum RunError {
         "{} was made outside of the run while it lasted (by a container engine that was told to bind a path of the scratch?): \
          what is in it is not sealed; see what it holds, then remove it, and give containers a mount or a volume of runseal \
          (README, \"Where it lives\")",
-        .0.display()
+        shown(.0)
     )]
     Beside(PathBuf),
     /// A live run did not do what it was asked.

@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::path::shown;
 use crate::sys::process;
 
 /// Hidden subcommand of the child.
@@ -25,7 +26,7 @@ pub const SUBCOMMAND: &str = "flush-results";
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{}{}: the kernel cannot be asked to hand it over ({source}); try again",
-    path.display(),
+    shown(path),
     if *others == 0 { String::new() } else { format!(" and {others} others") }
 )]
 pub struct Unflushed {

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::Write;
 
+use crate::units::text::Message;
+
 /// How much to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Voice {
@@ -26,8 +28,8 @@ pub fn pass_on(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Tells something that must be heard.
+/// Tells something that must be heard. Names in it may be of anybody's choice: they begin no line, and control nothing.
 pub fn warn(text: impl Display) {
     // Nobody listening is no reason to stop.
-    let _ = writeln!(std::io::stderr(), "runseal: {text}");
+    let _ = writeln!(std::io::stderr(), "runseal: {}", Message(text));
 }

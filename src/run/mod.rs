@@ -39,6 +39,7 @@ mod service;
 mod state;
 mod supervisor;
 mod terminal;
+mod verify;
 mod view;
 mod visit;
 mod workflow;
@@ -68,12 +69,14 @@ pub use self::state::{Record, StateError};
 use self::state::{State, Survey};
 use self::supervisor::Supervisor;
 use self::terminal::Terminal;
+pub use self::verify::verify;
 pub use self::visit::{copy, exec};
 use crate::audit::Trail;
 pub use crate::fuse::knows_option as knows_mount_option;
 pub use crate::preflight::{AWS_OWNED, Check, Evidence, Outcome as CheckOutcome, Profile};
 pub use crate::s3::Credentials;
 use crate::spec::{RunSpec, TmpPolicy};
+pub use crate::stage::{Demands as VerifyDemands, Verification};
 use crate::sys::environment;
 use crate::sys::process::{self, Inherited, Side};
 
@@ -142,7 +145,7 @@ enum Started {
 
 fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
     // Opened as the user, in the user's view of the tree, before anything else happens.
-    let trail = spec.audit.as_ref().map(|to| Trail::open(to, spec.id.as_str())).transpose()?.unwrap_or_default();
+    let trail = spec.audit.as_ref().map(|audit| Trail::of(audit, spec.id.as_str())).transpose()?.unwrap_or_default();
     // Even if nothing is at AWS yet: results may be sent there in the end.
     process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;

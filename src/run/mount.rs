@@ -22,6 +22,7 @@ use super::workflow::{Run, Service as Attendance, is_open};
 use crate::fuse::{self, MountOptions};
 use crate::s3::Credentials;
 use crate::spec::{CommandRights, MountSpec, RescueSpec, RunSpec, StagingSpec, TmpPolicy};
+use crate::sys::path::shown;
 use crate::sys::process::{self, Inherited, Side};
 
 /// Mounts, and returns when the mount is ready; with `foreground`, when it has ended. Returns in each process of the
@@ -77,7 +78,7 @@ fn supervise(
     if fuse::is_stale(&spec.mountpoint).map_err(system("looking for the mount of a dead run"))? {
         warn(format_args!(
             "a dead run has left its mount on {}: it is covered, and goes with the new one",
-            spec.mountpoint.display()
+            shown(&spec.mountpoint)
         ));
     }
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;

@@ -87,7 +87,9 @@ pub fn guard_kernel() {
             .and_then(|()| mount_on(None, path, read_only | hardened, ""));
         match done {
             Err(Errno::ENOENT) | Ok(()) => {}
-            Err(errno) => tracing::info!("{} can be written in the run: {}", path.display(), errno.desc()),
+            Err(errno) => {
+                tracing::info!("{} can be written in the run: {}", crate::sys::path::shown(path), errno.desc())
+            }
         }
     }
 }

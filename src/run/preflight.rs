@@ -92,16 +92,20 @@ pub fn check_key(spec: &RunSpec, key: &str, profile: Profile) -> Result<Evidence
     Ok(checked?)
 }
 
-fn tell_gap(trail: &Trail) {
+pub(super) fn tell_gap(trail: &Trail) {
     if let Some(problem) = trail.problem() {
         message::warn(format_args!("the audit trail has a gap: {problem}"));
     }
 }
 
-fn trail(spec: &RunSpec) -> Result<Trail, RunError> {
-    Ok(spec.audit.as_ref().map(|to| Trail::open(to, spec.id.as_str())).transpose()?.unwrap_or_default())
+pub(super) fn trail(spec: &RunSpec) -> Result<Trail, RunError> {
+    Ok(spec.audit.as_ref().map(|audit| Trail::of(audit, spec.id.as_str())).transpose()?.unwrap_or_default())
 }
 
-fn connect(spec: &RunSpec, connector: Connector, credentials: Option<Credentials>) -> Result<Arc<Cloud>, RunError> {
+pub(super) fn connect(
+    spec: &RunSpec,
+    connector: Connector,
+    credentials: Option<Credentials>,
+) -> Result<Arc<Cloud>, RunError> {
     connector.connect(spec, credentials).map_err(|source| RunError::Aws { source })
 }

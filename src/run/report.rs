@@ -18,10 +18,10 @@ use serde_json::Value;
 
 use super::losses::LossFacts;
 use crate::preflight::Cleared;
-use crate::spec::{AuditDestination, InputSpec, Location, RunId, RunSpec};
+use crate::spec::{AuditSpec, InputSpec, Location, RunId, RunSpec};
 use crate::stage::Remains;
 use crate::sys::path::shown;
-use crate::units::rfc3339_millis;
+use crate::units::{json, rfc3339_millis};
 
 /// Whether the family belongs to `runseal run` or to `runseal mount`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -351,8 +351,8 @@ impl Report {
     /// The report of a sealed run that starts now.
     pub fn of(spec: &RunSpec) -> Self {
         let input = |input: &InputSpec| InputFacts { source: input.source.to_string(), target: shown(&input.target) };
-        let trail = |destination: &AuditDestination| AuditFacts {
-            destination: destination.to_string(),
+        let trail = |audit: &AuditSpec| AuditFacts {
+            destination: audit.destination.to_string(),
             lines: None,
             head: None,
             problem: None,
@@ -487,8 +487,8 @@ impl Destination {
 
     /// Writes the report: all of it or nothing is found under its name.
     pub fn write(&self, report: &Report) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(report)?;
-        text.push(b'\n');
+        let mut text = Vec::new();
+        json::write_pretty(&mut text, report)?;
         if self.path.metadata().is_ok_and(|found| is_stream(&found)) {
             return OpenOptions::new().write(true).open(&self.path)?.write_all(&text);
         }

@@ -83,7 +83,7 @@ impl Seal {
             engine: keyring.engine().to_owned(),
             key_memory: keyring.key_memory().to_owned(),
             memory_locked,
-            backing: room.directories.iter().map(|path| path.display().to_string()).collect(),
+            backing: room.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
             size: room.size,
         }));
         let store = Store::new(Box::new(room.backing), keyring, room.size);

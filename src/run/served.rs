@@ -23,8 +23,9 @@ use super::state::{self, Record};
 use super::{END_TIME, STATUS_TIME, accepted, mount};
 use crate::s3::Credentials;
 use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
+use crate::sys::path::shown;
 use crate::sys::{address, process};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, json};
 
 /// Name of the hidden subcommand that calls [`mount_here`].
 pub const SUBCOMMAND: &str = "serve-mount";
@@ -109,9 +110,9 @@ pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
     let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
     let result = mount(order.into_spec(), credentials, Voice::Quiet);
     if let Err(RunError::Preflight(report)) = &result
-        && let Ok(findings) = serde_json::to_string(&report.findings)
+        && let Ok(findings) = json::to_vec(&report.findings)
     {
-        message::pass_on(format_args!("{FINDINGS}{findings}"));
+        message::pass_on(format_args!("{FINDINGS}{}", String::from_utf8_lossy(&findings)));
     }
     result
 }
@@ -201,8 +202,8 @@ impl Family {
         let _ = child.wait();
         let deadline = Instant::now() + DEATH_TIME;
         let gone = members.iter().all(|member| is_readable(member, deadline).unwrap_or(false));
-        let mut directories: Vec<_> = order.backing.iter().map(|path| path.display().to_string()).collect();
-        directories.push(order.mountpoint.display().to_string());
+        let mut directories: Vec<_> = order.backing.iter().map(|path| shown(path)).collect();
+        directories.push(shown(&order.mountpoint));
         let mut message =
             format!("not mounted within {patience:?}, given up; see whether these answer: {}", directories.join(", "));
         if gone {

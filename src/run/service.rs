@@ -8,6 +8,7 @@ use nix::sys::statvfs::statvfs;
 use super::error::{RunError, system};
 use super::report::{Event, Phase};
 use crate::sys::notify::{Manager, Notifier};
+use crate::sys::path::shown;
 
 /// A mount in the foreground, seen by a service manager, if there is one.
 pub struct Service {
@@ -26,7 +27,7 @@ impl Service {
     pub fn on_event(&self, event: &Event) {
         match event {
             Event::Phase { phase: Phase::Serving } => {
-                self.notifier.ready(&format!("serving {}", self.mountpoint.display()));
+                self.notifier.ready(&format!("serving {}", shown(&self.mountpoint)));
                 self.feed_watchdog();
             }
             Event::Phase { phase: Phase::End } => self.notifier.stopping(),

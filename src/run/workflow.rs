@@ -35,6 +35,7 @@ use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
 use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED, TmpPolicy};
 use crate::stage::{self, Stager, Totals, View};
+use crate::sys::path::shown;
 use crate::sys::process::Standing;
 use crate::units::ByteSize;
 
@@ -208,7 +209,7 @@ impl Run {
     }
 
     fn close_trail(&self) {
-        let Some(destination) = &self.spec.audit else { return };
+        let Some(audit) = &self.spec.audit else { return };
         self.trail.sync();
         let head = self.trail.head();
         let problem = self.trail.problem().map(str::to_owned);
@@ -216,7 +217,7 @@ impl Run {
             message::warn(format_args!("the audit trail has a gap: {problem}"));
         }
         self.desk.journal.record(Event::Audited(AuditFacts {
-            destination: destination.to_string(),
+            destination: audit.destination.to_string(),
             lines: head.as_ref().map(|link| link.sequence),
             head: head.map(|link| link.hash),
             problem,
@@ -486,7 +487,7 @@ impl Run {
 
 /// The answer of a mount to visitors.
 pub(super) fn is_open(mountpoint: &Path) -> Reply {
-    Reply::refused(format!("a mount needs no such help: it is open below {}", mountpoint.display()))
+    Reply::refused(format!("a mount needs no such help: it is open below {}", shown(mountpoint)))
 }
 
 /// Totals with the requests to S3 they took.

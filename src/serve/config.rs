@@ -14,6 +14,7 @@ use toml::Spanned;
 
 use super::model::{Mode, Size};
 use super::mountpoint::Root;
+use crate::sys::path::shown;
 use crate::units::ByteSize;
 
 /// Where the configuration is unless told otherwise.
@@ -23,7 +24,7 @@ pub const DEFAULT_PATH: &str = "/etc/runseal/serve.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read {}: {source}; write one after deploy/systemd/serve.toml, or name another with --config", .path.display())]
+    #[error("cannot read {}: {source}; write one after deploy/systemd/serve.toml, or name another with --config", shown(.path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -31,7 +32,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is no TOML, or a key or value is unknown; the text names the line.
-    #[error("{}: {text}", .path.display())]
+    #[error("{}: {text}", shown(.path))]
     Syntax {
         /// The file.
         path: PathBuf,
@@ -39,7 +40,7 @@ pub enum ConfigError {
         text: String,
     },
     /// A value that reads well but cannot be.
-    #[error("{}:{line}: {key}: {problem}", .path.display())]
+    #[error("{}:{line}: {key}: {problem}", shown(.path))]
     Value {
         /// The file.
         path: PathBuf,
@@ -247,7 +248,7 @@ impl Config {
         for directory in backing {
             let path = directory.get_ref().as_path();
             if !path.is_dir() {
-                let problem = format!("{} is not a directory; create it on a local disk", path.display());
+                let problem = format!("{} is not a directory; create it on a local disk", shown(path));
                 return Err(wrong(directory.span(), "mounts.backing")(problem));
             }
         }

@@ -131,7 +131,7 @@ fn shown(seen: &Seen) -> Value {
 
 /// Empty while it is not mounted.
 fn place(seen: &Seen) -> String {
-    seen.mountpoint.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+    seen.mountpoint.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn reply(answer: Result<Value, String>) -> Response {

@@ -15,6 +15,7 @@ use super::api::Node;
 use super::metrics::{Page, label};
 use super::model::Health;
 use crate::sys::notify::Notifier;
+use crate::sys::path::shown;
 
 /// How long the disks of the backing may take to tell their free space.
 const DISK_TIME: Duration = Duration::from_secs(2);
@@ -30,8 +31,8 @@ pub async fn examine(node: &Arc<Node>) -> Health {
     for (path, free) in free_space(node).await {
         match free {
             Some(free) if free >= SCARCE => {}
-            Some(free) => problems.push(format!("backing {}: {free} bytes are free", path.display())),
-            None => problems.push(format!("backing {} does not tell its free space", path.display())),
+            Some(free) => problems.push(format!("backing {}: {free} bytes are free", shown(&path))),
+            None => problems.push(format!("backing {} does not tell its free space", shown(&path))),
         }
     }
     Health {
@@ -46,7 +47,7 @@ pub async fn examine(node: &Arc<Node>) -> Health {
 /// Adds the gauges of the node to a page.
 pub async fn measure(node: &Arc<Node>, page: &mut Page) {
     let free = free_space(node).await.into_iter().filter_map(|(path, free)| {
-        let label = label("directory", &path.display().to_string());
+        let label = label("directory", &shown(&path));
         Some((label, free?))
     });
     page.gauge("runseal_backing_free_bytes", "Free space of the backing", free);

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::units::text::Shown;
+
 /// Upper bounds of the buckets in seconds: create and end are to take a quarter of a second.
 const BUCKETS: [f64; 10] = [0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
@@ -169,7 +171,7 @@ fn plain(counter: &Counter) -> [(String, u64); 1] {
 }
 
 fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    Shown(value).to_string().replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 #[cfg(test)]
@@ -199,8 +201,8 @@ mod tests {
     #[test]
     fn labels_are_escaped() {
         let metrics = Metrics::default();
-        metrics.ended.increment(&[("outcome", "a\"b\\c\nd")]);
+        metrics.ended.increment(&[("outcome", "a\"b\\c\nd\u{9b}")]);
         let text = Page::of(&metrics).into_text();
-        assert!(text.contains("runseal_runs_ended_total{outcome=\"a\\\"b\\\\c\\nd\"} 1"), "{text}");
+        assert!(text.contains("runseal_runs_ended_total{outcome=\"a\\\"b\\\\c\\\\nd\\\\u{9b}\"} 1"), "{text}");
     }
 }

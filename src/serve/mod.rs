@@ -49,6 +49,7 @@ use self::mountpoint::Roots;
 use self::runs::{Runs, Settings};
 use self::volumes::Volumes;
 use crate::sys::notify::{Manager, Notifier};
+use crate::sys::path::shown;
 
 /// Why the service cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,7 @@ pub enum ServeError {
     #[error("runseal serve needs root, to mount for others; `runseal run` does not")]
     NotRoot,
     /// The socket.
-    #[error("socket {}: {problem}", .path.display())]
+    #[error("socket {}: {problem}", shown(.path))]
     Socket {
         /// The path.
         path: PathBuf,
@@ -131,13 +132,13 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
     if let Some(listener) = plugged {
         let file = socket.with_extension("volumes.json");
         let opened = Volumes::open(runs.clone(), file.clone()).await;
-        let volumes = opened.map_err(|error| ServeError::Adopt(format!("{}: {error}", file.display())))?;
+        let volumes = opened.map_err(|error| ServeError::Adopt(format!("{}: {error}", shown(&file))))?;
         let router = docker::router(Arc::new(Plugin { volumes, metrics: metrics.clone() }));
         servers.spawn(http::serve(listener, router, allowance, metrics, stopped));
     }
     health::ask(&socket).await.map_err(system("asking the service for its health"))?;
     notifier.ready(&format!("{adopted} runs taken over"));
-    tracing::info!("ready on {}, {adopted} runs taken over", socket.display());
+    tracing::info!("ready on {}, {adopted} runs taken over", shown(&socket));
     tokio::spawn(health::watch(notifier.clone(), socket.clone()));
 
     wait_for_end(path, &runs, &notifier).await?;
@@ -199,7 +200,7 @@ impl Allowance {
 fn volume_root(path: &Path) -> Result<Roots, ServeError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(ServeError::Root(format!("docker.root {}: {error}", path.display())));
+            return Err(ServeError::Root(format!("docker.root {}: {error}", shown(path))));
         }
         _ => {}
     }

@@ -13,6 +13,8 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::problem::{Kind, Problem};
 
+use crate::sys::path::shown;
+
 /// A directory below which mountpoints may be.
 #[derive(Debug)]
 pub struct Root {
@@ -23,18 +25,18 @@ pub struct Root {
 impl Root {
     /// Opens a root; the error says what is wrong with it and what to do.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let shown = path.display();
+        let place = shown(path);
         let slash = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| format!("/: {}", errno.desc()))?;
         let below = path.strip_prefix("/").unwrap_or(path);
         let fd = descend(slash, below).map_err(|error| match error {
             Obstacle::Missing(part) => {
-                format!("{} does not exist; create it: install -d -m 755 {shown}", Path::new("/").join(part).display())
+                format!("{} does not exist; create it: install -d -m 755 {place}", shown(&Path::new("/").join(part)))
             }
-            Obstacle::Open(errno) => format!("{shown}: {}; name the directory itself, not a link", errno.desc()),
+            Obstacle::Open(errno) => format!("{place}: {}; name the directory itself, not a link", errno.desc()),
             Obstacle::Unsafe(part) => format!(
                 "{}: others may change it, so it is no safe way to mountpoints; let it belong to root, mode 0755",
-                Path::new("/").join(part).display()
+                shown(&Path::new("/").join(part))
             ),
         })?;
         Ok(Self { path: path.to_owned(), fd })
@@ -71,7 +73,7 @@ impl Roots {
         let Ok((parent, name)) = self.parent(path) else { return };
         match unlinkat(&parent, name, UnlinkatFlags::RemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => tracing::warn!("the mountpoint {} stays: {}", path.display(), errno.desc()),
+            Err(errno) => tracing::warn!("the mountpoint {} stays: {}", shown(path), errno.desc()),
         }
     }
 
@@ -81,7 +83,7 @@ impl Roots {
         let below = |root: &Root| path.strip_prefix(&root.path).ok().filter(|rest| rest.file_name().is_some());
         let found = self.0.iter().find(|root| plain && below(root).is_some());
         let Some(root) = found else {
-            let roots: Vec<_> = self.0.iter().map(|root| root.path.display().to_string()).collect();
+            let roots: Vec<_> = self.0.iter().map(|root| shown(&root.path)).collect();
             let problem = format!("is not below a root of this node ({}), without `..`", roots.join(", "));
             return Err(refuse(Kind::Forbidden, path, problem));
         };
@@ -92,13 +94,13 @@ impl Roots {
             Obstacle::Missing(part) => refuse(
                 Kind::CannotCreate,
                 path,
-                format!("{} does not exist; only the last directory is made", root.path.join(part).display()),
+                format!("{} does not exist; only the last directory is made", shown(&root.path.join(part))),
             ),
             Obstacle::Open(errno) => refuse(Kind::Forbidden, path, format!("{}; links are not followed", errno.desc())),
             Obstacle::Unsafe(part) => refuse(
                 Kind::Forbidden,
                 path,
-                format!("others may change {}, it must belong to root, mode 0755", root.path.join(part).display()),
+                format!("others may change {}, it must belong to root, mode 0755", shown(&root.path.join(part))),
             ),
         })?;
         Ok((parent, name))
@@ -120,7 +122,7 @@ fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> 
 }
 
 fn refuse(kind: Kind, path: &Path, problem: impl std::fmt::Display) -> Problem {
-    Problem::new(kind, format!("mountpoint {}: {problem}", path.display()))
+    Problem::new(kind, format!("mountpoint {}: {problem}", shown(path)))
 }
 
 /// Why a directory cannot be reached.

@@ -1,5 +1,7 @@
 //! Errors of the API: RFC 9457 problem documents with stable names and the exit codes of the command line.
 
+use std::fmt::Display;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -7,6 +9,8 @@ use utoipa::ToSchema;
 
 use crate::run::NotMounted;
 use crate::run::error::RunError;
+use crate::units::json;
+use crate::units::text::Message;
 
 /// What all type names begin with.
 pub const TYPE_PREFIX: &str = "urn:runseal:problem:";
@@ -124,9 +128,9 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// `detail` names the thing and the remedy.
-    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), findings: Vec::new() }
+    /// `detail` names the thing and the remedy. What others chose in it is made fit to be shown.
+    pub fn new(kind: Kind, detail: impl Display) -> Self {
+        Self { kind, detail: Message(detail).to_string(), findings: Vec::new() }
     }
 
     /// Of a run nobody, or nobody the caller may see, has.
@@ -180,7 +184,7 @@ impl IntoResponse for Problem {
         let (name, status, title, exit_code) = self.kind.row();
         let Self { detail, findings, .. } = self;
         let document = Document { kind: format!("{TYPE_PREFIX}{name}"), title, status, detail, exit_code, findings };
-        let body = serde_json::to_vec(&document).expect("strings and numbers only");
+        let body = json::to_vec(&document).expect("strings and numbers only");
         let mut response = body.into_response();
         *response.status_mut() = StatusCode::from_u16(status).expect("the table holds valid numbers");
         let headers = response.headers_mut();
@@ -202,6 +206,13 @@ mod tests {
         for kind in Kind::ALL {
             assert!(Problem::new(kind, "x").into_response().status().as_u16() >= 400, "{kind:?}");
         }
+    }
+
+    // promise: T-44
+    #[test]
+    fn a_name_in_a_problem_is_escaped() {
+        let problem = Problem::new(Kind::InUse, "mountpoint /a\nrunseal: \u{1b}[2J\u{202e}: taken");
+        assert_eq!(problem.detail, "mountpoint /a\n  runseal: \\u{1b}[2J\\u{202e}: taken");
     }
 
     #[test]

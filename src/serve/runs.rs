@@ -22,6 +22,7 @@ use super::staging;
 use crate::run::error::RunError;
 use crate::run::{Credentials, Family, MountOrder, Phase, Report, beside};
 use crate::spec::{RunId, StagingSpec};
+use crate::sys::path::shown;
 use crate::sys::process;
 
 /// Families that start at the same time; more would only wait for each other.
@@ -315,8 +316,8 @@ impl Runs {
             None => RunId::random().map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")))?,
         };
         if let Some(foreign) = request.backing.iter().find(|wanted| !config.backing().any(|path| path == *wanted)) {
-            let allowed: Vec<_> = config.backing().map(|path| path.display().to_string()).collect();
-            let detail = format!("backing {}: this node allows {}", foreign.display(), allowed.join(", "));
+            let allowed: Vec<_> = config.backing().map(shown).collect();
+            let detail = format!("backing {}: this node allows {}", shown(foreign), allowed.join(", "));
             return Err(Problem::new(Kind::Forbidden, detail));
         }
         if let Some(option) = request.options.iter().find(|option| !may_use(option, caller)) {
@@ -359,7 +360,7 @@ impl Runs {
         }
         let live = || table.values().filter(|entry| entry.is_live()).map(|entry| &entry.view);
         if live().any(|other| other.mountpoint == view.mountpoint) {
-            let detail = format!("mountpoint {}: a live run is mounted there", view.mountpoint.display());
+            let detail = format!("mountpoint {}: a live run is mounted there", shown(&view.mountpoint));
             return Err(Problem::new(Kind::InUse, detail));
         }
         let limits = &config.limits;

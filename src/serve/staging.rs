@@ -10,6 +10,7 @@ use super::model::RunRequest;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
 use crate::spec::{AwsSpec, InputSpec, Location, StagingRules, StagingSpec};
+use crate::sys::path::shown;
 
 /// Most requests to S3 at once.
 const CONCURRENCY_MAX: u16 = 1024;
@@ -70,7 +71,7 @@ pub fn plan(
 
 /// Inputs as they are shown.
 pub fn inputs(staging: &StagingSpec) -> Vec<String> {
-    let shown = |input: &InputSpec| format!("{}={}", input.source, input.target.display());
+    let shown = |input: &InputSpec| format!("{}={}", input.source, shown(&input.target));
     staging.inputs.iter().map(shown).collect()
 }
 
@@ -80,10 +81,10 @@ fn may_name(place: &Location, caller: Caller) -> Result<(), Problem> {
         Location::Path(path) if !caller.is_root() => Err(forbidden(format!(
             "{}: only root may name paths of this node, for the service reads and writes as root; use s3://, or copy \
              into and out of the mount",
-            path.display()
+            shown(path)
         ))),
         Location::Path(path) if path.is_absolute() => Ok(()),
-        Location::Path(path) => Err(usage(format!("{}: a path of this node must be absolute", path.display()))),
+        Location::Path(path) => Err(usage(format!("{}: a path of this node must be absolute", shown(path)))),
     }
 }
 
@@ -91,6 +92,6 @@ fn usage(problem: impl ToString) -> Problem {
     Problem::new(Kind::Usage, problem.to_string())
 }
 
-fn forbidden(problem: impl Into<String>) -> Problem {
+fn forbidden(problem: impl std::fmt::Display) -> Problem {
     Problem::new(Kind::Forbidden, problem)
 }

@@ -19,6 +19,7 @@ use super::peer::Caller;
 use super::problem::{Kind, Problem};
 use super::runs::Runs;
 use crate::spec::RunId;
+use crate::sys::path::shown;
 
 /// Options as Docker passes them.
 pub type Options = BTreeMap<String, String>;
@@ -197,7 +198,7 @@ impl Volumes {
     }
 
     fn keep(&self, name: &str) -> Result<(), Problem> {
-        let problem = |error| refuse(Kind::System, name, format!("{}: {error}", self.file.display()));
+        let problem = |error| refuse(Kind::System, name, format!("{}: {error}", shown(&self.file)));
         self.save().map_err(problem)
     }
 
@@ -234,8 +235,8 @@ impl Volumes {
         let settings = self.runs.settings();
         if let Some(wrong) = request.backing.iter().find(|path| !settings.config.backing().any(|known| known == *path))
         {
-            let known: Vec<_> = settings.config.backing().map(|path| path.display().to_string()).collect();
-            let problem = format!("option backing={}: this node allows {}", wrong.display(), known.join(", "));
+            let known: Vec<_> = settings.config.backing().map(shown).collect();
+            let problem = format!("option backing={}: this node allows {}", shown(wrong), known.join(", "));
             return Err(refuse(Kind::Usage, name, problem));
         }
         let uid = uid.unwrap_or(0);

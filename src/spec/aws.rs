@@ -80,6 +80,15 @@ pub enum Sse {
     KmsDsse,
 }
 
+/// The audit trail of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditSpec {
+    /// Where it goes.
+    pub destination: AuditDestination,
+    /// File with the private key that signs its lines.
+    pub sign: Option<PathBuf>,
+}
+
 /// Where the audit trail goes: `--audit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuditDestination {

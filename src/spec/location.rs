@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::path::shown;
+
 /// Longest key in bytes (S3 User Guide, "Naming Amazon S3 objects").
 const KEY_MAX: usize = 1024;
 
@@ -268,11 +270,11 @@ impl InputSpec {
 }
 
 fn own_name(source: &Path) -> Result<PathBuf, InputSpecError> {
-    source.file_name().map(PathBuf::from).ok_or_else(|| InputSpecError::NoName(source.display().to_string()))
+    source.file_name().map(PathBuf::from).ok_or_else(|| InputSpecError::NoName(shown(source)))
 }
 
 fn target(text: &OsStr) -> Result<PathBuf, InputSpecError> {
-    let refuse = || InputSpecError::BadTarget(text.display().to_string());
+    let refuse = || InputSpecError::BadTarget(shown(text.as_ref()));
     let mut target = PathBuf::new();
     for component in Path::new(text).components() {
         match component {

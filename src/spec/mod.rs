@@ -11,7 +11,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::aws::{AuditDestination, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse};
+pub use self::aws::{
+    AuditDestination, AuditSpec, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse,
+};
 pub use self::isolate::{CommandRights, Isolate, IsolateError};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
 pub use self::rescue::{LostWrites, OnFailure, OnHold, OnHoldError, RescueSpec, SAVED, SavePattern, SavePatternError};
@@ -156,8 +158,8 @@ pub struct RunSpec {
     pub aws: AwsSpec,
     /// What the command finds at `/tmp` and `/var/tmp`.
     pub tmp: TmpPolicy,
-    /// Where the audit trail goes.
-    pub audit: Option<AuditDestination>,
+    /// The audit trail, if one is to be kept.
+    pub audit: Option<AuditSpec>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
     /// What becomes of it in trouble.

@@ -8,6 +8,7 @@ use crate::s3::{CallError, Cause, ChecksumAlgorithm, Encryption};
 use crate::spec::S3Uri;
 use crate::sys::path::shown;
 use crate::units::ByteSize;
+use crate::units::text::Shown;
 
 /// Why staging failed.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +72,7 @@ pub enum StageError {
         free: u64,
     },
     /// A call to AWS failed.
-    #[error("{action} {uri}: {source}{}", remedy_remote(source.cause))]
+    #[error("{action} {}: {source}{}", Shown(uri), remedy_remote(source.cause))]
     Remote {
         /// `reading`, `writing`, ...
         action: &'static str,
@@ -81,15 +82,16 @@ pub enum StageError {
         source: Box<CallError>,
     },
     /// An object of S3, and nothing that speaks to AWS.
-    #[error("{uri}: this run has no access to AWS; it was built or started without")]
+    #[error("{}: this run has no access to AWS; it was built or started without", Shown(uri))]
     NoCloud {
         /// The object.
         uri: S3Uri,
     },
     /// What arrived in the scratch is not what the checksum of the object says.
     #[error(
-        "{uri} does not match its {algorithm:?} checksum; start the run again: if that does not help, the object is \
-         damaged and must be uploaded anew"
+        "{} does not match its {algorithm:?} checksum; start the run again: if that does not help, the object is \
+         damaged and must be uploaded anew",
+        Shown(uri)
     )]
     Damaged {
         /// The object.
@@ -99,8 +101,9 @@ pub enum StageError {
     },
     /// S3 encrypts a result otherwise than preflight was told.
     #[error(
-        "{uri} would be encrypted with {found}, preflight saw {expected}; set the encryption of the bucket back, or \
-         name one: `runseal resume --sse ALGORITHM --sse-kms-key-id KEY`"
+        "{} would be encrypted with {found}, preflight saw {expected}; set the encryption of the bucket back, or \
+         name one: `runseal resume --sse ALGORITHM --sse-kms-key-id KEY`",
+        Shown(uri)
     )]
     OtherEncryption {
         /// The object.
@@ -111,7 +114,7 @@ pub enum StageError {
         found: Box<Encryption>,
     },
     /// S3 forgot an upload again and again.
-    #[error("S3 lost the upload of {uri} several times; look for what aborts uploads in this bucket")]
+    #[error("S3 lost the upload of {} several times; look for what aborts uploads in this bucket", Shown(uri))]
     UploadLost {
         /// The object.
         uri: S3Uri,

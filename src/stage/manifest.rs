@@ -10,12 +10,12 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::Totals;
-use super::older::{Because, Older, Retired};
+use super::older::{Because, Older, Retired, decoded};
 use super::plan::{Entry, Plan};
 use crate::fs::Kind;
 use crate::s3::{Encryption, Stored};
 use crate::spec::RunId;
-use crate::units::{hex, rfc3339};
+use crate::units::{hex, json, rfc3339};
 
 /// Name of the manifest in the output.
 pub const MANIFEST: &str = "runseal-manifest.json";
@@ -91,8 +91,8 @@ struct Manifest<'a> {
 }
 
 /// A path as text; one that is not UTF-8 also in base 16, since its text has replacement characters.
-#[derive(Serialize)]
-struct Name {
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Name {
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     path_bytes: Option<String>,
@@ -183,15 +183,16 @@ pub(super) fn write(
         manifest.add(name(&plan.path(i)), entry, learnt);
     }
     let mut out = io::BufWriter::new(out);
-    serde_json::to_writer_pretty(&mut out, &manifest)?;
-    out.write_all(b"\n")?;
+    json::write_pretty(&mut out, &manifest)?;
     out.flush()
 }
 
 /// What takes the place of an old manifest while its results are replaced, where names cannot be moved.
 pub(super) fn withdrawn(run: &RunId, older: &Older) -> Vec<u8> {
     let manifest = Manifest { withdrawn: true, replaced: Some(older), ..Manifest::empty(run, Totals::default()) };
-    serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only")
+    let mut text = Vec::new();
+    json::write_pretty(&mut text, &manifest).expect("a manifest has string keys only");
+    text
 }
 
 impl<'a> Manifest<'a> {
@@ -259,13 +260,19 @@ fn skipped(plan: &Plan, entry: &Entry) -> SkippedLine {
     SkippedLine { name: name(&plan.path_of(entry)), kind }
 }
 
-fn name(path: &Path) -> Name {
+impl Name {
+    pub(super) fn path(&self) -> PathBuf {
+        decoded(&self.path, self.path_bytes.as_deref()).into()
+    }
+}
+
+pub(super) fn name(path: &Path) -> Name {
     let path_bytes = path.to_str().is_none().then(|| hex(path.as_os_str().as_bytes()));
     Name { path: path.to_string_lossy().into_owned(), path_bytes }
 }
 
 /// A checksum of 8 bytes in base 64 (RFC 4648): ten digits of six bits, one of four, one filling.
-fn base64(crc: u64) -> String {
+pub(super) fn base64(crc: u64) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits = u128::from(crc) << 2;
     let digits = (0..11).rev().map(|digit| char::from(DIGITS[(bits >> (digit * 6) & 63) as usize]));

@@ -26,6 +26,8 @@ mod survey;
 mod target;
 mod tasks;
 mod upload;
+mod verify;
+mod verify_objects;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,8 @@ pub use error::{Astray, StageError};
 pub use manifest::{Incomplete, MANIFEST};
 pub use remains::Remains;
 pub use survey::View;
+pub use verify::{Demands, Difference, Problem, Verification, VerifyError, directory as verify_directory};
+pub use verify_objects::prefix as verify_prefix;
 
 /// Requests to S3 under way at once, unless told otherwise. About 15 fill 10 Gbit/s with large parts (S3 User Guide,
 /// "Performance guidelines"); small objects are bound by the latency of each request and want more.

@@ -246,14 +246,14 @@ pub(super) fn withdrawn(output: &Path) -> Result<Option<Older>, Unreadable> {
 }
 
 /// Whether a path can be that of a result: below the output, and no name that runseal uses itself.
-fn is_result(path: &Path) -> bool {
+pub(super) fn is_result(path: &Path) -> bool {
     let own = |name: &std::ffi::OsStr| name == MANIFEST || name.as_encoded_bytes().starts_with(b".runseal-");
     let mut parts = path.components();
     let first = matches!(parts.next(), Some(Component::Normal(name)) if !own(name));
     first && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
-fn decoded(text: &str, base16: Option<&str>) -> OsString {
+pub(super) fn decoded(text: &str, base16: Option<&str>) -> OsString {
     match base16.and_then(bytes) {
         Some(bytes) => OsString::from_vec(bytes),
         None => text.into(),

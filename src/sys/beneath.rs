@@ -1,10 +1,13 @@
 //! Names below a directory, reached without following a link and without leaving it: for paths that come from strangers.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
@@ -40,6 +43,12 @@ impl<'a> Beneath<'a> {
         Ok(fstatat(&self.directory, self.name, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
     }
 
+    /// Opens a file to read it; a FIFO does not wait.
+    pub fn open(&self) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        Ok(openat(&self.directory, self.name, flags, Mode::empty())?.into())
+    }
+
     /// `readlink(2)`.
     pub fn read_symlink(&self) -> io::Result<OsString> {
         Ok(readlinkat(&self.directory, self.name)?)
@@ -54,6 +63,26 @@ impl<'a> Beneath<'a> {
     pub fn remove_directory(&self) -> io::Result<()> {
         Ok(unlinkat(&self.directory, self.name, UnlinkatFlags::RemoveDir)?)
     }
+}
+
+/// Names in the directory `below`, reached as [`Beneath::find`] does; in `top` itself if `below` is empty.
+pub fn names(top: &Path, below: &Path) -> io::Result<Vec<OsString>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let directory = match below.as_os_str().is_empty() {
+        true => openat(AT_FDCWD, top, flags, Mode::empty())?,
+        false => {
+            let place = Beneath::find(top, below)?;
+            openat(&place.directory, place.name, flags | OFlag::O_NOFOLLOW, Mode::empty())?
+        }
+    };
+    let mut names = Vec::new();
+    for entry in Dir::from_fd(directory)?.iter() {
+        let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+        if !matches!(name.as_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 fn name_of(part: Component<'_>) -> Option<&OsStr> {

@@ -14,6 +14,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
 
+use crate::units::text::Shown;
+
 /// First descriptor of socket activation (sd_listen_fds(3)).
 const FIRST_LISTENER: RawFd = 3;
 /// Most descriptors taken; more is no sensible unit.
@@ -75,7 +77,10 @@ impl Notifier {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
             [b'/', ..] => SocketAddr::from_pathname(&socket)?,
             _ => {
-                let problem = format!("NOTIFY_SOCKET={}: neither a path nor an abstract name", socket.display());
+                let problem = format!(
+                    "NOTIFY_SOCKET={}: neither a path nor an abstract name",
+                    crate::sys::path::shown(socket.as_ref())
+                );
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
             }
         };
@@ -132,7 +137,7 @@ impl Notifier {
 
 /// Lines are what separates assignments.
 fn one_line(text: &str) -> String {
-    text.replace('\n', " ")
+    Shown(text).to_string()
 }
 
 /// `WATCHDOG_USEC`, if it is meant for this process (sd_watchdog_enabled(3)).
@@ -179,7 +184,7 @@ mod tests {
 
     fn speak(notifier: &Notifier, ear: &UnixDatagram) {
         notifier.ready("2 runs\nSTOPPING=1");
-        assert_eq!(heard(ear), "READY=1\nSTATUS=2 runs STOPPING=1", "a status cannot smuggle assignments in");
+        assert_eq!(heard(ear), "READY=1\nSTATUS=2 runs\\nSTOPPING=1", "a status cannot smuggle assignments in");
         notifier.reloading();
         let text = heard(ear);
         let usec = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("the time of the reload");

@@ -16,6 +16,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
 use super::classify::configuration;
 use crate::s3::{CallError, CloudConfig};
+use crate::sys::path::shown;
 
 /// Where the SDK itself fetches credentials by plain http: instance metadata, ECS and EKS agents, all link-local
 /// (EC2 User Guide, "Instance metadata"; ECS Developer Guide, "Task IAM role"; EKS User Guide, "Pod Identity").
@@ -47,8 +48,8 @@ fn trust() -> Result<TrustStore, CallError> {
     let Some(path) = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) else {
         return Ok(TrustStore::default());
     };
-    let pem =
-        std::fs::read(&path).map_err(|error| configuration(&format!("AWS_CA_BUNDLE: {}: {error}", path.display())))?;
+    let pem = std::fs::read(&path)
+        .map_err(|error| configuration(&format!("AWS_CA_BUNDLE: {}: {error}", shown(path.as_ref()))))?;
     Ok(TrustStore::empty().with_pem_certificate(pem))
 }
 

@@ -1,4 +1,7 @@
-//! Units shared by every layer: the sector, byte sizes people write, bytes and times as they are shown.
+//! Units shared by every layer: the sector, byte sizes people write, bytes, times and text as they are shown.
+
+pub mod json;
+pub mod text;
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
