@@ -19,7 +19,7 @@ const ENTRIES: u64 = 100_000;
 fn scratch() -> Scratch {
     let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys can be made");
     let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 1 << 30);
-    Scratch::new(store, ScratchOptions { max_inodes: 10_000_000, uid: 0, gid: 0, mode: 0o755 })
+    Scratch::new(store, ScratchOptions { memory: 8 << 30, uid: 0, gid: 0, mode: 0o755 })
 }
 
 fn name(i: u64) -> [u8; 16] {

@@ -23,7 +23,7 @@ const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
 fn scratch() -> Scratch {
     let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).unwrap();
     let store = Store::new(Box::new(MemoryBacking::new(2)), keyring, 1 << 28);
-    Scratch::new(store, ScratchOptions { max_inodes: 1_000_000, uid: 0, gid: 0, mode: 0o755 })
+    Scratch::new(store, ScratchOptions { memory: 1 << 30, uid: 0, gid: 0, mode: 0o755 })
 }
 
 /// Runs `work` and fails if it does not end.

@@ -1,14 +1,16 @@
-//! What a file costs in memory, and that a directory with very many entries works.
+//! What a file costs in memory, that a directory with very many entries works, and that nobody takes more memory than
+//! the budget has.
 //!
 //! `RUNSEAL_FILES` sets the number of files (default 50 000; the promise is made for a million).
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use runseal::backing::Backing;
 use runseal::crypt::Keyring;
-use runseal::fs::{Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
+use runseal::fs::{Caller, Fallocate, FsError, Kind, NAME_MAX, ROOT, Scratch, ScratchOptions, WriteMode, XattrMode};
 use runseal::spec::{EngineChoice, MemoryLock};
 use runseal::store::Store;
 
@@ -71,10 +73,10 @@ impl Backing for Forgetful {
     }
 }
 
-fn scratch() -> Scratch {
+fn scratch(memory: u64) -> (Scratch, Arc<Store>) {
     let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).unwrap();
     let store = Store::new(Box::new(Forgetful), keyring, 1 << 40);
-    Scratch::new(store, ScratchOptions { max_inodes: 2_000_000, uid: 0, gid: 0, mode: 0o755 })
+    (Scratch::new(store.clone(), ScratchOptions { memory, uid: 0, gid: 0, mode: 0o755 }), store)
 }
 
 /// As long as names of files in large directories are.
@@ -93,11 +95,16 @@ fn names_behind(fs: &Scratch, cookie: u64, most: usize) -> Vec<(Vec<u8>, u64)> {
 }
 
 // One test: what others allocate meanwhile would be counted too.
-// promise: S-33
 #[test]
+fn memory() {
+    a_directory_of_very_many_files();
+    HOSTILE.into_iter().for_each(|(what, work)| the_budget_bounds(what, work));
+}
+
+// promise: S-33
 fn a_directory_of_very_many_files() {
     let files = std::env::var("RUNSEAL_FILES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
-    let fs = scratch();
+    let fs = scratch(2 << 30).0;
     let caller = Caller { uid: 0, gid: 0, umask: 0 };
     let before = ALLOCATED.load(Ordering::Relaxed);
     let data = [1; 4096];
@@ -134,4 +141,99 @@ fn a_directory_of_very_many_files() {
     drop(listed);
     let left = ALLOCATED.load(Ordering::Relaxed).saturating_sub(before);
     assert!(left < files * 8, "{left} bytes left");
+}
+
+/// Does something again and again that is to cost memory, with a number that counts up, until it is refused.
+type Work = fn(&Scratch, u64) -> Result<(), FsError>;
+
+const CALLER: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
+const SECTOR: u64 = 4096;
+
+/// What an ordinary user can do to take much and be counted for little.
+const HOSTILE: [(&str, Work); 10] = [
+    ("empty files with short names", |fs, n| file(fs, n.to_string().as_bytes()).map(drop)),
+    ("empty files with long names", |fs, n| file(fs, &long(n)).map(drop)),
+    ("directories with an entry each", |fs, n| {
+        let dir = fs.mkdir(ROOT, n.to_string().as_bytes(), 0o755, &CALLER)?.ino;
+        fs.mknod(dir, b"f", Kind::Fifo, 0o644, 0, &CALLER).map(drop)
+    }),
+    ("symbolic links with long targets", |fs, n| {
+        fs.symlink(ROOT, n.to_string().as_bytes(), &[b'x'; 4000], &CALLER).map(drop)
+    }),
+    ("hard links", |fs, n| {
+        let ino = first(fs, n / 60_000)?;
+        fs.link(ino, ROOT, format!("link-{n}").as_bytes()).map(drop)
+    }),
+    ("one of 64 files stays", |fs, n| {
+        file(fs, n.to_string().as_bytes())?;
+        match n % 64 {
+            63 => (n - 62..=n).try_for_each(|gone| {
+                let ino = fs.lookup(ROOT, gone.to_string().as_bytes())?.ino;
+                fs.unlink(ROOT, gone.to_string().as_bytes())?;
+                fs.forget(ino, 2);
+                Ok(())
+            }),
+            _ => Ok(()),
+        }
+    }),
+    ("small attributes", |fs, n| {
+        let ino = first(fs, n / 1000)?;
+        fs.setxattr(ino, format!("user.{n}").as_bytes(), b"", XattrMode::Any)
+    }),
+    ("an attribute of each file", |fs, n| {
+        let ino = file(fs, n.to_string().as_bytes())?;
+        fs.setxattr(ino, b"user.a", &[7; 40], XattrMode::Any)
+    }),
+    ("every second sector", |fs, n| fs.write(first(fs, 0)?, 2 * n * SECTOR, &[1; 4096], WriteMode::default())),
+    ("holes in reserved space", |fs, n| {
+        let ino = first(fs, 0)?;
+        if n == 0 {
+            fs.fallocate(ino, 0, 1 << 36, Fallocate::Allocate { keep_size: false })?;
+        }
+        fs.fallocate(ino, 2 * n * SECTOR, SECTOR, Fallocate::Punch)
+    }),
+];
+
+/// The budget refuses `work` in the end, and what was allocated until then is not much more than what was counted.
+// promise: S-34
+fn the_budget_bounds(what: &str, work: Work) {
+    const MEMORY: u64 = 2 << 20;
+    let (fs, store) = scratch(MEMORY);
+    // Buffers of writers and the like are made once.
+    let warm = fs.mknod(ROOT, b"warm", Kind::File, 0o644, 0, &CALLER).unwrap().ino;
+    fs.write(warm, 0, &[1; 4096], WriteMode::default()).unwrap();
+    let before = ALLOCATED.load(Ordering::Relaxed);
+    let counted = store.metadata().used();
+    let refused = (0..4 << 20).find_map(|n| work(&fs, n).err());
+    let refused = refused.unwrap_or_else(|| panic!("{what}: never refused"));
+    let (took, counted) = (ALLOCATED.load(Ordering::Relaxed) - before, store.metadata().used() - counted);
+    eprintln!("{what}: {took} bytes taken, {counted} counted");
+    assert!(refused.to_string().contains("no "), "{what}: {refused}");
+    assert!(counted >= MEMORY * 7 / 8, "{what}: refused at {counted} bytes");
+    assert!(took as u64 <= counted + counted / 4, "{what}: {took} bytes taken, {counted} counted");
+    // What is there is kept, and what is removed gives room.
+    assert_eq!(fs.read(warm, 0, &mut [0; 4096]).unwrap(), 4096);
+    let names = names_behind(&fs, 0, 600);
+    let gone = names.iter().filter(|(name, _)| fs.unlink(ROOT, name).is_ok()).count();
+    if gone > 100 {
+        (2..=fs.newest()).for_each(|ino| fs.forget(ino, 1000));
+        file(&fs, b"again").unwrap();
+    }
+}
+
+fn file(fs: &Scratch, name: &[u8]) -> Result<u64, FsError> {
+    Ok(fs.mknod(ROOT, name, Kind::File, 0o644, 0, &CALLER)?.ino)
+}
+
+/// The file with this number, made if it is not there.
+fn first(fs: &Scratch, n: u64) -> Result<u64, FsError> {
+    let name = format!("first-{n}").into_bytes();
+    match fs.lookup(ROOT, &name) {
+        Ok(attr) => Ok(attr.ino),
+        Err(_) => file(fs, &name),
+    }
+}
+
+fn long(n: u64) -> Vec<u8> {
+    format!("{n:0>width$}", width = NAME_MAX).into_bytes()
 }

@@ -289,7 +289,7 @@ impl Mounted {
         let point = directory.path().join("mnt");
         fs::create_dir(&point).expect("a mountpoint");
         let store = limited(Box::new(AnonBacking::open(&[directory.path().to_owned()]).expect("arena files")), bytes);
-        let options = ScratchOptions { max_inodes: 1 << 16, uid: 0, gid: 0, mode: 0o755 };
+        let options = ScratchOptions { memory: 1 << 26, uid: 0, gid: 0, mode: 0o755 };
         let scratch = Arc::new(Scratch::new(store.clone(), options));
         let mount = match Mount::new(scratch, &point, &MountOptions::default()) {
             Ok(mount) => mount,

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use crate::spec::{CpuLatency, EngineChoice, MemoryLock, RunId, StoreSpec};
 use crate::units::ByteSize;
 
+/// The least memory that can be asked for.
+const LEAST_MEMORY: ByteSize = ByteSize(1 << 20);
+
 use super::Failure;
 
 #[derive(Debug, clap::Args)]
@@ -12,6 +15,10 @@ pub struct StoreArgs {
     /// Most the scratch may hold, such as 500MB, 10G or 1.5TiB [default: what the backing has free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     size: Option<ByteSize>,
+    /// Most memory that names, attributes and everything else known of files may take, such as 512M; without room for more,
+    /// making files fails with ENOSPC [default: an eighth of the memory there is, 64M to 16G]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    memory: Option<ByteSize>,
     /// Directory on a local disk that takes the ciphertext; repeat it to use several disks [default: $RUNSEAL_BACKING,
     /// separated by colons, or /var/tmp]
     #[arg(long, value_name = "DIR")]
@@ -42,6 +49,7 @@ impl StoreArgs {
         let spec = StoreSpec {
             backing,
             size: self.size,
+            memory: self.memory,
             engine: self.cipher_engine,
             memory_lock: self.memory_lock,
             cpu_latency: self.cpu_latency,
@@ -58,6 +66,14 @@ fn size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+fn memory(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size < LEAST_MEMORY => Err(format!("less than {LEAST_MEMORY} has no room for a tree of files")),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 pub fn backing_of_environment() -> Vec<PathBuf> {
     let set = std::env::var_os("RUNSEAL_BACKING").unwrap_or_default();
     std::env::split_paths(&set).filter(|path| !path.as_os_str().is_empty()).collect()
@@ -66,6 +82,12 @@ pub fn backing_of_environment() -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_little_memory_is_refused() {
+        assert!(memory("1000K").is_err());
+        assert_eq!(memory("1M"), Ok(ByteSize(1 << 20)));
+    }
 
     #[test]
     fn a_size_of_nothing_is_refused() {

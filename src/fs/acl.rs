@@ -39,6 +39,11 @@ pub fn acl_permissions(value: &[u8]) -> Result<Option<u32>, FsError> {
 }
 
 impl Acl {
+    /// Bytes of memory it takes.
+    pub(super) fn memory(&self) -> u64 {
+        size_of_val(&*self.0) as u64
+    }
+
     /// Decodes a list; `None` is the empty one, which removes an ACL.
     pub(super) fn decode(value: &[u8]) -> Result<Option<Self>, FsError> {
         if value.is_empty() {

@@ -22,6 +22,10 @@ const PAGE: u64 = 64;
 const DEAD: u64 = 1 << 63;
 /// What one entry counts in the size of a directory, as on tmpfs.
 const ENTRY_SIZE: u64 = 20;
+/// Bytes of memory that an entry counts as, without its name: its place in a page, in the index, and a page.
+const ENTRY_MEMORY: u64 = 160;
+/// The same for a directory: its own fields, a page and an index.
+pub(super) const DIRECTORY_MEMORY: u64 = 832;
 
 /// The directory part of an inode.
 pub(super) struct Directory {
@@ -78,8 +82,8 @@ impl Directory {
 
 /// The entries of a directory: name to inode, each with a cookie that grows with the time of creation.
 ///
-/// Entries live in pages of 64 cookies in a row. That costs half of a tree with a node per entry, and a page leaves
-/// when its last entry does, so that listing skips at most 63 gaps per entry found.
+/// Entries live in pages of 64 cookies in a row. That costs half of a tree with a node per entry. A page holds no gaps,
+/// and leaves when its last entry does.
 #[derive(Default)]
 pub(super) struct Entries {
     /// Cookie / [`PAGE`] to its page. No page is empty.
@@ -92,8 +96,10 @@ pub(super) struct Entries {
 
 #[derive(Default)]
 struct Page {
-    slots: Vec<Option<Entry>>,
-    live: u32,
+    /// A bit for each cookie that has an entry.
+    live: u64,
+    /// Those entries, by cookie.
+    entries: Vec<Entry>,
 }
 
 struct Entry {
@@ -119,9 +125,7 @@ impl Entries {
     pub(super) fn insert(&mut self, name: &[u8], inode: Arc<Inode>) {
         let cookie = self.next_cookie();
         let page = self.pages.entry(cookie / PAGE).or_default();
-        debug_assert_eq!(page.slots.len() as u64, cookie % PAGE);
-        page.slots.push(Some(Entry { name: name.into(), inode }));
-        page.live += 1;
+        page.push(cookie % PAGE, Entry { name: name.into(), inode });
         self.next = cookie + 1;
         self.index_name(name, cookie);
     }
@@ -131,8 +135,7 @@ impl Entries {
         let cookie = self.unindex_name(name)?;
         let number = cookie / PAGE;
         let page = self.pages.get_mut(&number).expect("an indexed cookie has its page");
-        let entry = page.slots[(cookie % PAGE) as usize].take().expect("an indexed cookie has its entry");
-        page.live -= 1;
+        let entry = page.remove(cookie % PAGE);
         if page.live == 0 {
             self.pages.remove(&number);
         }
@@ -161,7 +164,7 @@ impl Entries {
         pages.flat_map(|(number, page)| page.entries(number * PAGE)).skip_while(move |entry| entry.0 < from)
     }
 
-    /// The next cookie. A page that has emptied and left never comes back, so pages fill without gaps.
+    /// The next cookie. A page that has emptied and left never comes back.
     fn next_cookie(&self) -> u64 {
         let next = self.next.max(PAGE);
         if !next.is_multiple_of(PAGE) && !self.pages.contains_key(&(next / PAGE)) {
@@ -189,7 +192,8 @@ impl Entries {
 
     fn entry_mut(&mut self, cookie: u64) -> &mut Entry {
         let page = self.pages.get_mut(&(cookie / PAGE)).expect("an indexed cookie has its page");
-        page.slots[(cookie % PAGE) as usize].as_mut().expect("an indexed cookie has its entry")
+        let at = page.rank(cookie % PAGE);
+        &mut page.entries[at]
     }
 
     fn hash(&self, name: &[u8]) -> u32 {
@@ -198,22 +202,49 @@ impl Entries {
 
     /// Gives memory back after most entries have gone.
     fn shrink(&mut self) {
-        if self.index.capacity() > 64 && self.index.len() < self.index.capacity() / 8 {
+        if self.index.capacity() > 16 && self.index.len() < self.index.capacity() / 4 {
             self.index.shrink_to(self.index.len() * 2, |slot| spread(slot.hash));
         }
     }
 }
 
 impl Page {
-    /// The entries with their cookies, the first slot having the cookie `first`.
+    /// The entries with their cookies, the first of the page being `first`.
     fn entries(&self, first: u64) -> impl Iterator<Item = (u64, &[u8], &Arc<Inode>)> {
-        let entries = (first..).zip(&self.slots);
-        entries.filter_map(|(cookie, slot)| slot.as_ref().map(|entry| (cookie, &*entry.name, &entry.inode)))
+        let cookies = (0..PAGE).filter(|slot| self.live & (1 << slot) != 0).map(move |slot| first + slot);
+        cookies.zip(&self.entries).map(|(cookie, entry)| (cookie, &*entry.name, &entry.inode))
+    }
+
+    /// How many entries are before this slot.
+    fn rank(&self, slot: u64) -> usize {
+        (self.live & ((1 << slot) - 1)).count_ones() as usize
+    }
+
+    /// Adds an entry behind all that there are.
+    fn push(&mut self, slot: u64, entry: Entry) {
+        debug_assert!(self.live >> slot == 0, "cookies grow");
+        self.live |= 1 << slot;
+        self.entries.push(entry);
+    }
+
+    fn remove(&mut self, slot: u64) -> Entry {
+        let entry = self.entries.remove(self.rank(slot));
+        self.live &= !(1 << slot);
+        if self.entries.capacity() > 2 * self.entries.len() {
+            self.entries.shrink_to_fit();
+        }
+        entry
     }
 }
 
+/// Bytes of memory that an entry with this name counts as.
+pub(super) fn entry_memory(name: &[u8]) -> u64 {
+    ENTRY_MEMORY + name.len() as u64
+}
+
 fn entry(pages: &BTreeMap<u64, Page>, cookie: u64) -> &Entry {
-    pages[&(cookie / PAGE)].slots[(cookie % PAGE) as usize].as_ref().expect("an indexed cookie has its entry")
+    let page = &pages[&(cookie / PAGE)];
+    &page.entries[page.rank(cookie % PAGE)]
 }
 
 fn is_name(pages: &BTreeMap<u64, Page>, name: &[u8], hash: u32) -> impl Fn(&Indexed) -> bool {

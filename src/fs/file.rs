@@ -107,9 +107,10 @@ impl Scratch {
         Ok(copied)
     }
 
-    /// Whether space is reserved in a file that is not written yet.
+    /// Whether space is reserved in a file that is not written yet and can be, which takes memory.
     pub fn has_reserved(&self, ino: u64) -> bool {
-        self.inode(ino).is_ok_and(|inode| inode.file().is_ok_and(|file| file.content.has_reserved()))
+        self.store.metadata().extents() > 0
+            && self.inode(ino).is_ok_and(|inode| inode.file().is_ok_and(|file| file.content.has_reserved()))
     }
 
     /// Sectors that a file takes, reserved ones included; 0 for what is no file.
@@ -297,7 +298,7 @@ mod tests {
     // promise: S-30
     #[test]
     fn a_full_store_refuses_and_takes_again_after_deleting() {
-        let fs = limited(64 * 4096, 100);
+        let fs = limited(64 * 4096, 1 << 20);
         let keep = fs.file(ROOT, "keep").ino;
         fs.write(keep, 0, &[1; 4096], PLAIN).unwrap();
         let big = fs.file(ROOT, "big").ino;

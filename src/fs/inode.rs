@@ -5,7 +5,7 @@ use std::cell::LazyCell;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::acl::Acl;
-use super::dir::Directory;
+use super::dir::{DIRECTORY_MEMORY, Directory};
 use super::file::File;
 use super::xattr::Extended;
 use super::{Attr, Caller, FsError, Kind, SetAttr, SetTime, Time};
@@ -14,6 +14,9 @@ pub(super) const SETUID: u32 = 0o4000;
 pub(super) const SETGID: u32 = 0o2000;
 const STICKY: u32 = 0o1000;
 pub(super) const GROUP_EXECUTE: u32 = 0o010;
+
+/// Bytes of memory that an inode counts as, with its key slot, an extent and its place in the table; not its names.
+const INODE_MEMORY: u64 = 320;
 
 /// One object of the file system.
 pub(super) struct Inode {
@@ -108,6 +111,11 @@ impl Inode {
         attr
     }
 
+    /// Bytes of memory it counts as, without names and extents.
+    pub(super) fn memory(&self) -> u64 {
+        inode_memory(&self.meta.lock(), &self.node)
+    }
+
     /// Takes a reference; `false` when the inode is already dead.
     pub(super) fn acquire(&self) -> bool {
         let mut meta = self.meta.lock();
@@ -138,6 +146,16 @@ impl Inode {
 }
 
 impl Node {
+    /// Bytes of memory that an inode of this kind counts as; extents count where they are.
+    fn memory(&self) -> u64 {
+        INODE_MEMORY
+            + match self {
+                Self::File(_) | Self::Special { .. } => 0,
+                Self::Directory(_) => DIRECTORY_MEMORY,
+                Self::Symlink(target) => target.len() as u64,
+            }
+    }
+
     pub(super) fn kind(&self) -> Kind {
         match self {
             Node::File(_) => Kind::File,
@@ -281,6 +299,11 @@ impl Meta {
             ctime: self.ctime.into(),
         }
     }
+}
+
+/// Bytes of memory that an inode counts as, without names and extents.
+pub(super) fn inode_memory(meta: &Meta, node: &Node) -> u64 {
+    node.memory() + meta.extended.as_ref().map_or(0, |extended| extended.memory())
 }
 
 /// The ACLs of a new object below a directory with the default ACL `default`, and its mode: the permission bits

@@ -7,14 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{DirEntry, Kind, ROOT, Scratch};
 
 /// Most removed files and names that are remembered one by one.
 const MOST_REMEMBERED: usize = 1000;
+/// Most ranges of one file that are remembered one by one: whoever fails on purpose must not fill the memory.
+const MOST_RANGES: usize = 1000;
 
 /// What is not as some program wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +51,35 @@ pub(super) struct Losses {
     /// Whether there is anything, so that nobody pays for a record that is empty.
     any: AtomicBool,
     record: Mutex<Record>,
-    /// Increased with each change.
-    changes: AtomicU64,
+    changes: Arc<LossChanges>,
+}
+
+/// Counts changes of the record, for whoever waits for them.
+#[derive(Default)]
+pub struct LossChanges {
+    count: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl LossChanges {
+    /// Waits for a change beyond the first `seen`, or for the end of the scratch; returns how many there were.
+    pub fn wait(&self, seen: u64) -> u64 {
+        let mut count = self.count.lock();
+        self.changed.wait_while(&mut count, |count| *count == seen);
+        *count
+    }
+
+    fn add(&self) {
+        *self.count.lock() += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// Whoever waits learns that nothing more will change.
+impl Drop for Losses {
+    fn drop(&mut self) {
+        self.changes.add();
+    }
 }
 
 #[derive(Default)]
@@ -154,7 +184,7 @@ impl Losses {
     fn change<T>(&self, change: impl FnOnce(&mut Record) -> T) -> T {
         let mut record = self.record.lock();
         self.any.store(true, Ordering::Release);
-        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.changes.add();
         change(&mut record)
     }
 
@@ -168,7 +198,7 @@ impl Losses {
         if mark.is_whole() && !mark.read {
             record.marks.remove(&ino);
         }
-        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.changes.add();
     }
 }
 
@@ -182,6 +212,20 @@ impl Mark {
             (start, end) = (start.min(at), end.max(till));
         }
         self.lost.insert(start, end);
+        if self.lost.len() > MOST_RANGES {
+            self.join_closest(start);
+        }
+    }
+
+    /// Counts what is between the range at `start` and its neighbour as lost, too.
+    fn join_closest(&mut self, start: u64) {
+        let before = self.lost.range(..start).next_back().map(|(&at, &till)| (at, till));
+        let (at, till) =
+            before.or_else(|| self.lost.first_key_value().map(|(&at, &till)| (at, till))).unwrap_or_default();
+        if let Some((next, end)) = self.lost.range(at + 1..).next().map(|(&at, &till)| (at, till)) {
+            self.lost.remove(&next);
+            self.lost.insert(at, end.max(till));
+        }
     }
 
     fn take(&mut self, range: Range<u64>) {
@@ -230,9 +274,9 @@ impl Scratch {
         self.losses.refuse_name(parent, name);
     }
 
-    /// A number that changes whenever [`Scratch::losses`] may have.
-    pub fn loss_changes(&self) -> u64 {
-        self.losses.changes.load(Ordering::Relaxed)
+    /// Changes whenever [`Scratch::losses`] may have.
+    pub fn loss_changes(&self) -> Arc<LossChanges> {
+        self.losses.changes.clone()
     }
 
     /// How much is missing, without looking for names.
@@ -335,7 +379,7 @@ mod tests {
 
     /// A file of 64 KiB that fills a scratch, and one behind which nothing has room.
     fn full() -> (Scratch, u64, u64) {
-        let fs = limited(FULL, 100);
+        let fs = limited(FULL, 1 << 20);
         let (first, second) = (fs.file(ROOT, "first").ino, fs.file(ROOT, "second").ino);
         fs.write(first, 0, &[1; FULL as usize], WriteMode::default()).unwrap();
         assert!(matches!(fs.write(second, 4096, &[2; 8192], WriteMode::default()), Err(FsError::Store(_))));
@@ -418,7 +462,7 @@ mod tests {
 
     #[test]
     fn names_without_an_inode_left_are_refused() {
-        let fs = limited(1 << 20, 2);
+        let fs = limited(1 << 20, 600);
         fs.file(ROOT, "a");
         assert!(fs.mkdir(ROOT, b"b", 0o755, &super::super::testing::CALLER).is_err());
         assert_eq!(only(&fs).paths, [b"b".to_vec()]);
@@ -432,6 +476,20 @@ mod tests {
         let mut paths = only(&fs).paths;
         paths.sort();
         assert_eq!(paths, [b"d/hard".to_vec(), b"second".to_vec()]);
+    }
+
+    #[test]
+    fn very_many_ranges_become_fewer_and_cover_no_less() {
+        let mut mark = Mark::default();
+        for order in [1, 7] {
+            for n in 0..3000u64 {
+                let at = n * order % 3000 * 10;
+                mark.add(at..at + 5);
+                assert!(mark.meets(&(at..at + 5)) && mark.lost.len() <= MOST_RANGES);
+            }
+        }
+        assert!((0..3000).all(|n| mark.meets(&(n * 10..n * 10 + 5))));
+        assert!(mark.lost.iter().zip(mark.lost.iter().skip(1)).all(|((_, till), (at, _))| till < at));
     }
 
     #[test]

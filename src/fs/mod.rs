@@ -33,7 +33,7 @@ pub use self::acl::acl_permissions;
 use self::dir::{Directory, Entries};
 use self::inode::{Inode, Meta, Node};
 use self::losses::Losses;
-pub use self::losses::{Loss, LossTotals};
+pub use self::losses::{Loss, LossChanges, LossTotals};
 pub use self::suidgid::{Change, Standing};
 use self::table::Table;
 use crate::store::Store;
@@ -46,6 +46,9 @@ pub const ROOT: u64 = 1;
 pub const NAME_MAX: usize = 255;
 /// Most hard links of one file (POSIX `LINK_MAX`).
 pub const LINK_MAX: u32 = 65_000;
+
+/// Bytes of memory that a small file with a name of 32 bytes counts as: so many inodes are free.
+const SMALL_FILE: u64 = 512;
 
 /// Why an operation was refused: one variant per POSIX error it stands for.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +87,9 @@ pub enum FsError {
     /// `EFBIG`
     #[error("file too large")]
     TooLarge,
-    /// `ENOSPC`: the inode limit, or the room for extended attributes of one inode (bytes come as
+    /// `ENOSPC`: the memory for names and attributes, or the room for those of one inode (bytes come as
     /// [`StoreError::NoSpace`]).
-    #[error("no inodes left, or no room for more extended attributes")]
+    #[error("no room for more names and attributes")]
     NoInodes,
     /// `ENODATA`
     #[error("no such attribute")]
@@ -273,17 +276,17 @@ pub struct Statfs {
     pub sectors: u64,
     /// Sectors free: the smaller of what the limit leaves and what the disk has.
     pub sectors_free: u64,
-    /// Inodes in all.
+    /// Inodes in all: those there are and those there is memory for.
     pub inodes: u64,
-    /// Inodes free.
+    /// Inodes there is memory for, of small files without attributes.
     pub inodes_free: u64,
 }
 
 /// Limits and ownership of a new [`Scratch`].
 #[derive(Clone, Copy, Debug)]
 pub struct ScratchOptions {
-    /// Most inodes.
-    pub max_inodes: u64,
+    /// Bytes of memory that names, attributes and everything else that is known of files may take.
+    pub memory: u64,
     /// Owner of the root directory.
     pub uid: u32,
     /// Group of the root directory.
@@ -309,7 +312,8 @@ impl Scratch {
     /// An empty file system over `store`.
     pub fn new(store: Arc<Store>, options: ScratchOptions) -> Self {
         let root = Meta::root(options.mode, options.uid, options.gid, Time::now());
-        let table = Table::new(options.max_inodes, root, Node::Directory(Box::new(Directory::new(ROOT))));
+        let table = Table::new(root, Node::Directory(Box::new(Directory::new(ROOT))));
+        store.metadata().set_limit(options.memory);
         Self { store, table, moves: Mutex::new(()), losses: Losses::default() }
     }
 
@@ -349,6 +353,11 @@ impl Scratch {
         self.store.pressure()
     }
 
+    /// Sectors of the disk that are nobody's.
+    pub fn disk_free(&self) -> u64 {
+        self.store.disk_free()
+    }
+
     /// Hands the numbers of all regular files that have references to `take`, some at a time. What comes or goes
     /// meanwhile may be among them or not.
     pub fn referenced_files(&self, mut take: impl FnMut(&[u64])) {
@@ -370,12 +379,22 @@ impl Scratch {
     /// Space and inodes in all and free.
     pub fn statfs(&self) -> Statfs {
         let usage = self.store.usage();
+        let inodes_free = self.store.metadata().left() / SMALL_FILE;
         Statfs {
             sectors: usage.limit,
             sectors_free: self.store.available(),
-            inodes: self.table.max(),
-            inodes_free: self.table.max().saturating_sub(self.table.live()),
+            inodes: self.inodes() + inodes_free,
+            inodes_free,
         }
+    }
+
+    /// Inodes that live, the root among them.
+    pub fn inodes(&self) -> u64 {
+        self.table.live()
+    }
+
+    fn take_memory(&self, bytes: u64) -> Result<(), FsError> {
+        if self.store.metadata().take(bytes) { Ok(()) } else { Err(FsError::NoInodes) }
     }
 
     fn inode(&self, ino: u64) -> Result<Arc<Inode>, FsError> {
@@ -391,7 +410,9 @@ impl Scratch {
 
     /// Strikes out a dead inode.
     fn bury(&self, ino: u64) {
-        self.table.remove(ino);
+        if let Some(inode) = self.table.remove(ino) {
+            self.store.metadata().give_back(inode.memory());
+        }
         self.losses.bury(ino);
     }
 }

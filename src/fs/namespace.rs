@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::dir::{COOKIE_PARENT, COOKIE_SELF, Entries};
+use super::dir::{COOKIE_PARENT, COOKIE_SELF, Entries, entry_memory};
 use super::file::File;
-use super::inode::{Inode, Node};
+use super::inode::{Inode, Node, inode_memory};
 use super::{Attr, Caller, DirEntry, Directory, FsError, Kind, LINK_MAX, NAME_MAX, Scratch, Time};
 
 /// Longest target of a symbolic link: `PATH_MAX` without the NUL byte.
@@ -78,7 +78,11 @@ impl Scratch {
                 return Err(FsError::Exists);
             }
             directory.reserve()?;
-            inode.add_link(now).inspect_err(|_| directory.release())?;
+            let memory = entry_memory(name);
+            let linked = self
+                .take_memory(memory)
+                .and_then(|()| inode.add_link(now).inspect_err(|_| self.store.metadata().give_back(memory)));
+            linked.inspect_err(|_| directory.release())?;
             entries.insert(name, inode.clone());
             parent.meta().modified(now);
         }
@@ -146,10 +150,11 @@ impl Scratch {
             directory.reserve()?;
             let mut meta = parent.meta().child(node.kind(), mode, caller, now);
             meta.add_reference();
-            let inode = self.table.create(meta, node).inspect_err(|_| {
+            self.take_memory(entry_memory(name) + inode_memory(&meta, &node)).inspect_err(|_| {
                 directory.release();
                 self.losses.refuse_name(parent.ino, name);
             })?;
+            let inode = self.table.create(meta, node);
             entries.insert(name, inode.clone());
             let mut meta = parent.meta();
             meta.modified(now);
@@ -175,6 +180,7 @@ impl Scratch {
             let mut entries = directory.entries.write();
             permit(entries.get(name).ok_or(FsError::NotFound)?)?;
             let inode = entries.remove(name).expect("found under the same lock");
+            self.store.metadata().give_back(entry_memory(name));
             directory.release();
             let mut meta = parent.meta();
             meta.modified(now);
@@ -484,7 +490,7 @@ mod tests {
         assert_eq!(fs.read(ino, 0, &mut buf).unwrap(), 10);
         fs.forget(ino, 1);
         assert!(matches!(fs.getattr(ino), Err(FsError::Stale(_))));
-        assert_eq!((fs.store.usage().used, fs.statfs().inodes_free), (0, 999_999));
+        assert_eq!((fs.store.usage().used, fs.inodes()), (0, 1));
     }
 
     #[test]
@@ -531,17 +537,21 @@ mod tests {
 
     #[test]
     fn inodes_are_limited_and_come_back() {
-        let fs = limited(1 << 20, 3);
+        // A file counts 320 and 160 and its name, a directory 832 more; of 16 bytes 15 are for names.
+        let fs = limited(1 << 20, (481 + 1313) * 16 / 15 + 1);
         let ino = fs.file(ROOT, "a").ino;
         fs.dir(ROOT, "b");
         assert_eq!(fs.statfs().inodes_free, 0);
-        assert!(matches!(fs.mkdir(ROOT, b"c", 0, &CALLER), Err(FsError::NoInodes)));
+        let make = || fs.mknod(ROOT, b"c", Kind::File, 0o644, 0, &CALLER);
+        assert!(matches!(make(), Err(FsError::NoInodes)));
+        assert!(matches!(fs.link(ino, ROOT, b"c"), Err(FsError::NoInodes)));
+        assert!(matches!(fs.mv(ROOT, "a", ROOT, "longer"), Err(FsError::NoInodes)));
         let whiteout = RenameFlags { whiteout: true, ..RenameFlags::default() };
         assert!(matches!(fs.rename(ROOT, b"a", ROOT, b"c", whiteout), Err(FsError::NoInodes)));
         fs.unlink(ROOT, b"a").unwrap();
-        assert!(matches!(fs.mkdir(ROOT, b"c", 0, &CALLER), Err(FsError::NoInodes)), "a is still referenced");
+        assert!(make().is_err() && fs.losses().len() == 1, "a is still referenced");
         fs.forget(ino, 1);
-        fs.dir(ROOT, "c");
+        make().unwrap();
         assert_eq!(fs.names(ROOT), ["b", "c"]);
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 
-use super::dir::{Directory, Entries};
-use super::inode::{Inode, Node};
+use super::dir::{Directory, Entries, entry_memory};
+use super::inode::{Inode, Meta, Node, inode_memory};
 use super::namespace::check_name;
 use super::{Caller, FsError, Kind, ROOT, RenameFlags, Scratch, Time};
 
@@ -86,11 +86,13 @@ impl Scratch {
             Some(target) => check_replaceable(&step.source, target)?,
             None => {}
         }
-        let whiteout = flags.whiteout.then(|| self.whiteout(from.inode, now)).transpose()?;
-        if let Err(error) = step.make_room(to) {
-            whiteout.inspect(|inode| self.table.remove(inode.ino));
-            return Err(error);
-        }
+        let whiteout = flags.whiteout.then(|| whiteout(from.inode, now));
+        let (before, after) = step.memory(whiteout.as_ref(), from, to);
+        let more = after.saturating_sub(before);
+        self.take_memory(more)?;
+        step.make_room(to).inspect_err(|_| self.store.metadata().give_back(more))?;
+        self.store.metadata().give_back(before.saturating_sub(after));
+        let whiteout = whiteout.map(|(meta, node)| self.table.create(meta, node));
         step.replace(whiteout, from, to, &mut locked, now);
         // What was replaced is cleared without holding up the directories.
         drop(locked);
@@ -98,12 +100,12 @@ impl Scratch {
         self.losses.made(to.inode.ino, to.name);
         Ok(())
     }
+}
 
-    /// What overlayfs takes for a removed file: a character device 0:0, made by root.
-    fn whiteout(&self, parent: &Inode, now: Time) -> Result<Arc<Inode>, FsError> {
-        let meta = parent.meta().child(Kind::CharDevice, 0, &Caller { uid: 0, gid: 0, umask: 0 }, now);
-        self.table.create(meta, Node::Special { kind: Kind::CharDevice, rdev: 0 })
-    }
+/// What overlayfs takes for a removed file: a character device 0:0, made by root.
+fn whiteout(parent: &Inode, now: Time) -> (Meta, Node) {
+    let meta = parent.meta().child(Kind::CharDevice, 0, &Caller { uid: 0, gid: 0, umask: 0 }, now);
+    (meta, Node::Special { kind: Kind::CharDevice, rdev: 0 })
 }
 
 /// One side of a rename: a directory and a name in it.
@@ -168,6 +170,14 @@ impl Step {
     /// Whether a directory leaves its parent or goes for good, so that the tree above it has to stand still.
     fn moves_directory(&self, from: &End<'_>, to: &End<'_>) -> bool {
         from.inode.ino != to.inode.ino && (self.source.is_directory() || self.target_directories() > 0)
+    }
+
+    /// Bytes of memory that names, and a whiteout, count as before and after.
+    fn memory(&self, whiteout: Option<&(Meta, Node)>, from: &End<'_>, to: &End<'_>) -> (u64, u64) {
+        let (old, new) = (entry_memory(from.name), entry_memory(to.name));
+        let replaced = if self.target.is_some() { new } else { 0 };
+        let stays = whiteout.map_or(0, |(meta, node)| old + inode_memory(meta, node));
+        (old + replaced, new + stays)
     }
 
     /// The last thing that can fail: an empty directory to be replaced dies, or a new entry is announced.

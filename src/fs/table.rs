@@ -8,8 +8,8 @@ use hashbrown::HashTable;
 use parking_lot::RwLock;
 use rustc_hash::FxBuildHasher;
 
+use super::ROOT;
 use super::inode::{Inode, Meta, Node};
-use super::{FsError, ROOT};
 
 const SHARDS: usize = 64;
 
@@ -18,17 +18,15 @@ pub(super) struct Table {
     shards: [RwLock<HashTable<Arc<Inode>>>; SHARDS],
     next: AtomicU64,
     live: AtomicU64,
-    max: u64,
 }
 
 impl Table {
-    /// A table of at most `max` inodes, holding the root directory.
-    pub(super) fn new(max: u64, meta: Meta, node: Node) -> Self {
+    /// A table that holds the root directory.
+    pub(super) fn new(meta: Meta, node: Node) -> Self {
         let table = Self {
             shards: std::array::from_fn(|_| RwLock::default()),
             next: AtomicU64::new(ROOT + 1),
             live: AtomicU64::new(1),
-            max,
         };
         table.put(Arc::new(Inode::new(ROOT, meta, node)));
         table
@@ -39,17 +37,15 @@ impl Table {
     }
 
     /// Makes an inode with a number never used before.
-    pub(super) fn create(&self, meta: Meta, node: Node) -> Result<Arc<Inode>, FsError> {
-        self.live
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < self.max).then_some(live + 1))
-            .map_err(|_| FsError::NoInodes)?;
+    pub(super) fn create(&self, meta: Meta, node: Node) -> Arc<Inode> {
+        self.live.fetch_add(1, Ordering::Relaxed);
         let inode = Arc::new(Inode::new(self.next.fetch_add(1, Ordering::Relaxed), meta, node));
         self.put(inode.clone());
-        Ok(inode)
+        inode
     }
 
-    /// Strikes out a dead inode; its content goes with the last `Arc`. Harmless when repeated.
-    pub(super) fn remove(&self, ino: u64) {
+    /// Strikes out a dead inode, unless somebody did; its content goes with the last `Arc`.
+    pub(super) fn remove(&self, ino: u64) -> Option<Arc<Inode>> {
         // The shard is unlocked before the inode is dropped: clearing a content may take long.
         let removed = {
             let mut shard = self.shard(ino).write();
@@ -58,14 +54,11 @@ impl Table {
         if removed.is_some() {
             self.live.fetch_sub(1, Ordering::Relaxed);
         }
+        removed
     }
 
     pub(super) fn newest(&self) -> u64 {
         self.next.load(Ordering::Relaxed) - 1
-    }
-
-    pub(super) fn max(&self) -> u64 {
-        self.max
     }
 
     pub(super) fn live(&self) -> u64 {
@@ -103,8 +96,8 @@ mod tests {
     use super::super::Time;
     use super::*;
 
-    fn table(max: u64) -> Table {
-        Table::new(max, meta(), Node::Symlink([].into()))
+    fn table() -> Table {
+        Table::new(meta(), Node::Symlink([].into()))
     }
 
     fn meta() -> Meta {
@@ -113,10 +106,10 @@ mod tests {
 
     #[test]
     fn numbers_are_never_used_again() {
-        let table = table(1000);
+        let table = table();
         let mut last = ROOT;
         for _ in 0..500 {
-            let ino = table.create(meta(), Node::Symlink([].into())).unwrap().ino;
+            let ino = table.create(meta(), Node::Symlink([].into())).ino;
             assert!(ino > last && table.newest() == ino);
             last = ino;
             table.remove(ino);
@@ -126,16 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_counts_what_lives() {
-        let table = table(3);
+    fn what_lives_is_counted() {
+        let table = table();
         let create = || table.create(meta(), Node::Symlink([].into()));
-        let first = create().unwrap().ino;
-        create().unwrap();
-        assert!(matches!(create(), Err(FsError::NoInodes)));
-        table.remove(first);
-        table.remove(first);
+        let first = create().ino;
+        create();
+        assert!(table.remove(first).is_some() && table.remove(first).is_none());
         assert_eq!(table.live(), 2);
-        create().unwrap();
+        create();
         let mut inos = Vec::new();
         table.for_each(|inode| inos.push(inode.ino));
         inos.sort();

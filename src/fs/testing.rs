@@ -9,15 +9,15 @@ use crate::store::Store;
 /// Whoever makes things when it does not matter who.
 pub(super) const CALLER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
 
-/// 1 GiB, a million inodes.
+/// 1 GiB of space and of memory.
 pub(super) fn scratch() -> Scratch {
-    limited(1 << 30, 1_000_000)
+    limited(1 << 30, 1 << 30)
 }
 
-pub(super) fn limited(bytes: u64, max_inodes: u64) -> Scratch {
+pub(super) fn limited(bytes: u64, memory: u64) -> Scratch {
     let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).unwrap();
     let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, bytes);
-    Scratch::new(store, ScratchOptions { max_inodes, uid: 0, gid: 0, mode: 0o755 })
+    Scratch::new(store, ScratchOptions { memory, uid: 0, gid: 0, mode: 0o755 })
 }
 
 /// Short forms; names are text, the caller is [`CALLER`].

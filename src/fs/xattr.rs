@@ -10,12 +10,16 @@ use super::{FsError, Kind, Scratch, Time, XattrMode};
 const MAX_NAME: usize = 255;
 /// Longest value (`XATTR_SIZE_MAX`).
 const MAX_VALUE: usize = 65_536;
-/// Room for names and values of one inode: they live in memory, so somebody has to draw a line.
+/// Room for names and values of one inode, as file systems with inline attributes have it.
 const MAX_TOTAL: usize = 1 << 20;
 
 /// Room for names of one inode, each with the NUL byte listxattr(2) puts behind it: what that call can return
 /// (`XATTR_LIST_MAX`) without the names of both ACLs, which are set whatever else there is.
 const MAX_NAMES: usize = 65_536 - (ACCESS_ACL.len() + 1 + DEFAULT_ACL.len() + 1);
+
+/// Bytes of memory that an inode with attributes counts as beyond others, and each attribute without name and value.
+const EXTENDED_MEMORY: u64 = 560;
+const ATTRIBUTE_MEMORY: u64 = 144;
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
@@ -52,16 +56,21 @@ impl Scratch {
         }
         let inode = self.inode(ino)?;
         attribute.check_settable(&inode)?;
-        let now = Time::now();
-        let mut meta = inode.meta();
-        match attribute {
-            Attribute::AccessAcl => meta.set_access_acl(Acl::decode(value)?),
-            Attribute::DefaultAcl if !inode.is_directory() => return refuse_default_acl(value),
-            Attribute::DefaultAcl => meta.set_default_acl(Acl::decode(value)?),
-            Attribute::Plain(name) => meta.extended_mut(|extended| extended.set(name, value, mode))?,
+        if matches!(attribute, Attribute::DefaultAcl) && !inode.is_directory() {
+            return refuse_default_acl(value);
         }
-        meta.changed(now);
-        Ok(())
+        // Room for all of it first, whatever it replaces.
+        let most = EXTENDED_MEMORY + ATTRIBUTE_MEMORY + (name.len() + 2 * value.len()) as u64;
+        if !self.store.metadata().take(most) {
+            return Err(FsError::NoInodes);
+        }
+        let set = self.change_extended(&inode, |meta| match attribute {
+            Attribute::AccessAcl => Acl::decode(value).map(|acl| meta.set_access_acl(acl)),
+            Attribute::DefaultAcl => Acl::decode(value).map(|acl| meta.set_default_acl(acl)),
+            Attribute::Plain(name) => meta.extended_mut(|extended| extended.set(name, value, mode)),
+        });
+        self.store.metadata().give_back(most);
+        set
     }
 
     /// The value of an extended attribute (getxattr(2)).
@@ -86,16 +95,32 @@ impl Scratch {
         let attribute = Attribute::parse(name)?;
         let inode = self.inode(ino)?;
         attribute.check_settable(&inode)?;
+        if matches!(attribute, Attribute::DefaultAcl) && !inode.is_directory() {
+            return Ok(());
+        }
+        self.change_extended(&inode, |meta| {
+            match attribute {
+                Attribute::AccessAcl => meta.set_access_acl(None),
+                Attribute::DefaultAcl => meta.set_default_acl(None),
+                Attribute::Plain(name) => meta.extended_mut(|extended| extended.remove(name))?,
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes attributes, and counts what they take.
+    fn change_extended(
+        &self,
+        inode: &Inode,
+        change: impl FnOnce(&mut Meta) -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
         let now = Time::now();
         let mut meta = inode.meta();
-        match attribute {
-            Attribute::AccessAcl => meta.set_access_acl(None),
-            Attribute::DefaultAcl if !inode.is_directory() => return Ok(()),
-            Attribute::DefaultAcl => meta.set_default_acl(None),
-            Attribute::Plain(name) => meta.extended_mut(|extended| extended.remove(name))?,
-        }
-        meta.changed(now);
-        Ok(())
+        let memory = |meta: &Meta| meta.extended.as_ref().map_or(0, |extended| extended.memory());
+        let before = memory(&meta);
+        let changed = change(&mut meta);
+        self.store.metadata().settle(before, memory(&meta));
+        changed.inspect(|()| meta.changed(now))
     }
 }
 
@@ -168,6 +193,12 @@ impl Extended {
     pub(super) fn inherited(access_acl: Option<Acl>, default_acl: Option<Acl>) -> Option<Box<Self>> {
         let extended = Self { access_acl, default_acl, ..Self::default() };
         (!extended.is_empty()).then(|| Box::new(extended))
+    }
+
+    /// Bytes of memory it counts as.
+    pub(super) fn memory(&self) -> u64 {
+        let acls = [&self.access_acl, &self.default_acl].into_iter().flatten().map(Acl::memory).sum::<u64>();
+        EXTENDED_MEMORY + acls + self.plain.len() as u64 * ATTRIBUTE_MEMORY + self.bytes as u64
     }
 
     fn is_empty(&self) -> bool {

@@ -38,8 +38,10 @@ use crate::units::SECTOR_U64;
 /// Sectors that a file may grow near the end and still be written to at the end.
 const GROWTH: u64 = (1 << 20) / SECTOR_U64;
 
-/// How often the space is looked at when nothing happens.
-const PERIOD: Duration = Duration::from_millis(250);
+/// How often the disk is looked at when nothing happens, near its end and far from it.
+const PERIODS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+/// Sectors that others may write in a second.
+const FASTEST: u64 = (8 << 30) / SECTOR_U64;
 
 /// Decides who may write. Its lock is held while notices are queued, and no other is taken under it.
 pub(super) struct Gate {
@@ -83,13 +85,15 @@ impl Gate {
     }
 
     /// Looks at the space again and again, as long as there is a gate: others may fill the disk while nobody writes here.
+    /// The farther the end of the disk, the seldomer: many idle runs must cost nothing.
     pub(super) fn keep_looking(self: &Arc<Self>) {
         let gate = Arc::downgrade(self);
         let work = move || {
             while let Some(gate) = gate.upgrade() {
                 gate.look();
+                let period = period(gate.scratch.disk_free());
                 drop(gate);
-                thread::sleep(PERIOD);
+                thread::sleep(period);
             }
         };
         if let Err(error) = thread::Builder::new().name("fuse-gate".to_owned()).spawn(work) {
@@ -187,6 +191,12 @@ impl Gate {
     }
 }
 
+/// How long a disk with so many free sectors needs no look.
+fn period(free: u64) -> Duration {
+    let [near, far] = PERIODS;
+    Duration::from_secs(free / FASTEST).clamp(near, far)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::Receiver;
@@ -213,7 +223,7 @@ mod tests {
             let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys");
             let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 64 * MIB as u64);
             let scratch =
-                Arc::new(Scratch::new(store, ScratchOptions { max_inodes: 100, uid: 0, gid: 0, mode: 0o755 }));
+                Arc::new(Scratch::new(store, ScratchOptions { memory: 1 << 26, uid: 0, gid: 0, mode: 0o755 }));
             let (notices, queue) = Notices::watched();
             let gate = Gate::new(scratch.clone(), Arc::new(notices));
             assert_eq!(gate.arm(Allowance::fixed(MIB as u64)), None);
@@ -261,6 +271,12 @@ mod tests {
         assert_eq!(bench.told(), [format!("Range({}, 0..18446744073709551615)", large.ino)]);
         assert!(!bench.gate.admits(large.ino) && bench.told().is_empty(), "told once");
         assert_eq!(bench.scratch.loss_totals().refused, 1);
+    }
+
+    #[test]
+    fn a_disk_is_looked_at_seldom_while_nobody_can_fill_it_soon() {
+        let looks = [0, FASTEST - 1, 2 * FASTEST, u64::MAX].map(period);
+        assert_eq!(looks, [PERIODS[0], PERIODS[0], Duration::from_secs(2), PERIODS[1]]);
     }
 
     // promise: S-100

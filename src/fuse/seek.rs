@@ -169,7 +169,7 @@ mod tests {
     fn scratch() -> Arc<Scratch> {
         let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keys");
         let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 1 << 30);
-        Arc::new(Scratch::new(store, ScratchOptions { max_inodes: 10_000, uid: 0, gid: 0, mode: 0o755 }))
+        Arc::new(Scratch::new(store, ScratchOptions { memory: 1 << 24, uid: 0, gid: 0, mode: 0o755 }))
     }
 
     fn write(scratch: &Scratch, ino: u64, sector: u64) {

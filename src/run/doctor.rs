@@ -200,7 +200,7 @@ impl Trial {
 fn try_mount(mountpoint: &Path) -> Result<Mounted, RunError> {
     let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try)?;
     let store = Store::new(Box::new(MemoryBacking::new(1)), keyring, 1 << 20);
-    let scratch = Arc::new(Scratch::new(store, scratch_options(RootSpec::default())));
+    let scratch = Arc::new(Scratch::new(store, scratch_options(RootSpec::default(), None)));
     let mount = Mount::new(scratch, mountpoint, &MountOptions::default())?;
     let MountFacts { protocol, degraded, .. } = mount.facts().clone();
     mount.detach().map_err(system("detaching"))?;

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::command::OUTPUT;
 use super::message;
 use super::report::{Event, Journal};
-use crate::fs::{Loss, LossTotals, Scratch};
+use crate::fs::{Loss, LossChanges, LossTotals, Scratch};
 use crate::spec::LostWrites;
 use crate::stage::Incomplete;
 use crate::sys::path::shown;
 
-/// How long data may be lost before anybody hears of it.
+/// How long changes are gathered after one was told.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Most files that a message names.
 const NAMED: usize = 3;
@@ -151,20 +151,17 @@ fn below_scratch(path: &[u8]) -> String {
 /// Watches the record of a scratch as long as there is one: `status` knows at once, and people hear of it while they
 /// can do something.
 pub fn watch(scratch: &Arc<Scratch>, journal: &Arc<Journal>) -> io::Result<()> {
+    let changes = scratch.loss_changes();
     let (scratch, journal) = (Arc::downgrade(scratch), Arc::downgrade(journal));
-    thread::Builder::new().name("runseal-losses".to_owned()).spawn(move || look(&scratch, &journal)).map(drop)
+    let work = move || look(&changes, &scratch, &journal);
+    thread::Builder::new().name("runseal-losses".to_owned()).spawn(work).map(drop)
 }
 
-fn look(scratch: &Weak<Scratch>, journal: &Weak<Journal>) {
+fn look(changes: &LossChanges, scratch: &Weak<Scratch>, journal: &Weak<Journal>) {
     let (mut seen, mut warned) = (0, false);
     loop {
-        thread::sleep(PERIOD);
+        seen = changes.wait(seen);
         let (Some(scratch), Some(journal)) = (scratch.upgrade(), journal.upgrade()) else { return };
-        let changes = scratch.loss_changes();
-        if changes == seen {
-            continue;
-        }
-        seen = changes;
         let facts = LossFacts::from(scratch.loss_totals());
         if facts.files > 0 && !std::mem::replace(&mut warned, true) {
             message::warn(format_args!(
@@ -177,6 +174,9 @@ fn look(scratch: &Weak<Scratch>, journal: &Weak<Journal>) {
             ));
         }
         journal.record(Event::Lost(facts));
+        drop((scratch, journal));
+        // Many come together.
+        thread::sleep(PERIOD);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, SetAttr};
 use crate::fuse::{Mount, MountOptions};
 use crate::spec::{CpuLatency, RootSpec, StoreSpec};
 use crate::store::Store;
+use crate::sys::cgroup::memory_limit;
 use crate::units::{ByteSize, SECTOR_U64, rfc3339_millis};
 
 /// How long open files may keep a detached mount alive before the connection is cut.
@@ -87,7 +88,7 @@ impl Seal {
             size: room.size,
         }));
         let store = Store::new(Box::new(room.backing), keyring, room.size);
-        let options_of_scratch = scratch_options(root);
+        let options_of_scratch = scratch_options(root, spec.memory);
         let owner = (options_of_scratch.uid, options_of_scratch.gid);
         let scratch = Arc::new(Scratch::new(store.clone(), options_of_scratch));
         let leave_cpu_latency = spec.cpu_latency == CpuLatency::Leave;
@@ -140,8 +141,7 @@ impl Seal {
 
     /// Files, directories and the like in the scratch.
     pub fn inodes(&self) -> u64 {
-        let counted = self.scratch.statfs();
-        counted.inodes - counted.inodes_free
+        self.scratch.inodes()
     }
 
     /// As [`Seal::close`], unless `result` says that the mount was cut off unasked: then it stays, dead.
@@ -174,17 +174,17 @@ fn wipe(store: &Store, journal: &Journal) {
         .record(Event::Wiped { at: rfc3339_millis(SystemTime::now()), bytes_encrypted: store.stats().bytes_encrypted });
 }
 
-/// Metadata live in memory (at most 512 bytes a file), so the number of files is bounded by what a quarter of the
-/// machine's memory can describe, or what `root` grants.
-pub fn scratch_options(root: RootSpec) -> ScratchOptions {
-    const BYTES_PER_INODE: u64 = 512;
-    let max_inodes = match root.memory {
-        Some(memory) => (memory.0 / BYTES_PER_INODE).max(1 << 10),
-        None => {
-            let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok().flatten().unwrap_or(0) as u64;
-            (pages * SECTOR_U64 / 4 / BYTES_PER_INODE).max(1 << 16)
-        }
+/// What is known of files lives in memory, which is locked: so much of it as was asked for, or a share of what this
+/// process can have.
+pub fn scratch_options(root: RootSpec, memory: Option<ByteSize>) -> ScratchOptions {
+    const SHARE: u64 = 8;
+    const RANGE: [u64; 2] = [64 << 20, 16 << 30];
+    /// With less not even a small tree has room.
+    const LEAST: u64 = 1 << 20;
+    let memory = match memory {
+        Some(memory) => memory.0.max(LEAST),
+        None => (memory_limit().unwrap_or(0) / SHARE).clamp(RANGE[0], RANGE[1]),
     };
     let (uid, gid) = root.owner.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
-    ScratchOptions { max_inodes, uid, gid, mode: root.mode.unwrap_or(0o755) }
+    ScratchOptions { memory, uid, gid, mode: root.mode.unwrap_or(0o755) }
 }

@@ -72,11 +72,16 @@ impl MountOrder {
     fn into_spec(self) -> MountSpec {
         MountSpec {
             id: self.id,
-            store: StoreSpec { backing: self.backing, size: Some(self.size), ..StoreSpec::default() },
+            store: StoreSpec {
+                backing: self.backing,
+                size: Some(self.size),
+                memory: Some(self.memory),
+                ..StoreSpec::default()
+            },
             mountpoint: self.mountpoint,
             options: self.options,
             foreground: false,
-            root: RootSpec { owner: Some(self.owner), mode: Some(self.mode), memory: Some(self.memory) },
+            root: RootSpec { owner: Some(self.owner), mode: Some(self.mode) },
             note: Some(self.note),
             staging: self.staging,
         }
@@ -107,6 +112,8 @@ impl NotMounted {
 /// [`Family::start`] starts; dies with its parent until the mount is ready.
 pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
     process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
+    // The service may be spared when memory runs out; what works for its users is not.
+    process::give_up_oom_protection().map_err(system("/proc/self/oom_score_adj"))?;
     let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
     let result = mount(order.into_spec(), credentials, Voice::Quiet);
     if let Err(RunError::Preflight(report)) = &result

@@ -29,9 +29,12 @@ const ECHO: Duration = Duration::from_secs(1);
 /// `siginfo_t.si_code` of signals the kernel sends: those of the terminal (`asm-generic/siginfo.h`).
 const SI_KERNEL: i32 = 0x80;
 
-/// How often the supervisor looks whether the sealed process has died and not ended, and how long it may take to. One of
-/// its threads may wait for the kernel to hear from its own mount, and keeps the connection alive meanwhile.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the supervisor looks whether the sealed process has died and not ended: seldom, since many idle runs must cost
+/// nothing.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long it may take to end then. One of its threads may wait for the kernel to hear from its own mount, and keeps the
+/// connection alive meanwhile.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Signals that are passed on.
 const FORWARDED: [Signal; 6] =
@@ -99,7 +102,8 @@ impl Supervisor {
             if let Some(status) = self.sealed_status()? {
                 break status;
             }
-            self.wait(end.deadline, inbox.open);
+            let look = if died.is_some() { LINGER } else { LOOK };
+            self.wait(end.deadline, look, inbox.open);
             if self.lingers(&mut died) {
                 self.cut_off(report);
             }
@@ -133,7 +137,7 @@ impl Supervisor {
     fn lingers(&self, since: &mut Option<Instant>) -> bool {
         let died = ProcessStat::of(self.sealed.as_raw() as u32).is_some_and(|stat| stat.state == 'Z');
         *since = if died { since.or_else(|| Some(Instant::now())) } else { None };
-        since.is_some_and(|since| since.elapsed() >= LOOK)
+        since.is_some_and(|since| since.elapsed() >= LINGER)
     }
 
     /// Aborts the connection of the mount: whatever waits for it gets an error, threads of the sealed process too.
@@ -146,9 +150,9 @@ impl Supervisor {
         }
     }
 
-    /// Until there is something to do, or to look at. SIGCHLD, too, arrives at the descriptor.
-    fn wait(&self, deadline: Option<Instant>, link_open: bool) {
-        let until = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+    /// Until there is something to do, or time to look. SIGCHLD, too, arrives at the descriptor.
+    fn wait(&self, deadline: Option<Instant>, look: Duration, link_open: bool) {
+        let until = deadline.map_or(look, |at| at.saturating_duration_since(Instant::now()).min(look));
         let timeout = PollTimeout::try_from(until.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN)];
         // A closed socket is always readable: then only the end of the process is left to wait for.

@@ -14,6 +14,7 @@ use toml::Spanned;
 
 use super::model::{Mode, Size};
 use super::mountpoint::Root;
+use crate::sys::cgroup::memory_limit;
 use crate::sys::path::shown;
 use crate::units::ByteSize;
 
@@ -129,7 +130,7 @@ pub struct Limits {
     pub runs: usize,
     /// Sum of the sizes of all runs.
     pub bytes: Option<Size>,
-    /// Sum of the memory of all runs.
+    /// Sum of the memory of all runs: half of what there is, unless set.
     pub memory: Option<Size>,
     /// For each user but root.
     pub per_user: PerUser,
@@ -143,7 +144,7 @@ pub struct PerUser {
     pub runs: usize,
     /// Sum of the sizes of the user's runs.
     pub bytes: Option<Size>,
-    /// Sum of the memory of the user's runs.
+    /// Sum of the memory of the user's runs: a quarter of what there is, unless set.
     pub memory: Option<Size>,
 }
 
@@ -189,14 +190,19 @@ impl Default for Defaults {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { runs: 1000, bytes: None, memory: None, per_user: PerUser::default() }
+        Self { runs: 1000, bytes: None, memory: share_of_memory(2), per_user: PerUser::default() }
     }
 }
 
 impl Default for PerUser {
     fn default() -> Self {
-        Self { runs: 100, bytes: None, memory: None }
+        Self { runs: 100, bytes: None, memory: share_of_memory(4) }
     }
+}
+
+/// An n-th of the memory there is.
+fn share_of_memory(n: u64) -> Option<Size> {
+    memory_limit().map(|bytes| Size(ByteSize(bytes / n)))
 }
 
 impl Default for Docker {

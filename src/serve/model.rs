@@ -108,7 +108,7 @@ pub struct RunRequest {
     /// Most the scratch may hold: bytes, or text such as "10G"; the node's default if absent
     #[schema(value_type = Option<SizeText>)]
     pub size: Option<Size>,
-    /// Memory that names and attributes of its files may take, at most 512 bytes a file
+    /// Memory that names, attributes and extents of its files may take: 512 bytes for a small file
     #[schema(value_type = Option<SizeText>)]
     pub memory: Option<Size>,
     /// Directories for the ciphertext, out of those the node allows; the first of them if absent

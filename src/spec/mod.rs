@@ -131,6 +131,9 @@ pub struct StoreSpec {
     pub backing: Vec<PathBuf>,
     /// Largest amount of data; `None` means what the backing has free.
     pub size: Option<ByteSize>,
+    /// Memory that names, attributes and everything else that is known of files may take; `None` means an eighth of what
+    /// there is.
+    pub memory: Option<ByteSize>,
     /// Cipher engine.
     pub engine: EngineChoice,
     /// Memory-lock policy.
@@ -269,8 +272,6 @@ pub struct RootSpec {
     pub owner: Option<(u32, u32)>,
     /// Permission bits; `None` means 0755.
     pub mode: Option<u32>,
-    /// Memory that names and attributes may take; `None` means a quarter of the machine's.
-    pub memory: Option<ByteSize>,
 }
 
 #[cfg(test)]

@@ -125,7 +125,11 @@ impl Content {
     }
 
     /// Turns a range into a hole (`FALLOC_FL_PUNCH_HOLE`); the size stays.
+    ///
+    /// # Errors
+    /// As for writing: a hole in the middle makes two extents of one.
     pub fn punch(&self, store: &Store, offset: u64, len: u64) -> Result<(), StoreError> {
+        store.check_metadata(Claim::Limit)?;
         let mut inner = self.inner.write();
         let end = offset.saturating_add(len);
         let (first, last) = whole_sectors(offset, end);
@@ -155,6 +159,7 @@ impl Content {
             self.copy_bytes(store, offset, source, source_offset, len)?;
             return Ok(len);
         }
+        store.check_metadata(Claim::Limit)?;
         let (head, whole) = (first * SECTOR_U64 - source_offset, (last - first) * SECTOR_U64);
         self.copy_bytes(store, offset, source, source_offset, head)?;
         self.share_sectors(store, (offset + head) / SECTOR_U64, source, first..last);
@@ -186,7 +191,7 @@ impl Content {
         let mut inner = self.inner.write();
         inner.size = 0;
         inner.sectors = 0;
-        let extents = inner.map.take_all();
+        let extents = inner.remap(store, ExtentMap::take_all);
         store.release(&extents);
         inner.drop_slot(store);
     }
@@ -384,7 +389,10 @@ impl Inner {
     ) -> Result<(), StoreError> {
         match old {
             Segment::Written(extent) if !extent.shared => store.write_extent(&extent, plain, cipher),
-            Segment::Reserved(reserved) => self.write_reserved(store, sector, reserved, plain, cipher),
+            Segment::Reserved(reserved) => {
+                store.check_metadata(claim)?;
+                self.write_reserved(store, sector, reserved, plain, cipher)
+            }
             _ => {
                 let slot = self.lease_slot(store, 1)?;
                 let placed = store.place(slot, plain, cipher, claim);
@@ -411,7 +419,7 @@ impl Inner {
         if written.is_ok() {
             store.keyring.retain(slot, extent.len);
             // The place stays charged and allocated: it only changes from reserved to written.
-            self.map.insert(sector, extent, &mut Vec::new());
+            self.remap(store, |map| map.insert(sector, extent, &mut Vec::new()));
         }
         store.keyring.release(slot, 1);
         written
@@ -455,20 +463,28 @@ impl Inner {
             sector += segment.len();
         }
         // Same places, so nothing is released: only the mark is new.
-        found.iter().for_each(|(at, extent)| self.map.insert(*at, *extent, &mut Vec::new()));
+        self.remap(store, |map| found.iter().for_each(|(at, extent)| map.insert(*at, *extent, &mut Vec::new())));
         found
+    }
+
+    /// Changes the map, and counts what it takes.
+    fn remap<T>(&mut self, store: &Store, change: impl FnOnce(&mut ExtentMap) -> T) -> T {
+        let before = self.map.memory();
+        let result = change(&mut self.map);
+        store.metadata.settle(before, self.map.memory());
+        result
     }
 
     fn map_at(&mut self, store: &Store, sector: u64, extent: Extent) {
         let mut removed = Vec::new();
-        self.map.insert(sector, extent, &mut removed);
+        self.remap(store, |map| map.insert(sector, extent, &mut removed));
         self.sectors += u64::from(extent.len);
         self.release(store, &removed);
     }
 
     fn unmap_keep_slot(&mut self, store: &Store, range: Range<u64>) {
         let mut removed = Vec::new();
-        self.map.remove(range, &mut removed);
+        self.remap(store, |map| map.remove(range, &mut removed));
         self.release(store, &removed);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::budget::EXTENT;
 use crate::crypt::SlotId;
 
 /// Sequence number of an extent that is reserved but was never written.
@@ -96,6 +97,14 @@ impl ExtentMap {
             Self::Empty => true,
             Self::One(..) => false,
             Self::Many(map) => map.is_empty(),
+        }
+    }
+
+    /// Bytes of memory it counts as; a single extent is part of its content.
+    pub fn memory(&self) -> u64 {
+        match self {
+            Self::Empty | Self::One(..) => 0,
+            Self::Many(map) => map.len() as u64 * EXTENT,
         }
     }
 

@@ -121,10 +121,15 @@ impl Headroom {
         self.real(disk).saturating_sub(self.sectors())
     }
 
-    /// How near the end is: of the limit, or of the disk, whose free sectors `disk` asks for.
-    pub fn pressure(&self, limit: u64, used: u64, disk: impl FnOnce() -> u64) -> Pressure {
+    /// How near the end is: of the limit, of the `extents` that can be known, or of the disk, whose free sectors `disk`
+    /// asks for.
+    pub fn pressure(&self, limit: u64, used: u64, extents: u64, disk: impl FnOnce() -> u64) -> Pressure {
         if self.sectors() == 0 {
             return Pressure::Ample;
+        }
+        // Where a write will go, nobody says: each sector may need an extent, in reserved space too.
+        if extents == 0 {
+            return Pressure::Overfull;
         }
         let disk = self.disk.read(disk);
         let on_disk = self.leave(disk).saturating_sub(DISK_MARGIN);
@@ -133,6 +138,7 @@ impl Headroom {
             let over = used.saturating_sub(limit).max(self.sectors().saturating_sub(self.real(disk)));
             return if over > self.sectors() / 2 { Pressure::Overfull } else { Pressure::Full };
         }
+        let free = free.min(extents);
         let near = self.near.load(Ordering::Relaxed);
         let near = if self.was_near.load(Ordering::Relaxed) { near + near / 2 } else { near };
         self.was_near.store(free < near, Ordering::Relaxed);
@@ -189,7 +195,7 @@ mod tests {
 
     #[test]
     fn without_headroom_there_is_no_pressure() {
-        assert_eq!(Headroom::default().pressure(10, 10, || 0), Pressure::Ample);
+        assert_eq!(Headroom::default().pressure(10, 10, u64::MAX, || 0), Pressure::Ample);
     }
 
     #[test]
@@ -204,18 +210,25 @@ mod tests {
             (1036 * MIB, Pressure::Full),
             (1037 * MIB, Pressure::Overfull),
         ] {
-            assert_eq!(headroom(true).pressure(1024 * MIB, used, || u64::MAX), expected, "{used}");
+            assert_eq!(headroom(true).pressure(1024 * MIB, used, u64::MAX, || u64::MAX), expected, "{used}");
         }
     }
 
     #[test]
     fn it_goes_further_away_than_it_came() {
         let headroom = headroom(true);
-        let at = |free: u64| headroom.pressure(1024 * MIB, (1024 - free) * MIB, || u64::MAX);
+        let at = |free: u64| headroom.pressure(1024 * MIB, (1024 - free) * MIB, u64::MAX, || u64::MAX);
         assert_eq!([60, 55, 60, 83, 84, 60].map(at), {
             use Pressure::{Ample, Near};
             [Ample, Near, Near, Near, Ample, Ample]
         });
+    }
+
+    #[test]
+    fn memory_counts_as_the_limit_does() {
+        for (extents, expected) in [(0, Pressure::Overfull), (1, Pressure::Near), (1024 * MIB, Pressure::Ample)] {
+            assert_eq!(headroom(true).pressure(1024 * MIB, 0, extents, || u64::MAX), expected, "{extents}");
+        }
     }
 
     #[test]
@@ -226,13 +239,17 @@ mod tests {
     #[test]
     fn the_disk_counts_as_the_limit_does_and_its_reserve_is_there_already() {
         for (disk, expected) in [(1000, Pressure::Ample), (50, Pressure::Near), (1, Pressure::Full)] {
-            assert_eq!(headroom(true).pressure(1024 * MIB, 0, || disk * MIB), expected, "{disk}");
+            assert_eq!(headroom(true).pressure(1024 * MIB, 0, u64::MAX, || disk * MIB), expected, "{disk}");
         }
         let bare = headroom(false);
-        assert_eq!(bare.pressure(1024 * MIB, 0, || 25 * MIB), Pressure::Full, "nothing is set aside");
+        assert_eq!(bare.pressure(1024 * MIB, 0, u64::MAX, || 25 * MIB), Pressure::Full, "nothing is set aside");
         let spent = headroom(true);
         spent.take(4 * MIB).expect("free");
-        assert_eq!(spent.pressure(1024 * MIB, 0, || 5 * MIB), Pressure::Full, "what is spent must be there anew");
+        assert_eq!(
+            spent.pressure(1024 * MIB, 0, u64::MAX, || 5 * MIB),
+            Pressure::Full,
+            "what is spent must be there anew"
+        );
         assert_eq!((spent.leave(5 * MIB), spent.leave(3 * MIB)), (MIB, 0));
     }
 

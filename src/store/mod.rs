@@ -3,9 +3,11 @@
 //! A [`Content`] is the bytes of one file; the [`Store`] is what all contents of a run share. Down from here:
 //! `content` cuts a byte range ([`range`]), finds or allocates sectors ([`extent`], [`alloc`], [`space`]), has the
 //! keyring encrypt them into a pooled buffer ([`buffer`]), and writes that to the backing. [`headroom`] is the space
-//! behind the limit, for data that somebody was told is written already.
+//! behind the limit, for data that somebody was told is written already; [`budget`] is the memory for what is known
+//! of files.
 
 mod alloc;
+mod budget;
 mod buffer;
 mod content;
 mod extent;
@@ -22,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::Serialize;
 
 use self::alloc::Run;
+pub use self::budget::Budget;
 use self::buffer::{BufferPool, CHUNK_SECTORS};
 pub use self::content::Content;
 use self::extent::Extent;
@@ -34,7 +37,7 @@ use crate::units::{SECTOR, SECTOR_U64};
 /// Why the store refused.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The size limit of the run or the disk below is full.
+    /// The size limit of the run or the disk below is full, or the memory for what is known of files.
     #[error("no space left in the encrypted store")]
     NoSpace,
     /// An earlier write of ciphertext failed: the store has latched and takes no more data.
@@ -88,6 +91,7 @@ pub struct Store {
     keyring: Keyring,
     space: Space,
     buffers: BufferPool,
+    metadata: Budget,
     latched: AtomicBool,
     counters: Counters,
 }
@@ -99,6 +103,7 @@ impl Store {
             keyring,
             space: Space::new(backing, limit / SECTOR_U64),
             buffers: BufferPool::default(),
+            metadata: Budget::default(),
             latched: AtomicBool::new(false),
             counters: Counters::default(),
         })
@@ -114,6 +119,11 @@ impl Store {
         self.space.available()
     }
 
+    /// Sectors of the disk that are nobody's; very many where it cannot tell.
+    pub fn disk_free(&self) -> u64 {
+        self.space.disk_free()
+    }
+
     /// Sets space aside behind the limit, on the disk too, for bytes that are accepted before they are written here: up to
     /// `early` of them while space is ample, up to `late` when it is not. Once, before the first write.
     /// [`Store::pressure`] then tells when to accept no more.
@@ -125,9 +135,14 @@ impl Store {
         self.space.set_headroom(early.div_ceil(SECTOR_U64), late.div_ceil(SECTOR_U64))
     }
 
-    /// How near the end of the space is.
+    /// How near the end is, of the space or of the memory for extents.
     pub fn pressure(&self) -> Pressure {
-        self.space.pressure()
+        self.space.pressure(self.metadata.extents())
+    }
+
+    /// The memory that is taken by what is known of files. Contents count in it by themselves.
+    pub fn metadata(&self) -> &Budget {
+        &self.metadata
     }
 
     /// The keys of the run.
@@ -161,6 +176,11 @@ impl Store {
         self.keyring.wipe();
     }
 
+    /// Refuses one more extent for somebody who learns of it, when the memory for them is taken.
+    fn check_metadata(&self, claim: Claim) -> Result<(), StoreError> {
+        if claim == Claim::Limit && self.metadata.extents() == 0 { Err(StoreError::NoSpace) } else { Ok(()) }
+    }
+
     /// Refuses when an earlier write failed.
     fn check_latch(&self) -> Result<(), StoreError> {
         if self.latched() { Err(StoreError::Latched) } else { Ok(()) }
@@ -172,6 +192,7 @@ impl Store {
     fn place(&self, slot: SlotId, plain: &[u8], cipher: &mut [u8], claim: Claim) -> Result<Extent, StoreError> {
         let wanted = (plain.len() / SECTOR).min(CHUNK_SECTORS) as u64;
         self.check_latch()?;
+        self.check_metadata(claim)?;
         if !self.space.charge(wanted, claim) {
             return Err(StoreError::NoSpace);
         }
@@ -201,6 +222,7 @@ impl Store {
     /// Charges and allocates space without data, on the disk too; perhaps less than `wanted` sectors.
     fn reserve(&self, wanted: u64) -> Result<Extent, StoreError> {
         self.check_latch()?;
+        self.check_metadata(Claim::Limit)?;
         let wanted = wanted.min(u64::from(u32::MAX));
         if !self.space.charge(wanted, Claim::Limit) {
             return Err(StoreError::NoSpace);

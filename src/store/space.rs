@@ -117,15 +117,19 @@ impl Space {
     /// Sectors that can still be written: what the limit leaves, or the disk if that is less.
     pub fn available(&self) -> u64 {
         let left = self.limit().saturating_sub(self.used());
-        self.inner.backing.available().map_or(left, |bytes| left.min(self.inner.headroom.leave(bytes / SECTOR_U64)))
+        left.min(self.inner.headroom.leave(self.disk_free()))
+    }
+
+    /// Sectors of the disk that are nobody's; very many where it cannot tell.
+    pub fn disk_free(&self) -> u64 {
+        self.inner.backing.available().map_or(u64::MAX, |bytes| bytes / SECTOR_U64)
     }
 
     /// Sets `late` sectors and some more aside, behind the limit and on the disk, for accepted data; `early` sectors may
     /// be accepted before the end is near.
     pub fn set_headroom(&self, early: u64, late: u64) -> io::Result<()> {
         const ARENA: u16 = 0;
-        let disk = self.inner.backing.available().map_or(u64::MAX, |bytes| bytes / SECTOR_U64);
-        let sectors = self.inner.headroom.set(early, late, self.available(), disk);
+        let sectors = self.inner.headroom.set(early, late, self.available(), self.disk_free());
         let Some((_, run)) = self.allocate(Site::Arena(ARENA), sectors) else { return Ok(()) };
         let kept = self.inner.backing.set_aside(u32::from(ARENA), run.block * SECTOR_U64, run.len * SECTOR_U64);
         match &kept {
@@ -135,10 +139,9 @@ impl Space {
         kept
     }
 
-    /// How near the end of the space is.
-    pub fn pressure(&self) -> Pressure {
-        let disk = || self.inner.backing.available().map_or(u64::MAX, |bytes| bytes / SECTOR_U64);
-        self.inner.headroom.pressure(self.limit(), self.used(), disk)
+    /// How near the end is; `extents` is how many more can be known.
+    pub fn pressure(&self, extents: u64) -> Pressure {
+        self.inner.headroom.pressure(self.limit(), self.used(), extents, || self.disk_free())
     }
 
     /// Where to take sectors from, in order.

@@ -4,6 +4,7 @@ pub mod acl;
 pub mod address;
 pub mod beneath;
 pub mod capability;
+pub mod cgroup;
 pub mod clock;
 pub mod environment;
 pub mod memory;

@@ -1,7 +1,7 @@
 //! Processes: fork without exec, and what a child must give back between fork and exec.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -63,6 +63,15 @@ pub struct Credentials {
 /// The credentials of a process or thread, numbered as in this `/proc`; `None` if it cannot be seen.
 pub fn credentials(process: u32) -> Option<Credentials> {
     parse_credentials(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?)
+}
+
+/// Has the kernel count this process, and all it starts, as any other when memory runs out, if it was to be spared
+/// (proc_pid_oom_score_adj(5)).
+pub fn give_up_oom_protection() -> io::Result<()> {
+    const KNOB: &str = "/proc/self/oom_score_adj";
+    let adjusted: i32 = std::fs::read_to_string(KNOB)?.trim().parse().map_err(io::Error::other)?;
+    // Opened without O_CREAT.
+    if adjusted < 0 { std::fs::OpenOptions::new().write(true).open(KNOB)?.write_all(b"0") } else { Ok(()) }
 }
 
 fn parse_credentials(status: &str) -> Option<Credentials> {

@@ -38,7 +38,7 @@ impl Site {
     fn new() -> Self {
         let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).unwrap();
         let store = Store::new(Box::new(MemoryBacking::new(2)), keyring, 1 << 30);
-        let options = ScratchOptions { max_inodes: 1000, uid: 0, gid: 0, mode: 0o755 };
+        let options = ScratchOptions { memory: 1 << 24, uid: 0, gid: 0, mode: 0o755 };
         Self { double: Double::start(World::default()), scratch: Arc::new(Scratch::new(store, options)) }
     }
 

@@ -24,7 +24,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// What to mount.
 pub struct Setup {
     pub size: u64,
-    pub inodes: u64,
+    /// Bytes of memory for what is known of files.
+    pub memory: u64,
     pub options: MountOptions,
     pub backing: Option<Box<dyn Backing>>,
 }
@@ -32,7 +33,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let options = MountOptions { allow_other: true, ..MountOptions::default() };
-        Self { size: 4 << 30, inodes: 1 << 20, options, backing: None }
+        Self { size: 4 << 30, memory: 1 << 30, options, backing: None }
     }
 }
 
@@ -60,7 +61,7 @@ pub fn mount_options(options: &[&str]) -> Option<Mounted> {
 pub fn mount_with(setup: Setup) -> Option<Mounted> {
     let base = directory();
     fs::create_dir(base.path().join("mnt")).expect("a mountpoint");
-    let (scratch, store) = scratch(base.path(), setup.backing, setup.size, setup.inodes);
+    let (scratch, store) = scratch(base.path(), setup.backing, setup.size, setup.memory);
     let mount = start(scratch.clone(), &base.path().join("mnt"), &setup.options)?;
     Some(Mounted { mount: Some(mount), scratch, store, base })
 }
@@ -78,11 +79,11 @@ pub fn start(scratch: Arc<Scratch>, path: &Path, options: &MountOptions) -> Opti
 }
 
 /// An empty scratch with its ciphertext in nameless files in `dir`, unless a backing is given.
-pub fn scratch(dir: &Path, backing: Option<Box<dyn Backing>>, size: u64, inodes: u64) -> (Arc<Scratch>, Arc<Store>) {
+pub fn scratch(dir: &Path, backing: Option<Box<dyn Backing>>, size: u64, memory: u64) -> (Arc<Scratch>, Arc<Store>) {
     let backing = backing.unwrap_or_else(|| Box::new(AnonBacking::open(&[dir.to_owned()]).expect("arenas")));
     let keyring = Keyring::new(engine(), MemoryLock::Try).expect("keys");
     let store = Store::new(backing, keyring, size);
-    let root = ScratchOptions { max_inodes: inodes, uid: 0, gid: 0, mode: 0o755 };
+    let root = ScratchOptions { memory, uid: 0, gid: 0, mode: 0o755 };
     (Arc::new(Scratch::new(store.clone(), root)), store)
 }
 

@@ -92,6 +92,39 @@ fn a_full_scratch_still_lets_small_things_happen() {
     assert_eq!(scratch.scratch.loss_totals(), LossTotals::default(), "what was cut is forgotten");
 }
 
+/// A file that is written in pieces takes memory for each: that ends at write(2), too.
+// promise: S-34
+#[test]
+fn a_writer_hears_of_the_end_of_memory_at_write_and_all_that_was_accepted_is_there() {
+    let Some(scratch) = mount_with(Setup { memory: 1 << 20, ..Setup::default() }) else { return };
+    fs::write(scratch.path("old"), pattern(1, MIB)).expect("room");
+    let create =
+        |name| OpenOptions::new().read(true).write(true).create_new(true).open(scratch.path(name)).expect("room");
+    let (file, reserved) = (create("f"), create("reserved"));
+    nix::fcntl::fallocate(&reserved, nix::fcntl::FallocateFlags::empty(), 0, 1 << 30).expect("room");
+    for (round, file) in [&file, &reserved].into_iter().enumerate() {
+        let piece = pattern(round as u64, 4096);
+        let refused = (0..100_000).find_map(|n| file.write_all_at(&piece, n * 8192).err().map(|error| (n, error)));
+        let used = scratch.store.metadata().used();
+        let (accepted, error) = refused.unwrap_or_else(|| panic!("file {round} does not end: {used} bytes of memory"));
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        file.sync_all().expect("nothing failed later");
+        forget_cached(file);
+        let mut read = vec![0; 4096];
+        for n in 0..accepted {
+            file.read_exact_at(&mut read, n * 8192).expect("readable");
+            assert!(read == piece, "piece {n} of {accepted}");
+        }
+    }
+    nothing_lost(&scratch);
+    let used = scratch.store.metadata().used();
+    assert!(used < 8 << 20, "{used} bytes");
+    assert!(holds(&scratch.path("old"), 1, MIB));
+    file.set_len(0).expect("truncation is room");
+    fs::write(scratch.path("again"), pattern(2, MIB)).expect("room");
+    assert!(holds(&scratch.path("again"), 2, MIB));
+}
+
 /// Small files stop too: making them is refused once half of the headroom is gone.
 // promise: S-100
 #[test]

@@ -28,7 +28,7 @@ impl InProcess {
     pub fn new(uid: u32, gid: u32, compare_ctime: bool) -> Self {
         let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).unwrap();
         let store = Store::new(Box::new(MemoryBacking::new(2)), keyring, 1 << 26);
-        let options = ScratchOptions { max_inodes: 10_000, uid, gid, mode: 0o755 };
+        let options = ScratchOptions { memory: 1 << 24, uid, gid, mode: 0o755 };
         let fs = Scratch::new(store.clone(), options);
         Self { fs, store, caller: Caller { uid, gid, umask: 0o022 }, compare_ctime, open: Vec::new() }
     }

@@ -12,7 +12,7 @@ const RUNS: usize = 200;
 #[test]
 fn two_hundred_runs_are_made_and_ended_at_the_same_time() {
     require_host!();
-    let mut node = Node::start("[limits]\nruns = 200");
+    let mut node = Node::start("[limits]\nruns = 200\nmemory = \"16G\"");
     let one = node.fresh_id();
     let (create, end) =
         (time(|| drop(node.create(&one))), time(|| drop(node.must("DELETE", &format!("/v1/runs/{one}"), ""))));

@@ -139,6 +139,70 @@ fn memory_limits_how_many_files_there_may_be() {
     node.must("DELETE", &format!("/v1/runs/{id}"), "");
 }
 
+/// What a user can put into memory beyond files: attributes of the largest size, on as many files as there may be.
+const ATTRIBUTES: &str = "
+import errno, os, sys
+os.chdir(sys.argv[1])
+try:
+    for file in range(10000):
+        open(str(file), 'w').close()
+        for attribute in range(15):
+            os.setxattr(str(file), f'user.{attribute}', b'x' * 65000)
+except OSError as error:
+    sys.exit(error.errno != errno.ENOSPC)
+sys.exit('never refused')
+";
+
+// promise: S-34
+#[test]
+fn attributes_take_no_more_than_the_memory_of_the_run() {
+    require_host!();
+    let node = Node::start("");
+    let id = node.fresh_id();
+    let body = format!("{{\"id\": \"{id}\", \"memory\": \"1M\", \"owner\": {{\"uid\": {ALICE}, \"gid\": {ALICE}}}}}");
+    let run = node.must("POST", "/v1/runs", &body);
+    let sealed = run["sealed"].as_i64().expect("a process");
+    let before = resident(sealed);
+    let attack = Command::new("setpriv")
+        .args([
+            &format!("--reuid={ALICE}"),
+            &format!("--regid={ALICE}"),
+            "--clear-groups",
+            "/usr/bin/python3",
+            "-c",
+            ATTRIBUTES,
+        ])
+        .arg(node.root().join(&id))
+        .output()
+        .expect("setpriv starts");
+    assert!(attack.status.success(), "{}", String::from_utf8_lossy(&attack.stderr));
+    let grown = resident(sealed).saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more");
+    node.must("DELETE", &format!("/v1/runs/{id}"), "");
+}
+
+#[test]
+fn when_memory_runs_out_only_the_daemon_is_spared() {
+    require_host!();
+    let node = Node::start("");
+    if let Err(error) = fs::write(format!("/proc/{}/oom_score_adj", node.pid()), "-900") {
+        return println!("SKIP: oom_score_adj cannot be lowered: {error}");
+    }
+    let id = node.fresh_id();
+    let run = node.create(&id);
+    for member in ["supervisor", "sealed"].map(|member| run[member].as_i64().expect("a process")) {
+        let score = fs::read_to_string(format!("/proc/{member}/oom_score_adj")).expect("it lives");
+        assert_eq!(score.trim(), "0");
+    }
+    node.must("DELETE", &format!("/v1/runs/{id}"), "");
+}
+
+/// Resident bytes of a process.
+fn resident(process: i64) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/statm")).expect("it lives");
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number") * 4096
+}
+
 #[test]
 fn mountpoints_stay_below_the_roots() {
     require_host!();

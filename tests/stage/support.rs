@@ -110,7 +110,7 @@ impl Place {
         let backing = FaultyBacking::new(MemoryBacking::new(2), Arc::clone(&fault));
         let keyring = Keyring::new(EngineChoice::Auto, MemoryLock::Try).unwrap();
         let store = Store::new(Box::new(backing), keyring, limit);
-        let options = ScratchOptions { max_inodes: 1_000_000, uid: 0, gid: 0, mode: 0o755 };
+        let options = ScratchOptions { memory: 1 << 30, uid: 0, gid: 0, mode: 0o755 };
         let scratch = Arc::new(Scratch::new(Arc::clone(&store), options));
         Self { dir, scratch, store, fault }
     }
