@@ -35,6 +35,7 @@ use crate::preflight::{self, Check};
 use crate::s3::{Cloud, Credentials};
 use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED, TmpPolicy};
 use crate::stage::{self, Stager, Totals, View};
+use crate::sys::memory;
 use crate::sys::path::shown;
 use crate::sys::process::Standing;
 use crate::units::ByteSize;
@@ -131,6 +132,10 @@ impl Run {
     async fn phases(&mut self) -> Result<(Outcome, u8), RunError> {
         // Before there are credentials in this process.
         let memory_locked = lock_memory(self.spec.store.memory_lock)?;
+        if self.spec.aws.run_key.is_some() {
+            // The data key passes through buffers of libraries, as base 64.
+            memory::wipe_freed();
+        }
         let Ready { cleared, room, cloud } = self.preflight().await?;
         let run_key = cleared.run_key().map(str::to_owned);
         self.cloud = cloud;

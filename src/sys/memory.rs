@@ -1,13 +1,14 @@
 //! Memory for secrets: pages outside swap, core dumps and child processes; locking of the whole process.
 #![allow(unsafe_code)]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::mman::{self, MapFlags, MlockAllFlags, MmapAdvise, ProtFlags};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -32,6 +33,59 @@ impl Protection {
             Self::MemfdSecret => "memfd_secret",
             Self::Locked => "mlock",
             Self::Unlocked => "unlocked",
+        }
+    }
+}
+
+/// Whether [`Allocator`] overwrites what is given back to it.
+static WIPES: AtomicBool = AtomicBool::new(false);
+
+/// From now on the buffers of this process are overwritten when they are freed, those of libraries too. Costs a pass over
+/// each. Needs [`Allocator`].
+pub fn wipe_freed() {
+    WIPES.store(true, Ordering::Relaxed);
+}
+
+/// The allocator of the system, which [`wipe_freed`] makes overwrite what is freed.
+pub struct Allocator;
+
+// SAFETY: memory comes from the system's allocator and goes back to it with the layout it was made with.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller vouches for the layout.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller vouches for the layout.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        if WIPES.load(Ordering::Relaxed) {
+            // SAFETY: the block is `layout.size()` bytes long, and the caller gives it up.
+            unsafe { memory.write_bytes(0, layout.size()) };
+            // The compiler must not take the stores for dead because the block is freed.
+            std::hint::black_box(memory);
+        }
+        // SAFETY: the caller vouches that the block is one of this allocator, made with this layout.
+        unsafe { System.dealloc(memory, layout) };
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !WIPES.load(Ordering::Relaxed) {
+            // SAFETY: the caller vouches for block, layout and size.
+            return unsafe { System.realloc(memory, layout, size) };
+        }
+        // SAFETY: the caller vouches that the size is not zero and does not overflow when rounded up to the alignment; the
+        // new block is as long as what is copied, and another one.
+        unsafe {
+            let moved = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(memory, layout.size().min(size));
+                self.dealloc(memory, layout);
+            }
+            moved
         }
     }
 }

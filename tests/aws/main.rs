@@ -8,8 +8,11 @@ mod aws_double;
 mod bench;
 mod cases;
 mod fixture;
+mod keys;
 mod ministack;
 mod preflight;
 mod runs;
 mod sdk;
 mod stage;
+#[path = "../secrecy/tap.rs"]
+mod tap;
