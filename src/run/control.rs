@@ -333,8 +333,8 @@ async fn answer(
     };
     let mut line = serde_json::to_vec(&reply).expect("replies hold strings, numbers and JSON values only");
     line.push(b'\n');
-    // A client that is gone needs no answer.
-    let _ = stream.write_all(&line).await;
+    // A client that is gone needs no answer, and one that does not read must not hold the end up.
+    let _ = tokio::time::timeout(REQUEST_TIME, stream.write_all(&line)).await;
 }
 
 async fn pass_on(request: Request, orders: &mpsc::UnboundedSender<Order>) -> Reply {

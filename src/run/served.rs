@@ -19,7 +19,7 @@ use super::control::{Reply, Request, ResumeOrder};
 use super::error::{RunError, system};
 use super::message::{self, Voice};
 use super::report::{Kind, Report};
-use super::state::{self, Record};
+use super::state::{self, Record, StateError};
 use super::{END_TIME, STATUS_TIME, accepted, mount};
 use crate::s3::Credentials;
 use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
@@ -115,13 +115,23 @@ pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
     // The service may be spared when memory runs out; what works for its users is not.
     process::give_up_oom_protection().map_err(system("/proc/self/oom_score_adj"))?;
     let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
-    let result = mount(order.into_spec(), credentials, Voice::Quiet);
+    let result = mount(order.into_spec(), credentials, Voice::Quiet).map_err(discreet);
     if let Err(RunError::Preflight(report)) = &result
         && let Ok(findings) = json::to_vec(&report.findings)
     {
         message::pass_on(format_args!("{FINDINGS}{}", String::from_utf8_lossy(&findings)));
     }
     result
+}
+
+/// The same without what is the business of another user of the service.
+fn discreet(error: RunError) -> RunError {
+    match error {
+        RunError::State(StateError::OutputInUse { output, .. }) => {
+            RunError::State(StateError::OutputInUse { run: None, output })
+        }
+        error => error,
+    }
 }
 
 fn read_order(from: &mut impl Read) -> io::Result<(MountOrder, Option<Credentials>)> {

@@ -2,8 +2,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
@@ -12,16 +13,23 @@ use super::place;
 use super::report::{Kind, Report};
 use crate::fuse;
 use crate::spec::{Location, RunId};
+use crate::sys::lock::{self, Holder};
 use crate::sys::path;
 use crate::sys::process::ProcessStat;
 
+/// Directory of the states of all runs, among what else there is in the base: sockets and files of a service, the place
+/// of scratches. No name of a run can be that of anything but a state.
+const RUNS: &str = "@runs";
 const LOCK: &str = "lock";
 const RECORD: &str = "state.json";
 const SOCKET: &str = "control.sock";
 /// Where the run publishes to, as [`place()`] writes it.
 const OUTPUT: &str = "output";
-/// No run id: `@` is not allowed in one.
-const BASE_LOCK: &str = "@lock";
+/// The lock of all states, beside them. No run id: `@` is not allowed in one.
+const COMMON_LOCK: &str = "@lock";
+/// How long that may be kept from this process. Under it directories are made and removed, and dead mounts are looked at
+/// for two seconds each.
+const LOCK_TIME: Duration = Duration::from_secs(30);
 
 /// Why the state of a run cannot be kept or found.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +41,20 @@ pub enum StateError {
     #[error("no run `{0}` is alive here; `runseal status` lists the runs")]
     Unknown(String),
     /// A live run of this user publishes to the same output.
-    #[error(
-        "run {run} publishes to {output} too; wait for its end (`runseal status {run}`), or choose another --output"
-    )]
+    #[error("{} publishes to {output} too; wait for its end, or choose another --output", which(run))]
     OutputInUse {
-        /// The other run.
-        run: String,
+        /// The other run, unless it may be somebody else's business.
+        run: Option<String>,
         /// The output.
         output: String,
+    },
+    /// Somebody keeps the lock of all states.
+    #[error("{path} has been locked for {} seconds{}; see what that process does, and end it if it hangs", LOCK_TIME.as_secs(), by(holder))]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// Who has it, if that is known.
+        holder: Option<Holder>,
     },
     /// Somebody else could have put things into the state directory.
     #[error("{path} is not a directory of yours alone; remove it, or set XDG_RUNTIME_DIR")]
@@ -160,12 +174,15 @@ impl State {
     pub fn create(run_id: &RunId, output: Option<&Location>) -> Result<Self, StateError> {
         let base = base()?;
         let _guard = lock_base(&base)?;
-        let dir = base.join(run_id.as_str());
-        match if dir.exists() { settle(&dir)? } else { Remains::Nothing } {
-            Remains::Held => return Err(StateError::InUse(run_id.clone())),
-            // Its mount stays dead until somebody takes it away, or mounts there.
-            Remains::DeadMount(_) => remove(&dir)?,
-            Remains::Nothing => {}
+        let dir = base.join(RUNS).join(run_id.as_str());
+        let found = whereabouts(&base, run_id);
+        if found.exists() {
+            match settle(&found)? {
+                Remains::Held => return Err(StateError::InUse(run_id.clone())),
+                // Its mount stays dead until somebody takes it away, or mounts there.
+                Remains::DeadMount(_) => remove(&found)?,
+                Remains::Nothing => {}
+            }
         }
         if let Some(output) = output {
             refuse_taken(&base, output, run_id.as_str())?;
@@ -173,7 +190,8 @@ impl State {
         make_dir(&dir, 0o700)?;
         let path = dir.join(LOCK);
         let lock = open_lock(&path)?;
-        lock.lock().map_err(system("locking", &path))?;
+        // Nobody else has seen it yet.
+        lock.try_lock().map_err(|error| system("locking", &path)(error.into()))?;
         let state = Self { dir, owned: true, _lock: lock };
         if let Some(output) = output {
             state.publishes_to(output)?;
@@ -189,7 +207,7 @@ impl State {
 
     /// The directory with the state of all runs.
     pub fn base(&self) -> &Path {
-        self.dir.parent().expect("a state directory is below its base")
+        self.dir.parent().and_then(Path::parent).expect("a state directory is below its base")
     }
 
     /// Where the control socket goes.
@@ -238,11 +256,7 @@ pub fn survey() -> Result<Survey, StateError> {
     let base = base()?;
     let _guard = lock_base(&base)?;
     let mut found = Survey::default();
-    for entry in fs::read_dir(&base).map_err(system("reading", &base))? {
-        let dir = entry.map_err(system("reading", &base))?.path();
-        if !dir.is_dir() || place::is_place(&dir) {
-            continue;
-        }
+    for dir in states(&base)? {
         match settle(&dir) {
             Ok(Remains::Held) => found.live.extend(read_record(&dir)),
             Ok(Remains::DeadMount(record)) => found.dead.push(record),
@@ -261,7 +275,7 @@ pub fn survey() -> Result<Survey, StateError> {
 pub fn find(name: &str) -> Result<(Record, PathBuf), StateError> {
     let found = survey()?.live.into_iter().find(|record| record.is_called(name));
     let record = found.ok_or_else(|| StateError::Unknown(name.to_owned()))?;
-    let socket = base()?.join(record.run_id.as_str()).join(SOCKET);
+    let socket = whereabouts(&base()?, &record.run_id).join(SOCKET);
     Ok((record, socket))
 }
 
@@ -269,7 +283,7 @@ pub fn find(name: &str) -> Result<(Record, PathBuf), StateError> {
 pub fn find_by_id(id: &RunId) -> Result<(Record, PathBuf), StateError> {
     let base = base()?;
     let _guard = lock_base(&base)?;
-    let dir = base.join(id.as_str());
+    let dir = whereabouts(&base, id);
     let record = read_record(&dir).filter(|_| is_held(&dir));
     let record = record.ok_or_else(|| StateError::Unknown(id.to_string()))?;
     Ok((record, dir.join(SOCKET)))
@@ -284,10 +298,10 @@ pub fn check_output(output: &Location, run: &str) -> Result<(), StateError> {
 
 fn refuse_taken(base: &Path, output: &Location, run: &str) -> Result<(), StateError> {
     let place = place(output);
-    for entry in fs::read_dir(base).map_err(system("reading", base))?.filter_map(Result::ok) {
-        let (name, dir) = (entry.file_name(), entry.path());
+    for dir in states(base)? {
+        let name = dir.file_name().unwrap_or_default();
         if name != run && is_held(&dir) && fs::read(dir.join(OUTPUT)).is_ok_and(|other| other == place) {
-            let run = name.to_string_lossy().into_owned();
+            let run = Some(name.to_string_lossy().into_owned());
             return Err(StateError::OutputInUse { run, output: output.to_string() });
         }
     }
@@ -314,7 +328,7 @@ fn place(output: &Location) -> Vec<u8> {
 pub fn clean(id: &RunId) -> Result<(), StateError> {
     let base = base()?;
     let _guard = lock_base(&base)?;
-    let dir = base.join(id.as_str());
+    let dir = whereabouts(&base, id);
     if dir.exists()
         && let Remains::DeadMount(record) = settle(&dir)?
     {
@@ -340,11 +354,44 @@ fn base() -> Result<PathBuf, StateError> {
         None => (PathBuf::from(format!("/tmp/runseal-{uid}")), 0o700),
     };
     let base = place::innermost(base).map_err(system("looking for mounts at", Path::new("/")))?;
-    match make_dir(&base, mode) {
-        Err(StateError::System { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made?,
+    for (path, mode) in [(base.clone(), mode), (base.join(RUNS), 0o700)] {
+        match make_dir(&path, mode) {
+            Err(StateError::System { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
     }
-    if is_own(&base, uid) { Ok(base) } else { Err(StateError::Untrusted { path: base }) }
+    for path in [base.clone(), base.join(RUNS)] {
+        if !is_own(&path, uid) {
+            return Err(StateError::Untrusted { path });
+        }
+    }
+    close_former_lock(&base).map_err(system("closing to others", &base.join(COMMON_LOCK)))?;
+    Ok(base)
+}
+
+/// Where the state of a run is, if it has one: versions before had it in the base.
+fn whereabouts(base: &Path, id: &RunId) -> PathBuf {
+    let (place, former) = (base.join(RUNS).join(id.as_str()), base.join(id.as_str()));
+    if !place.exists() && is_former(&former) { former } else { place }
+}
+
+/// Whether a directory in the base is the state of a run of a version before: no other has a lock of its own.
+fn is_former(dir: &Path) -> bool {
+    let is_directory = dir.symlink_metadata().is_ok_and(|found| found.is_dir());
+    is_directory && !place::is_place(dir) && dir.join(LOCK).symlink_metadata().is_ok_and(|lock| lock.is_file())
+}
+
+/// The directories of all states.
+fn states(base: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let list = |directory: &Path| -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+    };
+    let runs = base.join(RUNS);
+    let mut states = list(&runs).map_err(system("reading", &runs))?;
+    states.retain(|dir| dir.is_dir());
+    let former = list(base).map_err(system("reading", base))?;
+    states.extend(former.into_iter().filter(|dir| is_former(dir)));
+    Ok(states)
 }
 
 fn is_own(dir: &Path, uid: Uid) -> bool {
@@ -352,11 +399,39 @@ fn is_own(dir: &Path, uid: Uid) -> bool {
 }
 
 /// Held while directories come and go, so that a directory is never seen between its creation and its lock.
+///
+/// To lock a file it is enough to be able to read it. So this one is for its owner only, in a directory that nobody else
+/// can enter.
 fn lock_base(base: &Path) -> Result<File, StateError> {
-    let path = base.join(BASE_LOCK);
-    let lock = open_lock(&path)?;
-    lock.lock().map_err(system("locking", &path))?;
-    Ok(lock)
+    lock_within(base, LOCK_TIME)
+}
+
+fn lock_within(base: &Path, patience: Duration) -> Result<File, StateError> {
+    let path = base.join(RUNS).join(COMMON_LOCK);
+    let file = open_lock(&path)?;
+    match lock::take(&file, patience).map_err(system("locking", &path))? {
+        true => Ok(file),
+        false => Err(StateError::Locked { holder: Holder::of(&file), path }),
+    }
+}
+
+/// Versions before have their lock in the base, where everybody could open it.
+fn close_former_lock(base: &Path) -> io::Result<()> {
+    let path = base.join(COMMON_LOCK);
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() && found.mode() & 0o077 != 0 => {
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o600))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn which(run: &Option<String>) -> String {
+    run.as_ref().map_or("another run".to_owned(), |run| format!("run {run} (`runseal status {run}`)"))
+}
+
+fn by(holder: &Option<Holder>) -> String {
+    holder.as_ref().map(|holder| format!(" by {holder}")).unwrap_or_default()
 }
 
 /// What there is of a run.
@@ -423,11 +498,13 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 fn make_dir(path: &Path, mode: u32) -> Result<(), StateError> {
     DirBuilder::new().mode(mode).create(path).map_err(system("creating", path))?;
     // The umask of the caller must not take the run's own rights away.
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).map_err(system("creating", path))
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(system("creating", path))
 }
 
 fn open_lock(path: &Path) -> Result<File, StateError> {
-    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(system("opening", path))
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path).map_err(system("opening", path))
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -441,4 +518,52 @@ fn remedy(error: &io::Error) -> &'static str {
 /// For `map_err`: a failed system call, with what it was for.
 pub fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     move |source| StateError::System { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> tempfile::TempDir {
+        let base = tempfile::tempdir().expect("tempdir");
+        make_dir(&base.path().join(RUNS), 0o700).expect("made");
+        base
+    }
+
+    // promise: T-61
+    #[test]
+    fn who_keeps_the_lock_of_all_states_is_named() {
+        let base = base();
+        let patience = Duration::from_millis(20);
+        let held = lock_within(base.path(), patience).expect("free");
+        assert_eq!(held.metadata().expect("open").mode() & 0o777, 0o600);
+        let error = lock_within(base.path(), patience).expect_err("held").to_string();
+        assert!(
+            error.contains(&format!("process {} (", std::process::id())) && error.contains("@runs/@lock"),
+            "{error}"
+        );
+    }
+
+    // promise: T-62
+    #[test]
+    fn states_of_a_version_before_are_found_and_nothing_else_is() {
+        let base = base();
+        let base = base.path();
+        let id: RunId = "run".parse().expect("an id");
+        assert_eq!(whereabouts(base, &id), base.join("@runs/run"), "where it would be");
+        for name in ["run", "mnt", "empty", "serve.sock.1"] {
+            fs::create_dir(base.join(name)).expect("made");
+        }
+        fs::write(base.join("serve.volumes.json"), "{}").expect("written");
+        fs::write(base.join("run/lock"), "").expect("written");
+        fs::write(base.join("mnt/lock"), "").expect("written");
+        fs::write(base.join("@runs/@lock"), "").expect("written");
+        fs::create_dir(base.join("@runs/new")).expect("made");
+        let mut found = states(base).expect("readable");
+        found.sort();
+        assert_eq!(found, [base.join("@runs/new"), base.join("run")]);
+        assert_eq!(whereabouts(base, &id), base.join("run"));
+        fs::create_dir(base.join("@runs/run")).expect("made");
+        assert_eq!(whereabouts(base, &id), base.join("@runs/run"));
+    }
 }

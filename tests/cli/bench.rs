@@ -123,7 +123,7 @@ pub fn phase(id: &str) -> Option<String> {
 
 /// Directory with the state of a run of root.
 pub fn state_dir(id: &str) -> PathBuf {
-    Path::new("/run/runseal").join(id)
+    Path::new("/run/runseal/@runs").join(id)
 }
 
 /// Whether anything is mounted below `path`, as this process sees it.

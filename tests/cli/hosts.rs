@@ -91,7 +91,7 @@ fn a_user_without_rights_can_run() {
     assert!(said.out.contains("CapPrm:\t0000000000000000") && said.out.contains("CapEff:\t0000000000000000"));
     assert!(said.out.contains("NoNewPrivs:\t1") && said.out.contains(" 65534 65534 ") && said.out.contains("stays"));
     assert_eq!(fs::read_to_string(output.join("x")).expect("published"), "mine\n");
-    assert_eq!(fs::read_dir(home.path("runtime/runseal")).expect("readable").count(), 1, "only @lock is left");
+    assert_eq!(fs::read_dir(home.path("runtime/runseal")).expect("readable").count(), 1, "only @runs is left");
 }
 
 #[test]

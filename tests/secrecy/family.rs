@@ -83,7 +83,7 @@ impl Family {
 
     /// Directory with the state of the run.
     pub fn state(&self) -> PathBuf {
-        Path::new("/run/runseal").join(&self.id)
+        Path::new("/run/runseal/@runs").join(&self.id)
     }
 
     fn child(&mut self) -> &mut Child {
