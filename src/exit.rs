@@ -85,6 +85,7 @@ pub fn serve(error: &ServeError) -> u8 {
         ServeError::Config(_) | ServeError::Root(_) => CONFIGURATION,
         ServeError::NotRoot => NO_PERMISSION,
         ServeError::Socket { .. } => CANNOT_CREATE,
+        ServeError::Unseen(_) => UNAVAILABLE,
         ServeError::Adopt(_) | ServeError::System { .. } => SYSTEM,
     }
 }

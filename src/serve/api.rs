@@ -203,8 +203,8 @@ async fn resume(
 
 /// Whether the node can take runs
 #[utoipa::path(get, path = "/v1/health", responses((status = 200, body = Health)))]
-async fn check(State(node): Shared) -> Json<Health> {
-    Json(health::examine(&node).await)
+async fn check(State(node): Shared, Extension(caller): Extension<Caller>) -> Json<Health> {
+    Json(health::examine(&node, caller).await)
 }
 
 /// This description

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, geteuid};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
@@ -31,6 +32,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// The error.
         source: io::Error,
+    },
+    /// Somebody else could have written it.
+    #[error("{}: {problem}", shown(.path))]
+    Untrusted {
+        /// The file.
+        path: PathBuf,
+        /// Who may change what, and what to do.
+        problem: String,
     },
     /// It is no TOML, or a key or value is unknown; the text names the line.
     #[error("{}: {text}", shown(.path))]
@@ -218,7 +227,12 @@ impl Default for Docker {
 impl Config {
     /// Reads the file and checks everything in it that can be checked.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+        let mut file = fs::File::open(path).map_err(failed)?;
+        let untrusted = |problem| ConfigError::Untrusted { path: path.to_owned(), problem };
+        trust(path, &file.metadata().map_err(failed)?).map_err(untrusted)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed)?;
         Self::parse(path, &text)
     }
 
@@ -257,6 +271,13 @@ impl Config {
                 let problem = format!("{} is not a directory; create it on a local disk", shown(path));
                 return Err(wrong(directory.span(), "mounts.backing")(problem));
             }
+            if path.metadata().is_ok_and(|found| found.mode() & 0o1002 == 0o002) {
+                let problem = format!(
+                    "{0}: everybody may write there, and without the sticky bit take away what is not theirs: chmod +t {0}",
+                    shown(path)
+                );
+                return Err(wrong(directory.span(), "mounts.backing")(problem));
+            }
         }
         Ok(())
     }
@@ -271,10 +292,40 @@ impl Config {
         self.mounts.roots.iter().map(|root| root.get_ref().as_path())
     }
 
+    /// Directories below which anything is mounted.
+    pub fn mounted_below(&self) -> impl Iterator<Item = &Path> {
+        self.roots().chain(self.docker.enabled.then(|| self.docker.root.get_ref().as_path()))
+    }
+
     /// Directories that may take ciphertext; never empty.
     pub fn backing(&self) -> impl Iterator<Item = &Path> {
         self.mounts.backing.iter().map(|directory| directory.get_ref().as_path())
     }
+}
+
+/// Who may change the file, or put another in its place, has the rights of the service.
+fn trust(path: &Path, found: &fs::Metadata) -> Result<(), String> {
+    if may_be_changed(found) {
+        return Err("others may change it; let it belong to root, mode 0644".to_owned());
+    }
+    // What is no file by name (a pipe) has nobody above it.
+    let real = fs::canonicalize(path).unwrap_or_default();
+    for above in real.ancestors().skip(1) {
+        let sticky = |found: &fs::Metadata| found.mode() & 0o1000 != 0 && is_ours(found);
+        if above.metadata().is_ok_and(|found| may_be_changed(&found) && !sticky(&found)) {
+            let problem = "others may change it, and so replace the configuration; let it belong to root, mode 0755";
+            return Err(format!("{}: {problem}", shown(above)));
+        }
+    }
+    Ok(())
+}
+
+fn may_be_changed(found: &fs::Metadata) -> bool {
+    !is_ours(found) || found.mode() & 0o002 != 0 || found.mode() & 0o020 != 0 && found.gid() != 0
+}
+
+fn is_ours(found: &fs::Metadata) -> bool {
+    found.uid() == 0 || found.uid() == geteuid().as_raw()
 }
 
 struct Wrong {

@@ -91,12 +91,12 @@ impl Plugin {
             false => serde_json::from_slice(&body).map_err(|error| format!("the request: {error}"))?,
         };
         // What has begun is brought to its end, even if Docker stops waiting.
-        let act = tokio::spawn(async move { self.act(method, call).await });
+        let act = tokio::spawn(async move { self.act(method, call, caller).await });
         let done = act.await.map_err(|_| "the call failed; see the log of runseal serve".to_owned())?;
         done.map_err(|problem| problem.detail)
     }
 
-    async fn act(&self, method: Method, call: Call) -> Result<Value, Problem> {
+    async fn act(&self, method: Method, call: Call, caller: Caller) -> Result<Value, Problem> {
         let Call { name, id, opts } = call;
         let volumes = &self.volumes;
         Ok(match method {
@@ -110,7 +110,7 @@ impl Plugin {
                 volumes.remove(&name).await?;
                 json!({ "Err": "" })
             }
-            Method::Mount => json!({ "Mountpoint": volumes.mount(&name, &id).await?, "Err": "" }),
+            Method::Mount => json!({ "Mountpoint": volumes.mount(&name, &id, caller).await?, "Err": "" }),
             Method::Unmount => {
                 volumes.unmount(&name, &id).await?;
                 json!({ "Err": "" })

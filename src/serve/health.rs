@@ -14,6 +14,8 @@ use tokio::net::UnixStream;
 use super::api::Node;
 use super::metrics::{Page, label};
 use super::model::Health;
+use super::peer::Caller;
+use super::sight;
 use crate::sys::notify::Notifier;
 use crate::sys::path::shown;
 
@@ -23,8 +25,10 @@ const DISK_TIME: Duration = Duration::from_secs(2);
 const SCARCE: u64 = 64 << 20;
 
 /// Looks at all that a new run needs.
-pub async fn examine(node: &Arc<Node>) -> Health {
-    let mut problems = Vec::new();
+pub async fn examine(node: &Arc<Node>, caller: Caller) -> Health {
+    let settings = node.runs.settings();
+    let look = move || sight::obstacles(settings.config.mounted_below(), Some(caller));
+    let mut problems = tokio::task::spawn_blocking(look).await.unwrap_or_default();
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         problems.push(format!("/dev/fuse cannot be opened: {error}"));
     }

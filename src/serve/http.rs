@@ -16,12 +16,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::account::Accounts;
 use super::metrics::Metrics;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
+use super::wire::Patient;
 
 /// How long requests that are being answered may go on after the service was told to end.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -29,11 +31,15 @@ const FAREWELL: Duration = Duration::from_secs(10);
 const HEAD_MAX: usize = 16 << 10;
 /// How long a refused connection may take to hear why.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// How many may hear it at the same time; more are hung up on.
+const REFUSALS: usize = 64;
+/// Of how many connections one is kept for root.
+const ROOT_SHARE: usize = 8;
 
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
-    /// Connections at once.
+    /// Connections at once; some of them are kept for root.
     pub connections: usize,
     /// Connections of one user at once, root not counted.
     pub per_user: usize,
@@ -43,17 +49,10 @@ pub struct Allowance {
     pub body: usize,
 }
 
-/// Answers the clients of `listener` with `router` until `stop` says so; requests find their [`Caller`] among their
+/// Answers the clients of `listener` with `router`, as many as there are `seats`, until `stop` says so; requests find their [`Caller`] among their
 /// extensions. Then requests that are being answered may end.
-pub async fn serve(
-    listener: UnixListener,
-    router: Router,
-    allowance: Allowance,
-    metrics: Arc<Metrics>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let router = router.layer(axum::middleware::from_fn_with_state(allowance, take_body));
-    let seats = Arc::new(Seats { taken: Mutex::default(), allowance, metrics });
+pub async fn serve(listener: UnixListener, router: Router, seats: Arc<Seats>, mut stop: watch::Receiver<bool>) {
+    let router = router.layer(axum::middleware::from_fn_with_state(seats.allowance, take_body));
     let mut open = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -78,10 +77,15 @@ pub async fn serve(
 
 async fn connection(stream: UnixStream, router: Router, seats: Arc<Seats>, mut stop: watch::Receiver<bool>) {
     let Ok(caller) = Caller::of(&stream) else { return };
-    let seat = Seats::take(&seats, caller.uid);
+    let seat = Seats::take(&seats, caller);
+    let refused = seat.is_none();
+    // Those who are told that there is no room must not take what room there is.
+    let told = seats.refusals.try_acquire();
+    if refused && told.is_err() {
+        return;
+    }
     let patience = seats.allowance.patience;
     let service = TowerToHyperService::new(router);
-    let refused = seat.is_none();
     let answer = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(caller);
         let answer = (!refused).then(|| service.call(request.map(Body::new)));
@@ -97,7 +101,7 @@ async fn connection(stream: UnixStream, router: Router, seats: Arc<Seats>, mut s
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(HEAD_MAX).keep_alive(!refused);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), answer));
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(Patient::new(stream, patience)), answer));
     let time = if refused { REFUSAL_TIME } else { Duration::MAX };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -156,18 +160,42 @@ fn is_too_large(error: &axum::Error) -> bool {
 }
 
 /// Who has how many connections.
-struct Seats {
+pub struct Seats {
     taken: Mutex<HashMap<u32, usize>>,
+    refusals: Semaphore,
     allowance: Allowance,
+    accounts: Arc<Accounts>,
     metrics: Arc<Metrics>,
 }
 
 impl Seats {
-    fn take(seats: &Arc<Self>, user: u32) -> Option<Seat> {
+    /// All are free.
+    pub fn new(allowance: Allowance, accounts: &Arc<Accounts>, metrics: &Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            taken: Mutex::default(),
+            refusals: Semaphore::new(REFUSALS),
+            allowance,
+            accounts: accounts.clone(),
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// Users leave a share to root, and root one to the service, which asks itself how it is.
+    fn take(seats: &Arc<Self>, caller: Caller) -> Option<Seat> {
+        let Allowance { connections, per_user, .. } = seats.allowance;
+        let user = seats.accounts.of(caller.uid);
         let mut taken = seats.taken.lock();
         let all: usize = taken.values().sum();
         let own = taken.entry(user).or_default();
-        if all >= seats.allowance.connections || user != 0 && *own >= seats.allowance.per_user {
+        let full = match user {
+            0 if caller.process == Some(std::process::id()) => false,
+            0 => all >= connections,
+            _ => all >= connections - connections.div_ceil(ROOT_SHARE) || *own >= per_user,
+        };
+        if full {
+            if *own == 0 {
+                taken.remove(&user);
+            }
             seats.metrics.connections_refused.increment();
             return None;
         }

@@ -3,14 +3,15 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `config` | the TOML file |
-//! | `http` | connections, their limits and times; `peer`: who calls |
+//! | `http`, `wire` | connections, their limits and times; `peer`: who calls; `account`: whom they count as |
 //! | `api`, `model`, `problem` | paths, JSON, errors; `docs/openapi.json` is made from them |
 //! | `runs` | the table of runs: limits, start, end, adoption |
 //! | `staging` | which inputs, outputs and credentials a caller may name |
-//! | `mountpoint` | directories to mount on |
+//! | `mountpoint` | directories to mount on; `sight`: whether others see what is mounted there |
 //! | `docker`, `volumes` | the volume plugin of Docker, and the volumes behind it |
 //! | `health`, `metrics` | how the node is |
 
+mod account;
 mod api;
 mod config;
 mod docker;
@@ -22,8 +23,10 @@ mod mountpoint;
 mod peer;
 mod problem;
 mod runs;
+mod sight;
 mod staging;
 mod volumes;
+mod wire;
 
 use std::fs;
 use std::io;
@@ -39,11 +42,12 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use self::account::Accounts;
 use self::api::Node;
 pub use self::config::{Config, ConfigError, DEFAULT_PATH};
 use self::docker::Plugin;
 use self::health::Disks;
-use self::http::Allowance;
+use self::http::{Allowance, Seats};
 use self::metrics::Metrics;
 use self::mountpoint::Roots;
 use self::runs::{Runs, Settings};
@@ -71,6 +75,9 @@ pub enum ServeError {
     /// A root has become unusable since the check.
     #[error("mounts.roots: {0}")]
     Root(String),
+    /// Nobody else would see the mounts.
+    #[error("{0}")]
+    Unseen(String),
     /// Runs of an earlier life of the service.
     #[error("taking over the live runs: {0}")]
     Adopt(String),
@@ -84,10 +91,15 @@ pub enum ServeError {
     },
 }
 
-/// Reads and checks a configuration, and does nothing with it.
+/// Reads and checks a configuration, and whether the node would see the mounts; does nothing with it.
 pub fn check(path: &Path) -> Result<(), ServeError> {
-    Config::read(path)?;
-    Ok(())
+    be_seen(&Config::read(path)?)
+}
+
+/// Fails if mounts of this process would be seen by nobody else.
+fn be_seen(config: &Config) -> Result<(), ServeError> {
+    let obstacles = sight::obstacles(config.mounted_below(), None);
+    if obstacles.is_empty() { Ok(()) } else { Err(ServeError::Unseen(obstacles.join("\n"))) }
 }
 
 /// Serves until a signal ends it. Runs live on.
@@ -98,6 +110,7 @@ pub fn serve(path: &Path) -> Result<(), ServeError> {
         return Err(ServeError::NotRoot);
     }
     let settings = Settings::read(path)?;
+    be_seen(&settings.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -116,7 +129,8 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
     let (listener, socket) = listen(&settings.config, given)?;
     let allowance = Allowance::of(&settings.config);
     let metrics = Arc::new(Metrics::default());
-    let runs = Runs::new(settings, &socket, metrics.clone());
+    let accounts = Arc::new(Accounts::new());
+    let runs = Runs::new(settings, &socket, accounts.clone(), metrics.clone());
     let adopter = runs.clone();
     let adopted = tokio::task::spawn_blocking(move || adopter.adopt()).await;
     let adopted = adopted
@@ -126,7 +140,7 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
     let node = Arc::new(Node { runs: runs.clone(), metrics: metrics.clone(), began, disks });
 
     let (stop, stopped) = watch::channel(false);
-    let api = http::serve(listener, api::router(node), allowance, metrics.clone(), stopped.clone());
+    let api = http::serve(listener, api::router(node), Seats::new(allowance, &accounts, &metrics), stopped.clone());
     let mut servers = tokio::task::JoinSet::new();
     servers.spawn(api);
     if let Some(listener) = plugged {
@@ -134,7 +148,7 @@ async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), S
         let opened = Volumes::open(runs.clone(), file.clone()).await;
         let volumes = opened.map_err(|error| ServeError::Adopt(format!("{}: {error}", shown(&file))))?;
         let router = docker::router(Arc::new(Plugin { volumes, metrics: metrics.clone() }));
-        servers.spawn(http::serve(listener, router, allowance, metrics, stopped));
+        servers.spawn(http::serve(listener, router, Seats::new(allowance, &accounts, &metrics), stopped));
     }
     health::ask(&socket).await.map_err(system("asking the service for its health"))?;
     notifier.ready(&format!("{adopted} runs taken over"));

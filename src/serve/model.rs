@@ -102,7 +102,7 @@ pub struct Owner {
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
-    /// Name: 1 to 64 of A-Z a-z 0-9 . _ -; made up if absent
+    /// Name: 1 to 64 of A-Z a-z 0-9 . _ -; made up if absent. Not vol-NAME, which is for volumes
     #[schema(value_type = Option<String>)]
     pub id: Option<RunId>,
     /// Most the scratch may hold: bytes, or text such as "10G"; the node's default if absent

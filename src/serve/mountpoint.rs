@@ -12,6 +12,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::problem::{Kind, Problem};
+use crate::sys::immutable;
 
 use crate::sys::path::shown;
 
@@ -61,19 +62,41 @@ impl Roots {
     /// Makes the directory `path`, or takes an empty one over that a crash has left. Its parent must be there.
     pub fn make(&self, path: &Path) -> Result<(), Problem> {
         let (parent, name) = self.parent(path)?;
-        match mkdirat(&parent, name, Mode::S_IRWXU) {
-            Ok(()) => Ok(()),
-            Err(Errno::EEXIST) => take_over(&parent, path, name),
-            Err(errno) => Err(refuse(Kind::CannotCreate, path, errno.desc())),
+        match mkdirat(&parent, name, Mode::empty()) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => take_over(&parent, path, name)?,
+            Err(errno) => return Err(refuse(Kind::CannotCreate, path, errno.desc())),
         }
+        set_immutable(&parent, name, true);
+        Ok(())
     }
 
     /// Removes the directory `path`, if it is still there and empty.
     pub fn remove(&self, path: &Path) {
         let Ok((parent, name)) = self.parent(path) else { return };
+        set_immutable(&parent, name, false);
         match unlinkat(&parent, name, UnlinkatFlags::RemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => tracing::warn!("the mountpoint {} stays: {}", shown(path), errno.desc()),
+        }
+    }
+
+    /// Removes the mountpoints directly below the roots that a crash of the machine has left: empty directories as [`make`]
+    /// leaves them, on which nothing is mounted.
+    ///
+    /// [`make`]: Self::make
+    pub fn sweep(&self) {
+        for root in &self.0 {
+            let entries = std::fs::read_dir(&root.path).into_iter().flatten().flatten();
+            for name in entries.map(|entry| PathBuf::from(entry.file_name())) {
+                // Nothing is asked of what may be mounted there.
+                let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC);
+                let how = how.resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_BENEATH);
+                let left = openat2(&root.fd, &name, how).and_then(fstat);
+                if left.is_ok_and(|stat| stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o7777 == 0) {
+                    self.remove(&root.path.join(name));
+                }
+            }
         }
     }
 
@@ -119,6 +142,15 @@ fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> 
     let mut entries = nix::dir::Dir::from_fd(directory).map_err(|errno| refuse(Kind::System, path, errno.desc()))?;
     let empty = entries.iter().flatten().all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
     if empty { Ok(()) } else { Err(taken("exists and is not empty")) }
+}
+
+/// What is written into the bare directory lies on the disk in the clear. Nobody can, where the file system and our rights
+/// allow that; root still can elsewhere.
+fn set_immutable(parent: &OwnedFd, name: &Path, wanted: bool) {
+    let set = || immutable::set(open_below(parent, name, OFlag::O_RDONLY)?, wanted);
+    if let Err(error) = set() {
+        tracing::debug!("{}: immutable: {wanted}: {error}", shown(name));
+    }
 }
 
 fn refuse(kind: Kind, path: &Path, problem: impl std::fmt::Display) -> Problem {
@@ -182,6 +214,7 @@ mod tests {
         (dir, real)
     }
 
+    // promise: T-63
     #[test]
     fn a_mountpoint_comes_and_goes() {
         let (_dir, root) = temporary();
@@ -189,10 +222,14 @@ mod tests {
         let path = roots.default_for("run");
         assert_eq!(path, root.join("run"));
         roots.make(&path).expect("made");
-        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o7777, 0, "nobody's business");
         roots.make(&path).expect("what a crash left is taken over");
         roots.remove(&path);
         assert!(!path.exists());
+        roots.make(&path).expect("made");
+        fs::create_dir(root.join("other")).expect("made");
+        roots.sweep();
+        assert!(!path.exists() && root.join("other").exists(), "only what a crash has left");
         roots.remove(&path);
     }
 
@@ -237,5 +274,6 @@ mod tests {
         assert_eq!(roots(&root).make(&root.join("open/x")).expect_err("unsafe").kind, Kind::Forbidden);
         fs::set_permissions(root.join("open"), fs::Permissions::from_mode(0o1777)).expect("set");
         roots(&root).make(&root.join("open/x")).expect("sticky will do");
+        roots(&root).remove(&root.join("open/x"));
     }
 }

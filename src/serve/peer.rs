@@ -14,16 +14,19 @@ pub struct Caller {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
+    /// Process, unless it is in a PID namespace that cannot be seen from here.
+    pub process: Option<u32>,
 }
 
 impl Caller {
     /// Root, for what the service does itself.
-    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+    pub const ROOT: Self = Self { uid: 0, gid: 0, process: Some(1) };
 
     /// The caller behind `stream`.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         let peer = stream.peer_cred()?;
-        Ok(Self { uid: peer.uid(), gid: peer.gid() })
+        let process = peer.pid().and_then(|process| u32::try_from(process).ok()).filter(|process| *process != 0);
+        Ok(Self { uid: peer.uid(), gid: peer.gid(), process })
     }
 
     /// Root may do everything.
@@ -58,7 +61,7 @@ mod tests {
 
     #[test]
     fn only_root_acts_for_others() {
-        let user = Caller { uid: 1000, gid: 100 };
+        let user = Caller { uid: 1000, gid: 100, process: None };
         let own = Owner { uid: 1000, gid: 100 };
         assert_eq!(user.owner(None).expect("own"), own);
         assert_eq!(user.owner(Some(own)).expect("own"), own);

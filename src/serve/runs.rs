@@ -12,19 +12,22 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
+use super::account::Accounts;
 use super::config::Config;
 use super::metrics::{Metrics, Page, label};
 use super::model::{Mode, Owner, PublishRequest, RunOutcome, RunRequest, RunState, RunView, Size};
 use super::mountpoint::Roots;
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
-use super::staging;
+use super::{sight, staging};
 use crate::run::error::RunError;
 use crate::run::{Credentials, Family, MountOrder, Phase, Report, beside};
 use crate::spec::{RunId, StagingSpec};
 use crate::sys::path::shown;
 use crate::sys::process;
 
+/// What the ids of runs behind volumes begin with, and no others.
+pub const OF_VOLUMES: &str = "vol-";
 /// Families that start at the same time; more would only wait for each other.
 const STARTING: usize = 8;
 /// Families that fetch for one user at the same time, and how long that may take: they hold no slot of the others.
@@ -88,8 +91,9 @@ pub struct Runs {
     service: PathBuf,
     table: Mutex<BTreeMap<RunId, Entry>>,
     slots: Semaphore,
-    /// By user: slow inputs of one keep nobody else waiting.
+    /// By account: slow inputs of one keep nobody else waiting.
     staging_slots: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
+    accounts: Arc<Accounts>,
     metrics: Arc<Metrics>,
 }
 
@@ -111,13 +115,14 @@ impl Settings {
 
 impl Runs {
     /// No runs yet.
-    pub fn new(settings: Settings, service: &Path, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(settings: Settings, service: &Path, accounts: Arc<Accounts>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             settings: RwLock::new(Arc::new(settings)),
             service: service.to_owned(),
             table: Mutex::default(),
             slots: Semaphore::new(STARTING),
             staging_slots: Mutex::default(),
+            accounts,
             metrics,
         })
     }
@@ -156,6 +161,8 @@ impl Runs {
             self.metrics.adopted.increment();
             count += 1;
         }
+        let settings = self.settings();
+        settings.volumes.iter().chain([&settings.roots]).for_each(Roots::sweep);
         Ok(count)
     }
 
@@ -290,8 +297,17 @@ impl Runs {
                     entry.view = view.clone();
                     entry.enter(RunState::Serving);
                 }
-                self.watch(id, family, view.volume.is_some());
-                Ok(view)
+                self.watch(id.clone(), family, view.volume.is_some());
+                let mountpoint = view.mountpoint.clone();
+                match beside(move || sight::prove(&mountpoint, caller)).await {
+                    Ok(()) => Ok(view),
+                    Err(unseen) => {
+                        // Nobody has been told of it, so nothing is lost.
+                        let ended = self.end(id.as_str(), true, Caller::ROOT).await;
+                        let also = ended.err().map(|problem| format!("; {problem}")).unwrap_or_default();
+                        Err(Problem::new(Kind::Unavailable, unseen + &also))
+                    }
+                }
             }
             Err(problem) => {
                 self.table.lock().remove(&id);
@@ -315,6 +331,10 @@ impl Runs {
             Some(id) => id,
             None => RunId::random().map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")))?,
         };
+        if volume.is_none() && id.as_str().starts_with(OF_VOLUMES) {
+            let detail = format!("id `{id}`: ids that begin with `{OF_VOLUMES}` are those of volumes; choose another");
+            return Err(Problem::new(Kind::Forbidden, detail));
+        }
         if let Some(foreign) = request.backing.iter().find(|wanted| !config.backing().any(|path| path == *wanted)) {
             let allowed: Vec<_> = config.backing().map(shown).collect();
             let detail = format!("backing {}: this node allows {}", shown(foreign), allowed.join(", "));
@@ -353,9 +373,10 @@ impl Runs {
 
     /// Enters the run into the table, if its name is free and the limits allow it.
     fn reserve(&self, view: RunView, config: &Config) -> Result<(), Problem> {
+        let account = self.accounts.of(view.user);
         let mut table = self.table.lock();
         if table.get(&view.id).is_some_and(Entry::is_live) {
-            let detail = format!("a live run is called `{}`; choose another id, or leave it out", view.id);
+            let detail = format!("the id `{}` is taken; choose another id, or leave it out", view.id);
             return Err(Problem::new(Kind::InUse, detail));
         }
         let live = || table.values().filter(|entry| entry.is_live()).map(|entry| &entry.view);
@@ -367,8 +388,8 @@ impl Runs {
         let all = Usage::of(live());
         all.check(&view, limits.runs, limits.bytes, limits.memory, "of this node")?;
         if view.user != 0 {
-            let own = Usage::of(live().filter(|other| other.user == view.user));
-            let (limits, whose) = (&limits.per_user, format!("of user {}", view.user));
+            let own = Usage::of(live().filter(|other| self.accounts.of(other.user) == account));
+            let (limits, whose) = (&limits.per_user, format!("of user {account}"));
             own.check(&view, limits.runs, limits.bytes, limits.memory, &whose)?;
         }
         table.insert(view.id.clone(), Entry::new(view, None));
@@ -386,7 +407,8 @@ impl Runs {
         let slots = match &staging {
             Some(_) => {
                 let new = || Arc::new(Semaphore::new(STAGING));
-                staging_slots = self.staging_slots.lock().entry(view.user).or_insert_with(new).clone();
+                staging_slots =
+                    self.staging_slots.lock().entry(self.accounts.of(view.user)).or_insert_with(new).clone();
                 &*staging_slots
             }
             None => &self.slots,

@@ -17,15 +17,17 @@ use sha2::{Digest, Sha256};
 use super::model::{Owner, RunRequest, RunState, Size};
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
-use super::runs::Runs;
+use super::runs::{OF_VOLUMES, Runs};
 use crate::spec::RunId;
 use crate::sys::path::shown;
 
 /// Options as Docker passes them.
 pub type Options = BTreeMap<String, String>;
 
-/// Longest name that a run can carry behind its prefix.
-const NAME_MAX: usize = 60;
+/// Longest name that a run carries behind its prefix. Checksums are longer by one, so that no name is one.
+const NAME_MAX: usize = SUM - 1;
+/// Characters of a checksum: with the prefix, the length of a run id.
+const SUM: usize = 60;
 /// What people get whose option is not known.
 const KNOWN: &str = "size, memory, backing, uid, gid, mode";
 
@@ -122,8 +124,8 @@ impl Volumes {
         self.keep(name)
     }
 
-    /// Lets `user` use the volume; the first one gets a fresh scratch.
-    pub async fn mount(self: &Arc<Self>, name: &str, user: &str) -> Result<PathBuf, Problem> {
+    /// Lets `user` use the volume; the first one gets a fresh scratch, which `caller` must see.
+    pub async fn mount(self: &Arc<Self>, name: &str, user: &str, caller: Caller) -> Result<PathBuf, Problem> {
         let turn = self.turn(name)?;
         let _turn = turn.lock().await;
         self.forget_dead(name);
@@ -136,7 +138,7 @@ impl Volumes {
         let mut request = self.request(name, &options)?;
         let run = run_of(name)?;
         request.id = Some(run.clone());
-        let view = self.runs.create(request, Some(name.to_owned()), Caller::ROOT).await?;
+        let view = self.runs.create(request, Some(name.to_owned()), caller).await?;
         self.change(name, |volume| {
             volume.run = Some(run);
             volume.users = [user.to_owned()].into();
@@ -254,7 +256,7 @@ impl Volume {
 
 /// The run behind a volume. Long names (Docker makes up 64 characters) become their checksum.
 fn run_of(name: &str) -> Result<RunId, Problem> {
-    let plain: RunId = format!("vol-{}", if name.len() <= NAME_MAX { name } else { "" })
+    let plain: RunId = format!("{OF_VOLUMES}{}", if name.len() <= NAME_MAX { name } else { "" })
         .parse()
         .map_err(|_| refuse(Kind::Usage, name, "is no name: use the characters A-Z a-z 0-9 . _ -"))?;
     let all_allowed = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
@@ -265,7 +267,7 @@ fn run_of(name: &str) -> Result<RunId, Problem> {
         return Ok(plain);
     }
     let sum: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("vol-{}", &sum[..NAME_MAX]).parse().expect("hexadecimal digits are allowed in run ids"))
+    Ok(format!("{OF_VOLUMES}{}", &sum[..SUM]).parse().expect("hexadecimal digits are allowed in run ids"))
 }
 
 fn size(text: &str) -> Result<Size, String> {
@@ -294,6 +296,8 @@ mod tests {
         let long = "f".repeat(64);
         let (a, b) = (run_of(&long).expect("a name"), run_of(&format!("{long}0")).expect("a name"));
         assert!(a != b && a.as_str().len() == 64);
+        let sum = a.as_str().strip_prefix(OF_VOLUMES).expect("the prefix").to_owned();
+        assert_ne!(run_of(&sum).expect("a name"), a, "a name that is the checksum of another");
         for name in ["", "a/b", "../x", "a b", "\u{e4}", &"x".repeat(256)] {
             assert_eq!(run_of(name).expect_err(name).kind, Kind::Usage);
         }

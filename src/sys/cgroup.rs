@@ -72,6 +72,8 @@ mod tests {
             device: (0, 1),
             root: below.into(),
             mountpoint: root.path().to_owned(),
+            shared: None,
+            master: None,
             fs_type: fs_type.into(),
             source: "cgroup".into(),
             super_options: OsString::from(options),

@@ -7,6 +7,7 @@ pub mod capability;
 pub mod cgroup;
 pub mod clock;
 pub mod environment;
+pub mod immutable;
 pub mod lock;
 pub mod memory;
 pub mod mount;

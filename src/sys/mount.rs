@@ -28,6 +28,10 @@ pub struct MountEntry {
     pub root: PathBuf,
     /// Where.
     pub mountpoint: PathBuf,
+    /// Number of the peer group that mounts made here are propagated to, if it is shared.
+    pub shared: Option<u64>,
+    /// Number of the peer group it receives mounts from, if it has one.
+    pub master: Option<u64>,
     /// File-system type, with a subtype as in `fuse.runseal`.
     pub fs_type: OsString,
     /// What mount(8) shows as the device.
@@ -59,6 +63,22 @@ fn read_table(path: &Path) -> io::Result<Vec<MountEntry>> {
 pub fn top_mount<'a>(table: &'a [MountEntry], mountpoint: &Path) -> Option<&'a MountEntry> {
     let here = || table.iter().filter(|entry| entry.mountpoint == mountpoint);
     here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
+}
+
+/// The mount that a path without symbolic links leads to, as whoever has this table sees it.
+pub fn mount_of<'a>(table: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
+    let mut found = top_mount(table, Path::new("/"));
+    let ways: Vec<&Path> = path.ancestors().collect();
+    for way in ways.into_iter().rev().skip(1) {
+        let above = |found: Option<&MountEntry>| {
+            let parent = found?.id;
+            table.iter().find(|entry| entry.parent == parent && entry.mountpoint == way && entry.id != parent)
+        };
+        while let Some(next) = above(found) {
+            found = Some(next);
+        }
+    }
+    found
 }
 
 /// mount(2).
@@ -263,11 +283,20 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let device = (number(device.next()?)?, number(device.next()?)?);
     let root = unescape(fields.next()?).into();
     let mountpoint = unescape(fields.next()?).into();
-    fields.find(|field| field == b"-")?;
+    let (mut shared, mut master) = (None, None);
+    loop {
+        match fields.next()? {
+            b"-" => break,
+            tag => {
+                shared = tag.strip_prefix(b"shared:").and_then(number).or(shared);
+                master = tag.strip_prefix(b"master:").and_then(number).or(master);
+            }
+        }
+    }
     let fs_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
     let super_options = unescape(fields.next().unwrap_or_default());
-    Some(MountEntry { id, parent, device, root, mountpoint, fs_type, source, super_options })
+    Some(MountEntry { id, parent, device, root, mountpoint, shared, master, fs_type, source, super_options })
 }
 
 fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
@@ -309,6 +338,7 @@ mod tests {
         let entry = parse_line(line).expect("a valid line");
         assert_eq!((entry.id, entry.parent, entry.device), (36, 35, (0, 40)));
         assert_eq!(entry.mountpoint, Path::new(r"/mnt/a b\c"));
+        assert_eq!((entry.shared, entry.master), (Some(1), Some(2)));
         assert_eq!(entry.fs_type, "fuse.runseal");
         assert_eq!(entry.source, "run\tseal");
         assert_eq!(entry.super_options, "rw,user_id=0");
@@ -337,6 +367,8 @@ mod tests {
             device: (0, id as u32),
             root: "/".into(),
             mountpoint: path.into(),
+            shared: None,
+            master: None,
             fs_type: "tmpfs".into(),
             source: "none".into(),
             super_options: OsString::new(),
@@ -345,6 +377,11 @@ mod tests {
         assert_eq!(top_mount(&table, Path::new("/mnt")).map(|entry| entry.id), Some(9));
         assert_eq!(top_mount(&table, Path::new("/")).map(|entry| entry.id), Some(1));
         assert_eq!(top_mount(&table, Path::new("/other")), None);
+        for (path, id) in [("/mnt/below/x", 5), ("/mnt/other", 9), ("/mnt", 9), ("/other", 1), ("/", 1)] {
+            assert_eq!(mount_of(&table, Path::new(path)).map(|entry| entry.id), Some(id), "{path}");
+        }
+        let covered = [entry(1, 1, "/"), entry(2, 1, "/mnt/below"), entry(3, 1, "/mnt")];
+        assert_eq!(mount_of(&covered, Path::new("/mnt/below")).map(|entry| entry.id), Some(3), "out of reach");
     }
 
     #[test]

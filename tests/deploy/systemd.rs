@@ -1,13 +1,11 @@
 //! systemd as PID 1 of a container: the units, fstab, and the node daemon as a service.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use crate::bench::{Container, Image, binary, no_docker, no_mounts, repository, require, text, wait_until};
 
 /// Highest exposure that `systemd-analyze security` may find, times ten.
-const THRESHOLD: &str = "45";
+const THRESHOLD: &str = "46";
 
 /// A container may see the control groups, but systemd needs a hierarchy of its own that it can write.
 const INIT: &str = "
@@ -95,20 +93,15 @@ impl Machine {
         self.shell(&format!("mkdir -p '{dir}'; printf '{text}' >'{dir}/test.conf'; systemctl daemon-reload"));
     }
 
-    /// A request to the node daemon, from outside of the machine: its socket through /proc.
+    /// A request to the node daemon by a process of the machine: it refuses those that it cannot look at.
     fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let process = self.container.inspect("{{.State.Pid}}");
-        let mut socket =
-            UnixStream::connect(format!("/proc/{process}/root/run/runseal/serve.sock")).expect("it listens");
-        let length = body.len();
-        write!(
-            socket,
-            "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        )
-        .expect("sent");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("an answer");
+        let talk = r#"$s = IO::Socket::UNIX->new(Peer => "/run/runseal/serve.sock") or die "connect: $!";
+            my ($method, $path, $body) = @ARGV;
+            syswrite $s, "$method $path HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: "
+                . length($body) . "\r\n\r\n$body";
+            print while <$s>;"#;
+        let answer =
+            self.container.exec(&["perl", "-MIO::Socket::UNIX", "-e", talk, method, path, body]).expect(0, &[]).out;
         let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
         (status, answer)
     }

@@ -33,7 +33,7 @@ fn a_run_comes_serves_and_goes() {
     let ended = node.must("DELETE", &format!("/v1/runs/{id}"), "");
     assert_eq!((&ended["state"], &ended["outcome"]), (&"ended".into(), &"ended".into()));
     assert!(!mountpoint.exists(), "the mountpoint is removed");
-    assert!(!Path::new("/run/runseal").join(&id).exists(), "the state is removed");
+    assert!(!Path::new("/run/runseal/@runs").join(&id).exists(), "the state is removed");
     assert!(!lives(run["sealed"].as_i64().expect("a number")), "the process with the key is gone");
     node.must_not("GET", &format!("/v1/runs/{id}"), "", "not-found");
     assert!(mounts_below(node.path()).is_empty());

@@ -147,7 +147,7 @@ fn a_service_that_is_killed_takes_what_is_not_ready_with_it() {
     let mut client = UnixStream::connect(node.socket()).expect("connected");
     write!(client, "POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("sent");
     let family = || {
-        let text = fs::read(Path::new("/run/runseal").join(&id).join("state.json")).ok()?;
+        let text = fs::read(Path::new("/run/runseal/@runs").join(&id).join("state.json")).ok()?;
         let record: serde_json::Value = serde_json::from_slice(&text).ok()?;
         Some([record["supervisor"].as_i64()?, record["sealed"].as_i64()?])
     };

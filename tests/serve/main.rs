@@ -17,4 +17,5 @@ mod scale;
 mod settings;
 #[cfg(feature = "aws")]
 mod staging;
+mod strangers;
 mod volumes;

@@ -31,6 +31,7 @@ pub struct Node {
     service: Option<Child>,
     prefix: String,
     count: AtomicU32,
+    place: Option<PathBuf>,
     /// Of the service.
     pub environment: Vec<(String, String)>,
 }
@@ -50,7 +51,7 @@ impl Node {
         let dir = tempfile::Builder::new().prefix("runseal-serve-").tempdir().expect("tempdir");
         // Other users reach the socket and the mountpoints.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("set");
-        let node = Self { dir, service: None, prefix, count: AtomicU32::new(0), environment: Vec::new() };
+        let node = Self { dir, service: None, prefix, count: AtomicU32::new(0), place: None, environment: Vec::new() };
         fs::create_dir(node.root()).expect("made");
         node.configure(more);
         node
@@ -116,7 +117,14 @@ impl Node {
 
     /// The socket of the API.
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("serve.sock")
+        self.place.clone().unwrap_or_else(|| self.dir.path().join("serve.sock"))
+    }
+
+    /// Has the socket where it is on a real node, under a name of its own; call it before `configure`.
+    pub fn move_socket(&mut self) -> PathBuf {
+        fs::create_dir_all("/run/runseal").expect("made");
+        let place = Path::new("/run/runseal").join(format!("{}x.sock", self.prefix));
+        self.place.insert(place).clone()
     }
 
     /// Where runs are mounted.
@@ -212,12 +220,19 @@ impl Drop for Node {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        // Nobody was left to remove the mountpoints, and nobody but their service can.
+        let _ = Command::new("chattr").args(["-R", "-f", "-i"]).arg(self.root()).stderr(Stdio::null()).status();
+        if let Some(place) = &self.place {
+            for path in [place.clone(), place.with_extension("volumes.json")] {
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 }
 
 /// Live or dead runs whose name contains `part`.
 pub fn runs_named(part: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/run/runseal") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/run/runseal/@runs") else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.filter(|name| name.contains(part)).collect()
 }

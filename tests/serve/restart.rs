@@ -101,7 +101,7 @@ fn a_run_whose_processes_die_is_shown_as_gone_until_it_is_deleted() {
         wait_until("the service notices", || node.must("GET", &path, "")["state"] == "ended");
         assert_eq!(node.must("GET", &path, "")["outcome"], "gone");
         assert!(!node.root().join(&id).exists(), "the mountpoint is removed ({victims:?})");
-        assert!(!PathBuf::from("/run/runseal").join(&id).exists(), "the state is removed ({victims:?})");
+        assert!(!PathBuf::from("/run/runseal/@runs").join(&id).exists(), "the state is removed ({victims:?})");
         assert!(node.log().contains(&format!("run {id} ended without being asked to")), "{}", node.log());
         assert_eq!(node.must("DELETE", &path, "")["state"], "ended");
         node.must_not("GET", &path, "", "not-found");

@@ -299,3 +299,36 @@ fn metrics(node: &Node) -> BTreeMap<String, f64> {
     }
     samples
 }
+
+// promise: T-67
+#[test]
+fn what_others_may_change_is_no_configuration() {
+    let node = Node::prepare("");
+    let set =
+        |path: &std::path::Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    for mode in [0o666, 0o646] {
+        set(&node.config(), mode);
+        let (code, said) = check(&node);
+        assert!(code == 78 && said.contains("others may change it") && said.contains("serve.toml"), "{code} {said}");
+    }
+    set(&node.config(), 0o644);
+    set(node.path(), 0o777);
+    let (code, said) = check(&node);
+    set(node.path(), 0o755);
+    assert!(code == 78 && said.contains("replace the configuration"), "{code} {said}");
+    let chowned = std::os::unix::fs::chown(node.config(), Some(ALICE), None).is_ok();
+    if chowned && nix::unistd::geteuid().is_root() {
+        assert_eq!(check(&node).0, 78, "a file of somebody else");
+        std::os::unix::fs::chown(node.config(), Some(0), None).expect("given back");
+    }
+    let backing = node.path().join("backing");
+    fs::create_dir(&backing).expect("made");
+    let text = fs::read_to_string(node.config()).expect("there");
+    fs::write(node.config(), text.replace("[mounts]\n", &format!("[mounts]\nbacking = [{backing:?}]\n")))
+        .expect("written");
+    set(&backing, 0o777);
+    let (code, said) = check(&node);
+    assert!(code == 78 && said.contains("chmod +t") && said.contains("mounts.backing"), "{code} {said}");
+    set(&backing, 0o1777);
+    assert_eq!(check(&node), (0, String::new()));
+}

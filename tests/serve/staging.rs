@@ -69,7 +69,7 @@ impl Site {
 
     #[track_caller]
     fn assert_nothing_left(&self, id: &str) {
-        assert!(!self.mountpoint(id).exists() && !Path::new("/run/runseal").join(id).exists());
+        assert!(!self.mountpoint(id).exists() && !Path::new("/run/runseal/@runs").join(id).exists());
         assert!(mounts_below(self.node.path()).is_empty());
         assert_eq!(self.double.uploads(), []);
     }
@@ -80,7 +80,7 @@ fn leaks(site: &Site, id: &str, secrets: &[String]) -> Vec<String> {
     let has =
         |bytes: &[u8]| secrets.iter().any(|secret| bytes.windows(secret.len()).any(|part| part == secret.as_bytes()));
     let mut files: Vec<PathBuf> = Vec::new();
-    for directory in [Path::new("/run/runseal").join(id), site.node.path().to_owned()] {
+    for directory in [Path::new("/run/runseal/@runs").join(id), site.node.path().to_owned()] {
         files.extend(fs::read_dir(directory).expect("there").map(|entry| entry.expect("entry").path()));
     }
     for process in fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.path()) {
