@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 # command or file that must be there, and the Debian package that brings it
 needs=(
     cc:gcc setfacl:acl setfattr:attr sqlite3:sqlite3 git:git unshare:util-linux setpriv:util-linux findmnt:util-linux
-    mount:mount losetup:mount mkfs.ext4:e2fsprogs ps:procps perl:perl bowtie2:bowtie2 samtools:samtools
+    mount:mount losetup:mount mkfs.ext4:e2fsprogs chattr:e2fsprogs flock:util-linux ps:procps perl:perl bowtie2:bowtie2 samtools:samtools
     rsync:rsync busybox:busybox-static debootstrap:debootstrap openssl:openssl curl:curl
 )
 missing=()
@@ -65,5 +65,16 @@ if ! [ -e $ministack/complete ]; then
         touch $ministack/complete
     else
         echo "no ministack from PyPI" >&2
+    fi
+fi
+
+# Requests made up from docs/openapi.json. Without PyPI tests/serve/fuzz.rs says SKIP.
+schemathesis=target/tools/schemathesis
+if ! [ -e $schemathesis/complete ]; then
+    rm -rf $schemathesis
+    if python3 -m venv $schemathesis && $schemathesis/bin/pip install --quiet schemathesis==4.32.5; then
+        touch $schemathesis/complete
+    else
+        echo "no schemathesis from PyPI" >&2
     fi
 fi

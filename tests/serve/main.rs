@@ -10,6 +10,7 @@ mod bench;
 mod disks;
 mod docker;
 mod engine;
+mod fuzz;
 mod misuse;
 mod node;
 mod restart;
