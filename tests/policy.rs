@@ -624,11 +624,20 @@ mod commands {
     fn manual_pages_and_completions_include_them() {
         let dir = tempfile::tempdir().expect("tempdir");
         assert_eq!(runseal(&["man", dir.path().to_str().expect("UTF-8")], "").0, Some(0));
-        for page in ["runseal-policy.1", "runseal-policy-lint.1", "runseal-audit.1", "runseal-audit-verify.1"] {
+        for page in [
+            "runseal-policy.1",
+            "runseal-policy-lint.1",
+            "runseal-audit.1",
+            "runseal-audit-verify.1",
+            "runseal-audit-keygen.1",
+            "runseal-verify.1",
+        ] {
             let text = fs::read_to_string(dir.path().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
             assert!(text.contains("SYNOPSIS"), "{page}");
         }
         let (_, script, _) = runseal(&["completions", "bash"], "");
-        assert!(script.contains("lint") && script.contains("verify"));
+        assert!(
+            ["lint", "verify", "keygen", "--audit-sign", "--manifest-sha256"].iter().all(|word| script.contains(word))
+        );
     }
 }

@@ -255,29 +255,74 @@ fn what_cannot_be_read_is_not_called_changed() {
     assert_eq!((said.status.code(), &json["differences"][0]["problem"]), (Some(74), &"unreadable".into()), "{json}");
 }
 
-/// A whole run, and what it published.
+/// A whole run: what it publishes is verified, and what its report and its trail tell of it is evidence.
+// promise: T-47, T-48
 #[test]
-fn what_a_run_publishes_is_verified() {
+fn a_run_leaves_evidence_of_who_made_what_from_what() {
     if !nix::unistd::geteuid().is_root() || fs::File::open("/dev/fuse").is_err() {
         println!("SKIP: root and /dev/fuse are needed");
         return;
     }
     let dir = tempfile::tempdir().expect("tempdir");
-    let (output, report) = (dir.path().join("out"), dir.path().join("report.json"));
-    let script = "cd $RUNSEAL_OUTPUT; mkdir -p d/e none; echo x >d/e/f; ln -s d/e/f l; : >empty; printf y >\"$(printf 'o\\377')\"";
-    let ran = Command::new(env!("CARGO_BIN_EXE_runseal"))
-        .args(["run", "--size", "16M", "--output"])
-        .arg(&output)
-        .arg("--report")
-        .arg(&report)
-        .args(["--", "sh", "-c", script])
-        .output()
-        .expect("the binary runs");
-    assert!(ran.status.success(), "{ran:?}");
-    let verify = || Command::new(env!("CARGO_BIN_EXE_runseal")).arg("verify").arg(&output).output().expect("runs");
-    let said = verify();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("in")).expect("made");
+    // Small, larger than a part of staging, and with a hole.
+    let large: Vec<u8> = (0..17_u32 << 20).map(|i| (i / 4096) as u8).collect();
+    fs::write(at("in/small"), "small").expect("written");
+    fs::write(at("in/large"), &large).expect("written");
+    fs::File::create(at("in/hole")).and_then(|file| file.set_len(1 << 20)).expect("made");
+    let script = "cd $RUNSEAL_OUTPUT; mkdir -p d/e none; cp $RUNSEAL_INPUT/in/small d/e/f; ln -s d/e/f l; : >empty; \
+                  printf y >\"$(printf 'o\\377')\"";
+    let run = |output: &str, report: &str, flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_runseal"));
+        command.args(["run", "--size", "64M", "--input"]).arg(at("in")).arg("--output").arg(at(output));
+        command.arg("--report").arg(at(report)).arg("--audit").arg(at(&format!("{report}.trail"))).args(flags);
+        let ran = command.args(["--", "sh", "-c", script, "sh", "private-argument"]).output().expect("the binary runs");
+        assert!(ran.status.success(), "{ran:?}");
+        let report: Value = serde_json::from_slice(&fs::read(at(report)).expect("written")).expect("JSON");
+        report
+    };
+    let report = run("out", "report", &["--record-command"]);
+    let verify = |flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_runseal"));
+        command.arg("verify").args(flags).arg(at("out")).output().expect("runs")
+    };
+    let sum = report["published"]["manifest_sha256"].as_str().expect("a hash");
+    assert_eq!(sum, sha256(&fs::read(at("out").join(MANIFEST)).expect("published")));
+    let said = verify(&["--manifest-sha256", sum]);
     assert!(said.status.success(), "{said:?}");
     assert!(String::from_utf8_lossy(&said.stdout).starts_with("3 of 3 files are as run "), "{said:?}");
-    fs::write(output.join("d/e/f"), "y\n").expect("written");
-    assert_eq!(verify().status.code(), Some(65));
+
+    let host = nix::sys::utsname::uname().expect("a name").nodename().to_string_lossy().into_owned();
+    let origin = &report["origin"];
+    assert_eq!((&origin["uid"], &origin["user"], &origin["host"]), (&0.into(), &"root".into(), &host.as_str().into()));
+    assert_eq!(origin["command"][4], "private-argument");
+    let trail = fs::read_to_string(at("report.trail")).expect("written");
+    let events: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let start = &events[0]["requestParameters"];
+    assert_eq!((&events[0]["eventName"], &start["uid"], &start["host"]), (&"StartRun".into(), &0.into(), &host.into()));
+    assert_eq!((&start["command"], &start["inputs"]), (&origin["command"], &json!([at("in")])));
+    let told = |event: &str| -> Vec<(String, String)> {
+        let events = events.iter().filter(|found| found["eventName"] == event);
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let mut told: Vec<_> = events
+            .map(|found| (text(&found["resources"][0]["path"]), text(&found["requestParameters"]["sha256"])))
+            .collect();
+        told.sort();
+        told
+    };
+    let path = |name: &str| at(name).to_str().expect("UTF-8").to_owned();
+    let hole = vec![0; 1 << 20];
+    let inputs = [("in/hole", &hole[..]), ("in/large", &large), ("in/small", b"small")];
+    assert_eq!(told("StageFile"), inputs.map(|(name, contents)| (path(name), sha256(contents))));
+    let results = [("out/d/e/f", &b"small"[..]), ("out/empty", b""), ("out/o\u{fffd}", b"y")];
+    assert_eq!(told("PublishFile"), results.map(|(name, contents)| (path(name), sha256(contents))));
+
+    // Arguments may be secrets: nobody tells them unasked.
+    let report = run("out2", "report2", &[]);
+    assert!(!report.to_string().contains("private-argument"), "{report}");
+    assert!(!fs::read_to_string(at("report2.trail")).expect("written").contains("private-argument"));
+
+    fs::write(at("out/d/e/f"), "smalL").expect("written");
+    assert_eq!(verify(&[]).status.code(), Some(65));
 }

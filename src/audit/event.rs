@@ -1,8 +1,12 @@
 //! Events: what can be told of a key, an object or a probe. There is no place in one for credentials or key bytes.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
 use crate::spec::S3Uri;
+use crate::units::hex;
 
 /// `eventSource` of what runseal itself did.
 pub const RUNSEAL: &str = "runseal";
@@ -13,14 +17,20 @@ pub const KMS: &str = "kms.amazonaws.com";
 /// `eventSource` of STS.
 pub const STS: &str = "sts.amazonaws.com";
 
+/// A run began.
+pub const START_RUN: &str = "StartRun";
 /// The key of a run was made.
 pub const CREATE_RUN_KEY: &str = "CreateRunKey";
 /// The key of a run was overwritten.
 pub const WIPE_RUN_KEY: &str = "WipeRunKey";
-/// An input is in the scratch, complete and checked.
+/// An object is in the scratch, complete and checked.
 pub const STAGE_OBJECT: &str = "StageObject";
-/// A result is where it was to go, complete.
+/// A file of this machine is in the scratch.
+pub const STAGE_FILE: &str = "StageFile";
+/// A result is where it was to go in S3, complete.
 pub const PUBLISH_OBJECT: &str = "PublishObject";
+/// A result is where it was to go on this machine.
+pub const PUBLISH_FILE: &str = "PublishFile";
 /// A line that a crash had torn was found, and marked.
 pub const RECOVER_TRAIL: &str = "RecoverTrail";
 
@@ -68,6 +78,30 @@ impl Event {
             _ => S3,
         };
         Self { name, source, read_only: READ_ONLY.contains(&name), ..Self::default() }
+    }
+
+    /// A run began, with these things in its parameters: who, where, what.
+    pub fn start_run() -> Self {
+        Self::own(START_RUN)
+    }
+
+    /// The file at `path` is in the scratch, where it has this SHA-256.
+    pub fn stage_file(path: &Path, bytes: u64, sha256: &[u8]) -> Self {
+        Self::own(STAGE_FILE).of_file(path, bytes, sha256)
+    }
+
+    /// A result with this SHA-256 is at `path`.
+    pub fn publish_file(path: &Path, bytes: u64, sha256: &[u8]) -> Self {
+        Self::own(PUBLISH_FILE).of_file(path, bytes, sha256)
+    }
+
+    fn of_file(self, path: &Path, bytes: u64, sha256: &[u8]) -> Self {
+        let event = self.on(path.to_string_lossy()).with("bytes", bytes).with("sha256", hex(sha256));
+        match path.to_str() {
+            Some(_) => event,
+            // Its text has replacement characters.
+            None => event.with("pathBytes", hex(path.as_os_str().as_bytes())),
+        }
     }
 
     /// The key of the run was made: of local randomness alone, or mixed with a data key of `kms_key`.

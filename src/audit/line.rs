@@ -10,7 +10,9 @@ use serde_json::{Value, json as object};
 use sha2::{Digest, Sha256};
 
 use super::Caller;
-use super::event::{CREATE_RUN_KEY, Event, RUNSEAL, S3, WIPE_RUN_KEY};
+use super::event::{
+    CREATE_RUN_KEY, Event, PUBLISH_FILE, PUBLISH_OBJECT, RUNSEAL, S3, STAGE_FILE, STAGE_OBJECT, WIPE_RUN_KEY,
+};
 use super::sign::{Signer, Witness};
 use crate::spec::s3_arn;
 use crate::units::{hex, json, rfc3339};
@@ -120,7 +122,7 @@ pub fn render(
 ) -> std::io::Result<(Vec<u8>, Link)> {
     let sequence = after.sequence + 1;
     let signer = letterhead.signer.as_deref();
-    let object = event.source == S3 || event.name.ends_with("Object");
+    let object = event.source == S3 || [STAGE_OBJECT, STAGE_FILE, PUBLISH_OBJECT, PUBLISH_FILE].contains(&event.name);
     let record = Record {
         event_version: "1.08",
         user_identity: caller.map_or_else(|| object!({"type": "Unknown"}), user_identity),

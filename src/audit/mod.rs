@@ -23,7 +23,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 
 pub use event::{
-    CREATE_RUN_KEY, Event, KMS, PUBLISH_OBJECT, RECOVER_TRAIL, RUNSEAL, S3, STAGE_OBJECT, STS, WIPE_RUN_KEY,
+    CREATE_RUN_KEY, Event, KMS, PUBLISH_FILE, PUBLISH_OBJECT, RECOVER_TRAIL, RUNSEAL, S3, STAGE_FILE, STAGE_OBJECT,
+    START_RUN, STS, WIPE_RUN_KEY,
 };
 pub use line::{LineError, Link};
 pub use sign::{Signer, Witness, generate};
@@ -173,6 +174,11 @@ impl Trail {
         let sink = Mutex::new(Counted { sink, missed: 0 });
         let kept = Kept { letterhead, caller: RwLock::default(), sink, problem: OnceLock::new() };
         Self { kept: Some(Box::new(kept)) }
+    }
+
+    /// Whether it keeps what it is told.
+    pub fn is_kept(&self) -> bool {
+        self.kept.is_some()
     }
 
     /// Says who calls AWS, for the `userIdentity` of all events from now on.

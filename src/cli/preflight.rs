@@ -63,9 +63,23 @@ pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let (id, store) = args.store.into_spec()?;
     let (tmp, report, rescue, command) = (TmpPolicy::default(), None, RescueSpec::default(), Vec::new());
-    let rights = CommandRights::default();
-    let spec =
-        RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, rights, command };
+    let (record_command, rights) = (false, CommandRights::default());
+    let spec = RunSpec {
+        id,
+        store,
+        inputs,
+        output,
+        overwrite,
+        rules,
+        aws,
+        tmp,
+        audit,
+        report,
+        record_command,
+        rescue,
+        rights,
+        command,
+    };
     let checked = match (&args.key, args.profile) {
         (Some(key), Some(profile)) => run::check_key(&spec, key, profile),
         _ if spec.inputs.is_empty() && spec.output.is_none() && spec.aws.run_key.is_none() => {

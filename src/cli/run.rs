@@ -37,6 +37,9 @@ pub struct RunArgs {
     /// Write a JSON report of the run
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Have the report and the audit trail tell COMMAND with its arguments; leave it out if one of them is a secret
+    #[arg(long)]
+    record_command: bool,
     /// How long results are held that cannot be published: `wait` until somebody resumes or discards, `fail` at once, or
     /// a time such as 90s or 2h. When it is over the results are discarded and the exit status is 75 [default: wait on
     /// a terminal, 1h without one]
@@ -85,7 +88,7 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
     let (id, store) = args.store.into_spec()?;
-    let (tmp, report, command) = (args.tmp, args.report, args.command);
+    let (tmp, report, record_command, command) = (args.tmp, args.report, args.record_command, args.command);
     if args.on_failure == OnFailure::Hold && args.on_hold == Some(OnHold::Fail) {
         return Err(Failure::Usage(
             "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
@@ -94,7 +97,21 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let RunArgs { on_hold, on_failure, lost_writes, save, keep_capabilities, isolate, .. } = args;
     let rights = CommandRights { keep_capabilities, isolate };
     let rescue = RescueSpec { on_hold, on_failure, lost_writes, save };
-    let spec =
-        RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, rights, command };
+    let spec = RunSpec {
+        id,
+        store,
+        inputs,
+        output,
+        overwrite,
+        rules,
+        aws,
+        tmp,
+        audit,
+        report,
+        record_command,
+        rescue,
+        rights,
+        command,
+    };
     Ok(run::run(spec, voice, exit::code)?)
 }

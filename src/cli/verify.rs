@@ -85,6 +85,7 @@ pub fn act(args: VerifyArgs) -> Result<u8, Failure> {
         tmp: TmpPolicy::default(),
         audit,
         report: None,
+        record_command: false,
         rescue: RescueSpec::default(),
         rights: CommandRights::default(),
         command: Vec::new(),

@@ -191,7 +191,11 @@ impl Run {
                 ));
             }
             let requests = requests.load(Ordering::Relaxed) - before;
-            journal.record(Event::Published { totals: counted(totals, requests) });
+            let mut totals = counted(totals, requests);
+            if let Some(sum) = stager.manifest_sha256() {
+                totals["manifest_sha256"] = sum.into();
+            }
+            journal.record(Event::Published { totals });
             Ok(match missing {
                 Some(missing) => Published::Incomplete(missing.to_string()),
                 None if latched => Published::Incomplete("writing to the backing failed during the run".to_owned()),

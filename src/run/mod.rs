@@ -26,6 +26,7 @@ mod losses;
 mod message;
 mod mount;
 mod namespace;
+mod origin;
 mod patience;
 mod place;
 mod preflight;

@@ -130,10 +130,24 @@ async fn serve(
         let service = Attendance { options, root: spec.root, credentials, ready: Some(Box::new(ready)) };
         let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
         let (tmp, rescue) = (TmpPolicy::Host, RescueSpec::default());
-        let (audit, report, command) = (None, None, Vec::new());
+        let (audit, report, record_command, command) = (None, None, false, Vec::new());
         let rights = CommandRights::default();
-        let run =
-            RunSpec { id, store, inputs, output, overwrite, rules, aws, tmp, audit, report, rescue, rights, command };
+        let run = RunSpec {
+            id,
+            store,
+            inputs,
+            output,
+            overwrite,
+            rules,
+            aws,
+            tmp,
+            audit,
+            report,
+            record_command,
+            rescue,
+            rights,
+            command,
+        };
         return Run::of_mount(run, mountpoint, service, desk).work().await;
     }
     desk.phase(Phase::Seal);

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::losses::LossFacts;
+use super::origin::Origin;
 use crate::preflight::Cleared;
 use crate::spec::{AuditSpec, InputSpec, Location, RunId, RunSpec};
 use crate::stage::Remains;
@@ -253,6 +254,9 @@ pub struct Report {
     pub outcome: Option<Outcome>,
     /// What stood in the way.
     pub error: Option<String>,
+    /// Who started it, where and with what.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// What was to be staged in.
     #[serde(default)]
     pub inputs: Vec<InputFacts>,
@@ -326,6 +330,7 @@ impl Report {
             ended: None,
             outcome: None,
             error: None,
+            origin: None,
             inputs: Vec::new(),
             output: None,
             aws: None,
@@ -358,6 +363,7 @@ impl Report {
             problem: None,
         };
         Self {
+            origin: Some(Origin::of(spec)),
             inputs: spec.inputs.iter().map(input).collect(),
             output: spec.output.as_ref().map(ToString::to_string),
             audit: spec.audit.as_ref().map(trail),

@@ -21,6 +21,7 @@ use super::flush;
 use super::guests::Guests;
 use super::hold::Published;
 use super::message;
+use super::origin::start_of;
 use super::place::TEMPORARY;
 use super::preflight::Ready;
 use super::progress::Meter;
@@ -120,6 +121,7 @@ impl Run {
 
     /// From the first check to the destruction of the key.
     pub async fn work(mut self) -> Result<(Outcome, u8), RunError> {
+        self.trail.record(&start_of(&self.desk.journal.snapshot()));
         let result = self.phases().await;
         // On every way out: what is still on its way to or from AWS ends, and uploads that nobody will complete are
         // aborted.

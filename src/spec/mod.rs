@@ -165,6 +165,8 @@ pub struct RunSpec {
     pub audit: Option<AuditSpec>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
+    /// Whether report and audit trail tell `command`: arguments may be secret.
+    pub record_command: bool,
     /// What becomes of it in trouble.
     pub rescue: RescueSpec,
     /// As whom the command runs, and what it may.

@@ -4,6 +4,7 @@ use crc_fast::{CrcAlgorithm, Digest as Crc, checksum_combine};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::fs::{FsError, Scratch};
 use crate::s3::{ChecksumAlgorithm, Object};
 
 /// The full-object checksum that an object is compared with: the cheapest it has.
@@ -87,6 +88,20 @@ fn crc_of(algorithm: ChecksumAlgorithm) -> CrcAlgorithm {
         ChecksumAlgorithm::Crc32c => CrcAlgorithm::Crc32Iscsi,
         // The hashes have no CRC, and nobody asks for it.
         ChecksumAlgorithm::Crc64Nvme | ChecksumAlgorithm::Sha1 | ChecksumAlgorithm::Sha256 => CrcAlgorithm::Crc64Nvme,
+    }
+}
+
+/// SHA-256 of a file of the scratch, read through `buffer`.
+pub(super) fn sha256(scratch: &Scratch, ino: u64, buffer: &mut [u8]) -> Result<[u8; 32], FsError> {
+    let (mut hash, mut at) = (Sha256::new(), 0);
+    loop {
+        match scratch.read(ino, at, buffer)? {
+            0 => return Ok(hash.finalize().into()),
+            got => {
+                hash.update(&buffer[..got]);
+                at += got as u64;
+            }
+        }
     }
 }
 

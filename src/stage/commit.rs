@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::checksum::{combined, crc64};
 use super::error::remote;
-use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published};
+use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published, Sum};
 use super::tasks::{self, OnError};
 use super::upload::{NO_UPLOAD, Outgoing, Sender, Uploads};
 use super::{StageError, record_call};
@@ -20,6 +20,7 @@ use crate::s3::{
     Answer, CallError, Cause, ChecksumAlgorithm, Part, SseAlgorithm, Stored, UploadSettings, UploadTarget,
 };
 use crate::spec::S3Uri;
+use crate::units::hex;
 
 /// `If-None-Match` met another request on the same key; the reference says to try again.
 const CONFLICT: &str = "ConditionalRequestConflict";
@@ -53,7 +54,11 @@ impl Sender {
         }
         object.state.lock().done = Some(stored);
         let event = Event::publish_object(&object.uri(), object.size).ended(Ok(&request_id));
-        self.trail.record(&event);
+        let sum = object.state.lock().sum.map(|sum| hex(&sum));
+        self.trail.record(&match sum {
+            Some(sum) if object.attr.kind == Kind::File => event.with("sha256", sum),
+            _ => event,
+        });
         if object.attr.kind == Kind::File {
             self.progress.file_done();
         }
@@ -177,13 +182,13 @@ impl Sender {
     }
 
     /// Writes the manifest of all objects, which must be done.
-    pub(super) async fn manifest(&self, uploads: &Uploads, incomplete: &[Incomplete]) -> Result<(), StageError> {
+    pub(super) async fn manifest(&self, uploads: &Uploads, incomplete: &[Incomplete]) -> Result<Sum, StageError> {
         let learnt = learnt(uploads);
         let (totals, retired) = (uploads.totals(), &uploads.retired);
         let mut body = Vec::new();
-        manifest::write(&mut body, &self.run, &uploads.plan, totals, &learnt, (incomplete, retired))
+        let sum = manifest::write(&mut body, &self.run, &uploads.plan, totals, &learnt, (incomplete, retired))
             .map_err(|e| StageError::Outside { action: "writing", path: MANIFEST.into(), source: e })?;
-        self.put_manifest(body, &self.to.settings).await.map(drop)
+        self.put_manifest(body, &self.to.settings).await.map(|_| sum)
     }
 
     pub(super) async fn put_manifest(

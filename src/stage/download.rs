@@ -19,7 +19,7 @@ use tokio::task::block_in_place;
 use tokio::time::{sleep, timeout};
 
 use super::buffers::{Buffer, Buffers};
-use super::checksum::{Expected, combined};
+use super::checksum::{self, Expected, combined};
 use super::error::{inside, remote};
 use super::fetch::PART;
 use super::tasks::{self, OnError};
@@ -30,6 +30,7 @@ use crate::preflight::tree::{RemoteObject, Tree};
 use crate::s3::{Answer, CallError, Cause, Cloud, Object, ObjectStore, Pieces};
 use crate::spec::S3Uri;
 use crate::sys::path::FileKind;
+use crate::units::hex;
 
 /// Bytes that are collected before they are written: whole sectors, in the cache of the processor.
 const WINDOW: usize = 256 << 10;
@@ -114,6 +115,10 @@ impl Download {
             block_in_place(|| self.settle(&object))?;
             let event = Event::stage_object(&object.uri, object.seen.size)
                 .with("etag", object.seen.etag.as_deref().unwrap_or_default());
+            let event = match block_in_place(|| self.sha256(&object))? {
+                Some(sum) => event.with("sha256", hex(&sum)),
+                None => event,
+            };
             self.trail.record(&event.ended(Ok(&request_id)));
             self.progress.file_done();
         }
@@ -248,6 +253,16 @@ impl Download {
         let mtime = SetTime::At(Time { secs: object.seen.modified, nanos: 0 });
         let set = SetAttr { mode: Some(MODE), mtime: Some(mtime), ..SetAttr::default() };
         self.scratch.setattr(hold.ino, &set).map(drop).map_err(inside("writing", &object.target))
+    }
+
+    /// What a trail tells of the contents that are in the scratch now, if one is kept.
+    fn sha256(&self, object: &Incoming) -> Result<Option<[u8; 32]>, StageError> {
+        if !self.trail.is_kept() {
+            return Ok(None);
+        }
+        let (hold, mut window) = (self.open(object)?, self.buffers.take(WINDOW));
+        let sum = checksum::sha256(&self.scratch, hold.ino, &mut window);
+        sum.map(Some).map_err(inside("reading", &object.target))
     }
 
     /// Reads the file back, for hashes that need all bytes in order.

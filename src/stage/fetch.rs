@@ -14,7 +14,8 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, getegid, geteuid, lseek};
 use parking_lot::Mutex;
 
-use super::{Hold, Progress, StageError, Totals, inside, outside, pool};
+use super::{Hold, Progress, StageError, Totals, checksum, inside, outside, pool};
+use crate::audit::{Event, Trail};
 use crate::fs::{Caller, FsError, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::Cleared;
 use crate::preflight::tree::Tree;
@@ -33,11 +34,12 @@ pub(super) fn fetch(
     progress: &dyn Progress,
     into: u64,
     owner: Option<(u32, u32)>,
+    trail: &Trail,
     objects: impl FnOnce(&Tree, &[u64], Caller) -> Result<(), StageError>,
 ) -> Result<Totals, StageError> {
     let (uid, gid) = owner.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
     let caller = Caller { uid, gid, umask: 0 };
-    let fetch = Fetch { cleared, scratch, progress, caller, keep_owners: owner.is_none() && uid == 0 };
+    let fetch = Fetch { cleared, scratch, progress, trail, caller, keep_owners: owner.is_none() && uid == 0 };
     let totals = fetch.totals();
     progress.start("staging", totals.files, totals.bytes);
     let directories = fetch.directories(into)?;
@@ -55,6 +57,7 @@ struct Fetch<'a> {
     cleared: &'a Cleared,
     scratch: &'a Arc<Scratch>,
     progress: &'a dyn Progress,
+    trail: &'a Trail,
     caller: Caller,
     /// As root does it, for itself.
     keep_owners: bool,
@@ -126,8 +129,19 @@ impl Fetch<'_> {
         if file.parts_left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.still(file.item, &file.seen, Stat::of(&open.outside))?;
             self.settle(file.item, open.inside.ino, self.attributes(&file.seen))?;
+            self.tell(buffer, file, open.inside.ino)?;
             self.progress.file_done();
         }
+        Ok(())
+    }
+
+    /// Has the trail, if one is kept, tell what is in the scratch now: read back, since parts arrive in any order.
+    fn tell(&self, buffer: &mut [u8], file: &Source, ino: u64) -> Result<(), StageError> {
+        if !self.trail.is_kept() {
+            return Ok(());
+        }
+        let sum = checksum::sha256(self.scratch, ino, buffer).map_err(self.inside("reading", file.item))?;
+        self.trail.record(&Event::stage_file(&self.source(file.item), file.seen.size, &sum));
         Ok(())
     }
 

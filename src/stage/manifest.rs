@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::Totals;
 use super::older::{Because, Older, Retired, decoded};
@@ -163,7 +164,7 @@ struct KeptLine {
     because: Because,
 }
 
-/// Writes the manifest of `plan`; `learnt` goes with its entries, and `retired` is what became of the results before.
+/// Writes the manifest of `plan`, and returns its own SHA-256; `learnt` goes with its entries, and `retired` is what became of the results before.
 pub(super) fn write(
     out: impl Write,
     run: &RunId,
@@ -171,7 +172,7 @@ pub(super) fn write(
     totals: Totals,
     learnt: &[Learnt],
     (incomplete, retired): (&[Incomplete], &Retired),
-) -> io::Result<()> {
+) -> io::Result<Sum> {
     let mut manifest = Manifest::empty(run, totals);
     let (results, elsewhere): (Vec<_>, Vec<_>) = incomplete.iter().partition(|file| file.is_result);
     manifest.incomplete = results.into_iter().map(Incomplete::line).collect();
@@ -182,9 +183,28 @@ pub(super) fn write(
     for (i, (entry, learnt)) in plan.entries.iter().zip(learnt).enumerate().skip(1) {
         manifest.add(name(&plan.path(i)), entry, learnt);
     }
-    let mut out = io::BufWriter::new(out);
+    let mut out = io::BufWriter::new(Hashing { to: out, hash: Sha256::new() });
     json::write_pretty(&mut out, &manifest)?;
-    out.flush()
+    let hashing = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok(hashing.hash.finalize().into())
+}
+
+/// Hashes what is written through it.
+struct Hashing<W> {
+    to: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 /// What takes the place of an old manifest while its results are replaced, where names cannot be moved.

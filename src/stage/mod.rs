@@ -42,8 +42,10 @@ use crate::fs::{ROOT, Scratch};
 use crate::preflight::{Cleared, Output};
 use crate::s3::{Answer, CallError, Cloud, UploadSettings, outcome};
 use crate::spec::{RunId, S3Uri, StagingRules};
+use crate::units::hex;
 use download::Download;
 use error::{inside, outside};
+use manifest::Sum;
 use older::Retired;
 use publish::Publication;
 use survey::Dereference;
@@ -135,6 +137,8 @@ pub struct Stager {
     /// What is sent to S3 but not all visible yet.
     uploads: Mutex<Option<Uploads>>,
     stopped: Arc<AtomicBool>,
+    /// SHA-256 of the manifest that was published last.
+    manifest: Mutex<Option<Sum>>,
 }
 
 impl Stager {
@@ -163,6 +167,7 @@ impl Stager {
             unfinished: Mutex::default(),
             uploads: Mutex::default(),
             stopped: Arc::default(),
+            manifest: Mutex::default(),
         }
     }
 
@@ -198,13 +203,20 @@ impl Stager {
     /// credentials of now; only inputs in S3 need it.
     pub fn fetch(&self, into: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
         let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
-        let fetched =
-            fetch::fetch(&cleared, &self.scratch, &*self.progress, into, self.owner, |tree, directories, caller| {
+        let fetched = fetch::fetch(
+            &cleared,
+            &self.scratch,
+            &*self.progress,
+            into,
+            self.owner,
+            &self.trail,
+            |tree, directories, caller| {
                 let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: tree.objects[0].uri.clone() })?;
                 let (scratch, progress) = (Arc::clone(&self.scratch), Arc::clone(&self.progress));
                 let download = Download::new(cloud, scratch, progress, Arc::clone(&self.trail), caller);
                 cloud.block_on(download.all(tree, directories, self.concurrency))
-            });
+            },
+        );
         *self.fetched.lock() = Some((into, self.scratch.newest()));
         fetched
     }
@@ -260,6 +272,11 @@ impl Stager {
                 self.publish_to_prefix(Destination { uri, settings, encryption }, from, cloud, incomplete)
             }
         }
+    }
+
+    /// SHA-256 of the manifest that was published last, in hexadecimal digits: `runseal verify` takes it.
+    pub fn manifest_sha256(&self) -> Option<String> {
+        self.manifest.lock().map(|sum| hex(&sum))
     }
 
     /// What is visible in the output although publishing has not succeeded. Waits for an attempt that is under way.
@@ -355,6 +372,8 @@ impl Stager {
         match publication.place(rules.keep_old, incomplete) {
             Ok(totals) => {
                 self.target.lock().claim = None;
+                publication.told(&self.trail);
+                *self.manifest.lock() = publication.manifest;
                 self.tell(&publication.retired);
                 Ok(totals)
             }
@@ -385,7 +404,10 @@ impl Stager {
             cloud.block_on(sender.abort_all(uploads.pending()));
         }
         match &published {
-            Ok(_) => self.tell(&uploads.retired),
+            Ok(_) => {
+                *self.manifest.lock() = uploads.manifest;
+                self.tell(&uploads.retired);
+            }
             Err(_) => *kept = Some(uploads),
         }
         published

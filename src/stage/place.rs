@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::inherit::set_mode;
-use super::manifest::{self, Incomplete, MANIFEST};
+use super::manifest::{self, Incomplete, MANIFEST, Sum};
 use super::older::{self, Retired, WITHDRAWN};
 use super::plan::TOP;
 use super::publish::{Publication, sync};
@@ -70,7 +70,7 @@ impl Publication {
             self.retire(keep_old)?;
         }
         if !self.plan.is_empty() {
-            self.place_manifest(incomplete)?;
+            self.manifest = Some(self.place_manifest(incomplete)?);
         }
         if self.overwrite {
             self.forget_manifest()?;
@@ -148,22 +148,23 @@ impl Publication {
         Ok(())
     }
 
-    fn place_manifest(&self, incomplete: &[Incomplete]) -> Result<(), StageError> {
+    fn place_manifest(&self, incomplete: &[Incomplete]) -> Result<Sum, StageError> {
         let (from, to) = (self.partial.join(MANIFEST), self.output.join(MANIFEST));
         let _ = path::remove_file(&from);
         let write = || {
             let file = path::create(&from, 0o600)?;
             let totals = self.totals();
-            manifest::write(&file, &self.run, &self.plan, totals, &self.learnt, (incomplete, &self.retired))?;
+            let sum = manifest::write(&file, &self.run, &self.plan, totals, &self.learnt, (incomplete, &self.retired))?;
             set_mode(&from, self.inherited(TOP).file_mode(self.plan.entries[TOP].attr.mode & 0o666))?;
-            file.sync_all()
+            file.sync_all().map(|()| sum)
         };
-        write().map_err(outside("writing", &to))?;
+        let sum = write().map_err(outside("writing", &to))?;
         match path::rename_new(&from, &to) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(StageError::Appeared { path: to }),
             renamed => renamed.map_err(outside("creating", to)),
         }?;
-        sync(&self.output).map_err(outside("syncing", &self.output))
+        sync(&self.output).map_err(outside("syncing", &self.output))?;
+        Ok(sum)
     }
 
     fn final_path(&self, i: usize) -> PathBuf {

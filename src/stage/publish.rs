@@ -22,6 +22,7 @@ use super::older::{Retired, WITHDRAWN};
 use super::plan::{Plan, TOP};
 use super::survey::{Dereference, View, survey};
 use super::{Progress, StageError, inside, outside, pool};
+use crate::audit::{Event, Trail};
 use crate::fs::{Attr, FsError, Kind, Scratch};
 use crate::spec::RunId;
 use crate::sys::path::{self, FileKind};
@@ -44,6 +45,8 @@ pub(super) struct Publication {
     pub(super) placed: Vec<bool>,
     /// By entry: directories that the output had already, and the output itself.
     inherited: HashMap<usize, Inherited>,
+    /// SHA-256 of the manifest, once it is there.
+    pub(super) manifest: Option<Sum>,
     /// What became of the results before.
     pub(super) retired: Retired,
     /// Whether the results are given up.
@@ -105,7 +108,20 @@ impl Publication {
         let inherited = HashMap::from([(TOP, inherited)]);
         let placed = vec![false; plan.entries.len()];
         let (output, run, learnt, retired) = (output.to_owned(), run.clone(), Vec::new(), Retired::default());
-        Ok(Self { output, overwrite, run, partial, plan, learnt, placed, inherited, retired, stopped, locked })
+        Ok(Self {
+            output,
+            overwrite,
+            run,
+            partial,
+            plan,
+            learnt,
+            placed,
+            inherited,
+            manifest: None,
+            retired,
+            stopped,
+            locked,
+        })
     }
 
     /// What a result takes over from the directory of the output that it will be in.
@@ -142,6 +158,16 @@ impl Publication {
     pub(super) fn is_intact(&self) -> bool {
         let opened = path::Stat::of(&self.locked);
         opened.is_ok_and(|opened| path::stat(&self.partial).is_ok_and(|named| named.ino == opened.ino))
+    }
+
+    /// Has the trail tell every result that is in its place.
+    pub(super) fn told(&self, trail: &Trail) {
+        for (i, learnt) in self.learnt.iter().enumerate().filter(|_| trail.is_kept()) {
+            if let Learnt::Sum(sum) = learnt {
+                let path = self.output.join(self.plan.path(i));
+                trail.record(&Event::publish_file(&path, self.plan.entries[i].attr.size, sum));
+            }
+        }
     }
 
     /// Fails once the results are given up.

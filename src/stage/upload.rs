@@ -52,6 +52,8 @@ pub(super) struct Uploads {
     pub(super) plan: Plan,
     /// Files and markers of empty directories.
     pub(super) objects: Vec<Arc<Outgoing>>,
+    /// SHA-256 of the manifest, once it is there.
+    pub(super) manifest: Option<Sum>,
     /// The empty manifest that has replaced an old one.
     pub(super) withdrawn: Option<(UploadTarget, Stored)>,
     /// What the old one listed, or why nobody knows; `None` if it has not been looked for.
@@ -134,7 +136,7 @@ impl Uploads {
         });
         let objects = objects.collect();
         let (older, retired) = (None, Retired::default());
-        Self { plan, objects, withdrawn: None, older, retired, strays: Vec::new(), _holds: holds }
+        Self { plan, objects, manifest: None, withdrawn: None, older, retired, strays: Vec::new(), _holds: holds }
     }
 
     /// Takes over what `old` had done for files that are still the same. Answers with uploads that are of no use now.
@@ -228,7 +230,7 @@ impl Sender {
             self.retire(uploads).await?;
         }
         match uploads.plan.is_empty() {
-            false => self.manifest(uploads, incomplete).await?,
+            false => uploads.manifest = Some(self.manifest(uploads, incomplete).await?),
             true => self.remove_manifest(uploads).await?,
         }
         self.progress.finish();

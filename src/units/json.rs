@@ -88,7 +88,7 @@ mod tests {
     // promise: T-44
     #[test]
     fn json_is_exact_and_shows_nothing_hidden() {
-        let mut text: String = (0..=0x10_ffff).filter_map(char::from_u32).collect();
+        let mut text: String = (0..0x1_ff00).chain(0xe_0000..0xe_1001).filter_map(char::from_u32).collect();
         text.push_str("\u{202e}\u{e0041}end");
         let value = json!({"name": text, "list": [1, {"\u{1b}": null}, []]});
         let mut pretty = Vec::new();

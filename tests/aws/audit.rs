@@ -180,5 +180,5 @@ fn a_trail_that_cannot_be_kept_stops_a_run_before_its_command() {
     run(&good).expect(0, &[]);
     assert!(witness.exists());
     let written = fs::read_to_string(&good).expect("written");
-    assert_eq!(written.lines().count(), 2, "the key was made, and wiped: {written}");
+    assert_eq!(written.lines().count(), 3, "the run began, its key was made and wiped: {written}");
 }

@@ -16,3 +16,4 @@ mod sdk;
 mod stage;
 #[path = "../secrecy/tap.rs"]
 mod tap;
+mod verify;
