@@ -154,6 +154,8 @@ impl Secrets {
         } else if folder.is_file() {
             self.found_in(&fs::read(folder).expect("read"))
         } else {
+            // A socket, say; but a path that is not there would make the search blind.
+            assert!(folder.exists(), "{} is not there", folder.display());
             Vec::new()
         }
     }
