@@ -67,6 +67,7 @@ fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u6
         output: output.as_ref(),
         uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
         rules: StagingRules::default(),
+        on_behalf: None,
         run_key: None,
         explain: false,
         space,

@@ -36,6 +36,12 @@ pub struct DataArgs {
     /// Let the command leave nothing below $RUNSEAL_OUTPUT; otherwise the run is held, or fails if there is nothing at all
     #[arg(long, requires = "output")]
     allow_empty: bool,
+    /// As root: publish even into a directory that other users may change, where they can lead results astray
+    #[arg(long, requires = "output")]
+    shared_output: bool,
+    /// Publish files with set-user-ID and set-group-ID, if they have it; otherwise only the manifest tells
+    #[arg(long, requires = "output")]
+    keep_set_id: bool,
 }
 
 /// The same, checked.
@@ -61,8 +67,8 @@ impl DataArgs {
         };
         let inputs = self.input.iter().map(input).collect::<Result<_, Failure>>()?;
         let output = self.output.as_deref().map(output_location).transpose()?;
-        let Self { overwrite, keep_old, dereference, allow_empty, .. } = self;
-        let rules = StagingRules { dereference, keep_old, allow_empty };
+        let Self { overwrite, keep_old, dereference, allow_empty, shared_output, keep_set_id, .. } = self;
+        let rules = StagingRules { dereference, keep_old, allow_empty, shared_output, keep_set_id };
         Ok(Data { inputs, output, overwrite, rules })
     }
 }

@@ -48,6 +48,12 @@ pub struct ResumeArgs {
     /// Publish what symbolic links into the scratch lead to in their place
     #[arg(long)]
     dereference: bool,
+    /// As root: publish even into a directory that other users may change
+    #[arg(long)]
+    shared_output: bool,
+    /// Publish files with set-user-ID and set-group-ID
+    #[arg(long)]
+    keep_set_id: bool,
     /// Publish to this directory or prefix instead
     #[arg(long, value_name = "DIR|S3-URI")]
     output: Option<OsString>,
@@ -128,6 +134,8 @@ pub fn resume(args: ResumeArgs) -> Result<u8, Failure> {
         sse_kms_key: args.sse_kms_key_id,
         dereference: args.dereference,
         keep_old: args.keep_old,
+        shared_output: args.shared_output,
+        keep_set_id: args.keep_set_id,
     };
     let message = run::resume(&args.run, ResumeOrder { credentials, spec })?;
     writeln!(stdout(), "{}: {}", args.run, Message(message))?;

@@ -59,10 +59,10 @@ enum Action {
     /// For the sealed process, which must not wait for its own mount
     #[command(name = FLUSH_RESULTS, hide = true)]
     FlushResults {
-        dir: PathBuf,
-        /// Follow no link out of this directory, above DIR
-        #[arg(long)]
-        within: Option<PathBuf>,
+        /// Where the scratch is mounted
+        scratch: PathBuf,
+        /// What to flush, as a path in it
+        below: PathBuf,
     },
     /// For `serve`: mounts as the order on standard input says
     #[command(name = SERVED_MOUNT, hide = true)]
@@ -162,7 +162,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Doctor(args) => doctor::act(args),
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),
-        Action::FlushResults { dir, within } => Ok(flush_here(&dir, within.as_deref()).map(|()| 0)?),
+        Action::FlushResults { scratch, below } => Ok(flush_here(&scratch, &below).map(|()| 0)?),
         Action::ServedMount => Ok(mount_here(std::io::stdin())?),
     }
 }

@@ -63,7 +63,7 @@ pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
     let (aws, audit) = args.aws.into_spec(output.as_ref())?;
     let (id, store) = args.store.into_spec()?;
     let (tmp, report, rescue, command) = (TmpPolicy::default(), None, RescueSpec::default(), Vec::new());
-    let (record_command, rights) = (false, CommandRights::default());
+    let (record_command, rights, on_behalf) = (false, CommandRights::default(), None);
     let spec = RunSpec {
         id,
         store,
@@ -71,6 +71,7 @@ pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
         output,
         overwrite,
         rules,
+        on_behalf,
         aws,
         tmp,
         audit,

@@ -97,6 +97,7 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
     let RunArgs { on_hold, on_failure, lost_writes, save, keep_capabilities, isolate, .. } = args;
     let rights = CommandRights { keep_capabilities, isolate };
     let rescue = RescueSpec { on_hold, on_failure, lost_writes, save };
+    let on_behalf = None;
     let spec = RunSpec {
         id,
         store,
@@ -104,6 +105,7 @@ pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
         output,
         overwrite,
         rules,
+        on_behalf,
         aws,
         tmp,
         audit,

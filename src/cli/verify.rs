@@ -80,6 +80,7 @@ pub fn act(args: VerifyArgs) -> Result<u8, Failure> {
         inputs: Vec::new(),
         output: None,
         overwrite: false,
+        on_behalf: None,
         rules: StagingRules::default(),
         aws,
         tmp: TmpPolicy::default(),

@@ -14,6 +14,7 @@ use super::links::{self, Landing, Spot};
 use super::report::{Code, Finding};
 use super::tree::{Origin, Taken, Tree, valid_target};
 use crate::spec::{InputSpec, Location};
+use crate::sys::beneath::Linkless;
 use crate::sys::path::{self, FileKind, Stat, shown};
 use crate::units::SECTOR_U64;
 
@@ -93,12 +94,13 @@ impl Walk {
         let Location::Path(given) = &input.source else {
             return Self { source: PathBuf::new(), dereference, found: Vec::new(), findings: Vec::new() };
         };
-        let source = fs::canonicalize(given).unwrap_or_else(|_| given.clone());
+        let resolved = fs::canonicalize(given);
+        let source = resolved.as_ref().unwrap_or(given).clone();
         let mut walk = Self { source, dereference, found: Vec::new(), findings: Vec::new() };
         if let Err(why) = valid_target(&input.target) {
             walk.findings.push(bad_target(given, input, why));
         }
-        match path::stat_followed(given) {
+        match resolved.and_then(|source| path::stat(&Linkless(&source))) {
             Ok(seen) => walk.note(0, OsString::new(), given, seen, Link::Plain),
             Err(e) => walk.findings.push(unreachable(given, &e)),
         }
@@ -111,7 +113,7 @@ impl Walk {
         while next < self.found.len() {
             if self.found[next].seen.kind == FileKind::Directory {
                 let directory = self.path(next);
-                match path::list(&directory) {
+                match path::list(&Linkless(&directory)) {
                     Ok(names) => self.enter(next, &directory, names),
                     Err(e) => self.findings.push(unreadable(&directory, "listed", &e)),
                 }
@@ -123,7 +125,7 @@ impl Walk {
     fn enter(&mut self, parent: usize, directory: &Path, names: Vec<OsString>) {
         for name in names {
             let child = directory.join(&name);
-            match path::stat(&child) {
+            match path::stat(&Linkless(&child)) {
                 Ok(seen) if seen.kind == FileKind::Symlink => self.link(parent, name, &child, seen),
                 Ok(seen) => self.note(parent, name, &child, seen, Link::Plain),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => self.findings.push(changing(&child)),
@@ -145,7 +147,8 @@ impl Walk {
 
     /// A link that stays in the tree it is in is kept, one that leads out of it replaced or refused.
     fn link(&mut self, parent: usize, name: OsString, path: &Path, seen: Stat) {
-        let landing = path::read_symlink(path).and_then(|text| links::follow(path, &text, self.top(parent), spot));
+        let landing =
+            path::read_symlink(&Linkless(path)).and_then(|text| links::follow(path, &text, self.top(parent), spot));
         match landing {
             Ok(Landing::Within) => self.note(parent, name, path, seen, Link::Plain),
             Ok(Landing::Back(to)) => {
@@ -163,7 +166,7 @@ impl Walk {
     }
 
     fn behind(&mut self, parent: usize, name: OsString, path: &Path, to: PathBuf) {
-        match path::stat(&to) {
+        match path::stat(&Linkless(&to)) {
             Ok(seen) if self.is_above(parent, &seen) => self.findings.push(circle(path, &to)),
             Ok(seen) => self.note(parent, name, path, seen, Link::Behind(to)),
             Err(e) => self.findings.push(unreadable(&to, "reached", &e)),
@@ -253,7 +256,7 @@ fn try_file(path: &Path, seen: &Stat) -> Result<u64, Finding> {
         io::ErrorKind::NotFound => changing(path),
         _ => unreadable(path, "opened", &e),
     };
-    let file = path::open(path).map_err(failed)?;
+    let file = path::open(&Linkless(path)).map_err(failed)?;
     let now = Stat::of(&file).map_err(failed)?;
     if !seen.unchanged(&now) {
         return Err(changing(path));

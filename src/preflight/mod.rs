@@ -28,7 +28,9 @@ pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Re
 
 use crate::audit::Trail;
 use crate::s3::{Cloud, Encryption, UploadSettings};
-use crate::spec::{InputSpec, Location, RunId, S3Uri, StagingRules};
+use crate::spec::{Identity, InputSpec, Location, RunId, S3Uri, StagingRules};
+use crate::sys::beneath::Trust;
+use crate::sys::identity::{assume, is_root_of_machine};
 use crate::units::ByteSize;
 use probe::Probe;
 use remote::Remote;
@@ -38,7 +40,7 @@ use tree::Tree;
 ///
 /// ```compile_fail,E0451
 /// use runseal::preflight::Cleared;
-/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, rules: todo!(), claim: None, run_key: None, evidence: todo!(), _proof: () };
+/// let forged = Cleared { tree: todo!(), output: None, overwrite: true, rules: todo!(), claim: None, on_behalf: None, run_key: None, evidence: todo!(), _proof: () };
 /// ```
 ///
 /// ```compile_fail,E0599
@@ -62,6 +64,8 @@ pub struct Cleared {
     pub(crate) rules: StagingRules,
     /// The output directory, locked against other runs, where that can be.
     pub(crate) claim: Option<File>,
+    /// In whose name all of it was tried, and is to be done.
+    pub(crate) on_behalf: Option<Identity>,
     run_key: Option<String>,
     evidence: Evidence,
     _proof: (),
@@ -97,6 +101,8 @@ pub struct Request<'a> {
     pub uploads: &'a UploadSettings,
     /// How links and results of before are treated.
     pub rules: StagingRules,
+    /// In whose name files of this machine are read and written; `None` means the user of this process.
+    pub on_behalf: Option<&'a Identity>,
     /// The KMS key that takes part in the run key: ARN, id or alias.
     pub run_key: Option<&'a str>,
     /// Whether KMS is asked for explanations even if nothing failed.
@@ -141,8 +147,16 @@ impl Cleared {
 pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Report> {
     let &Request { inputs, output, space, rules, .. } = request;
     let overwrite = request.uploads.overwrite;
-    let (mut tree, mut tagged) = inputs::survey(inputs, rules.dereference);
-    let mut needed = inputs::read(&tree, &mut tagged);
+    let assume = || request.on_behalf.map(|who| assume(who.uid, who.gid, &who.groups)).transpose();
+    // Not while AWS is asked: its threads are not only for these files, and keep what they begin with.
+    let ((mut tree, mut tagged), mut needed) = match assume() {
+        Ok(_in_their_name) => {
+            let (tree, mut tagged) = inputs::survey(inputs, rules.dereference);
+            let needed = inputs::read(&tree, &mut tagged);
+            ((tree, tagged), needed)
+        }
+        Err(error) => return Err(powerless(&error)),
+    };
     let mut remote = match cloud {
         Some(cloud) if request.needs_cloud() => remote::ask(request, cloud),
         Some(cloud) => {
@@ -163,7 +177,10 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     let output = match output {
         Some(Location::Path(path)) => {
             let read = [&tree.inputs[..], &tree.linked].concat();
-            let output = output::check(path, overwrite, &read, &mut findings);
+            let _in_their_name = assume().map_err(|error| powerless(&error))?;
+            let own = request.on_behalf.is_none() && !rules.shared_output && is_root_of_machine();
+            let trust = if own { Trust::Own } else { Trust::Anybody };
+            let output = output::check(path, (overwrite, trust), &read, &mut findings);
             claim = claim::take(&output).unwrap_or_else(|finding| {
                 findings.push(finding);
                 None
@@ -178,7 +195,8 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     };
     let Remote { run_key, evidence, .. } = remote;
     if findings.is_empty() {
-        Ok(Cleared { tree, output, overwrite, rules, claim, run_key, evidence, _proof: () })
+        let on_behalf = request.on_behalf.cloned();
+        Ok(Cleared { tree, output, overwrite, rules, claim, on_behalf, run_key, evidence, _proof: () })
     } else {
         Err(Report { findings, evidence })
     }
@@ -199,6 +217,14 @@ impl Request<'_> {
             || self.output.is_some_and(remote)
             || self.inputs.iter().any(|input| remote(&input.source))
     }
+}
+
+/// This process may not read and write as somebody else.
+fn powerless(error: &std::io::Error) -> Report {
+    let problem = format!("cannot be reached in the name of the owner: {error}");
+    let remedy = "let the service have CAP_SETUID and CAP_SETGID".into();
+    let finding = Finding::new(Code::ExportFailed, "files of this machine".into(), problem, remedy);
+    Report { findings: vec![finding], evidence: Evidence::default() }
 }
 
 fn too_large(needed: u64, space: u64) -> Finding {

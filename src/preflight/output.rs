@@ -8,16 +8,26 @@ use std::path::{Path, PathBuf};
 
 use super::report::{Code, Finding};
 use crate::spec::SAVED;
+use crate::sys::beneath::{Anchor, Trust, Unsafe};
 use crate::sys::path::{self, FileKind, shown};
 
 /// How the names of probes begin. They come and go while other runs look at the same directory.
 const PROBE: &str = ".runseal-probe-";
 
 /// Checks `output`; answers with the path by which publishing will find it.
-pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings: &mut Vec<Finding>) -> PathBuf {
+pub(super) fn check(
+    output: &Path,
+    (overwrite, trust): (bool, Trust),
+    inputs: &[PathBuf],
+    findings: &mut Vec<Finding>,
+) -> PathBuf {
     let resolved = path::resolved(output);
     if let Some(input) = inputs.iter().find(|i| overlaps(i, &resolved)) {
         findings.push(overlap(output, input));
+        return resolved;
+    }
+    if let Some(theirs) = changed_by_others(&resolved, trust) {
+        findings.push(shared(output, &theirs));
         return resolved;
     }
     match path::stat_followed(output) {
@@ -39,6 +49,19 @@ pub(super) fn check(output: &Path, overwrite: bool, inputs: &[PathBuf], findings
 /// Inputs that exist are absolute; others have a finding of their own.
 fn overlaps(input: &Path, output: &Path) -> bool {
     input.is_absolute() && (input.starts_with(output) || output.starts_with(input))
+}
+
+/// The output, or the first directory on the way to it, if `trust` forbids it. What cannot be opened is told by others.
+fn changed_by_others(output: &Path, trust: Trust) -> Option<PathBuf> {
+    let above = output.parent().filter(|_| path::stat(output).is_err());
+    let opened = match above {
+        Some(above) => Anchor::open_by(trust, above),
+        None => Anchor::open_by(trust, output).and_then(|anchor| anchor.check_by(trust).map(|()| anchor)),
+    };
+    match opened {
+        Err(Unsafe::Others(theirs)) => Some(theirs),
+        Err(Unsafe::Io(_)) | Ok(_) => None,
+    }
 }
 
 /// What is in the way inside an existing output.
@@ -130,6 +153,15 @@ fn not_writable(path: &Path, error: &io::Error) -> Finding {
         _ => "choose another --output".into(),
     };
     refusal(path, format!("cannot be written: {error}"), remedy)
+}
+
+fn shared(output: &Path, theirs: &Path) -> Finding {
+    let what = if theirs == output { "it".to_owned() } else { shown(theirs) };
+    let problem = format!("users other than root may change {what}, and could lead what root writes elsewhere");
+    let remedy = "publish to a directory of root's, start the run as that user, or say that this is meant with \
+                  --shared-output"
+        .into();
+    refusal(output, problem, remedy)
 }
 
 fn overlap(output: &Path, input: &Path) -> Finding {

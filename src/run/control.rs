@@ -410,6 +410,8 @@ mod tests {
             sse_kms_key: Some("alias/results".parse().expect("a key")),
             dereference: true,
             keep_old: true,
+            shared_output: true,
+            keep_set_id: true,
         };
         for spec in [ResumeSpec::default(), spec] {
             let order = ResumeOrder { credentials: None, spec: spec.clone() };

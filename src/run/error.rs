@@ -217,6 +217,9 @@ pub enum PublishError {
     /// The kernel holds some of them back.
     #[error(transparent)]
     Unflushed(#[from] Unflushed),
+    /// What was written there is not in the scratch, and would be left out.
+    #[error("something is mounted on {}: what was written there is no part of the results; unmount it", shown(.0))]
+    Covered(PathBuf),
     /// The output they are to go to instead does not do.
     #[error(transparent)]
     Preflight(#[from] PreflightReport),
@@ -264,7 +267,11 @@ impl PublishError {
                 return report.findings.iter().any(|f| f.cause().is_some_and(is_about_credentials));
             }
             Self::Stage(_) | Self::Stopped | Self::Lost(_) | Self::Unflushed(_) => return false,
-            Self::InScratch(_) | Self::Encryption(_) | Self::Empty { .. } | Self::NoOutput { .. } => return false,
+            Self::Covered(_)
+            | Self::InScratch(_)
+            | Self::Encryption(_)
+            | Self::Empty { .. }
+            | Self::NoOutput { .. } => return false,
         };
         is_about_credentials(cause)
     }

@@ -7,16 +7,15 @@
 //! mount, the thread would wait for the connection to close and the connection for the thread to end, for ever.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::path::shown;
+use crate::sys::beneath::{Anchor, Below};
+use crate::sys::path::{self, FileKind, shown};
 use crate::sys::process;
 
 /// Hidden subcommand of the child.
@@ -45,30 +44,30 @@ struct Failures {
     others: usize,
 }
 
-/// Flushes every regular file below `dir`. No process may be writing any more. `hands_on_rights`: the right to
-/// open any of them is not one of root's, and has to be handed on. `within`: others may exchange what is below this
-/// directory meanwhile, so links must not lead out of it; needs root.
+/// Flushes every regular file at and below `below` of the scratch mounted on `scratch`. No process may be writing any
+/// more. `hands_on_rights`: the right to open any of them is not one of root's, and has to be handed on. Others
+/// may exchange what is there meanwhile: no link is followed, and nothing that is mounted in the scratch entered.
 ///
 /// # Errors
 /// A file cannot be opened or asked for. Data that found no space is none: the scratch knows of it.
-pub fn flush_results(dir: &Path, hands_on_rights: bool, within: Option<&Path>) -> Result<(), Unflushed> {
-    let failed = |source| Unflushed { path: dir.to_owned(), source, others: 0 };
+pub fn flush_results(scratch: &Path, below: &Path, hands_on_rights: bool) -> Result<(), Unflushed> {
+    let failed = |source| Unflushed { path: scratch.join(below), source, others: 0 };
     let mut child = Command::new("/proc/self/exe");
     // It needs no environment, and credentials may be in it.
-    child.arg(SUBCOMMAND).arg(dir).env_clear().stdin(Stdio::null()).stderr(Stdio::inherit());
-    if let Some(within) = within {
-        child.arg("--within").arg(within);
-    }
+    child.arg(SUBCOMMAND).arg(scratch).arg(below).env_clear().stdin(Stdio::null());
     if hands_on_rights {
         process::hand_on_file_rights(&mut child);
     }
-    let mut child = child.stdout(Stdio::piped()).spawn().map_err(failed)?;
-    let mut said = Vec::new();
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let (mut said, mut trouble) = (Vec::new(), String::new());
     child.stdout.take().expect("piped").read_to_end(&mut said).map_err(failed)?;
+    let _ = child.stderr.take().expect("piped").read_to_string(&mut trouble);
     // What it said decides, not its status: PID 1 collects children while the command runs, and may have taken it.
     let _ = child.wait();
-    let answer: Option<Failures> = serde_json::from_slice(&said)
-        .map_err(|_| failed(io::Error::other(format!("{SUBCOMMAND} ended before it was through"))))?;
+    let answer: Option<Failures> = serde_json::from_slice(&said).map_err(|_| {
+        let trouble = trouble.trim();
+        failed(io::Error::other(format!("{SUBCOMMAND} ended before it was through: {trouble}")))
+    })?;
     let Some(answer) = answer else { return Ok(()) };
     Err(Unflushed {
         path: OsString::from_vec(answer.path).into(),
@@ -78,40 +77,32 @@ pub fn flush_results(dir: &Path, hands_on_rights: bool, within: Option<&Path>) -
 }
 
 /// Life of the child: flushes, and says on standard output what failed.
-pub fn flush_here(dir: &Path, within: Option<&Path>) -> io::Result<()> {
-    let root = Path::new("/");
-    let dir = match within {
-        Some(within) => {
-            nix::unistd::chroot(within)?;
-            std::env::set_current_dir(root)?;
-            root.join(dir.strip_prefix(within).map_err(io::Error::other)?)
-        }
-        None => dir.to_owned(),
-    };
-    let Err(Unflushed { path, source, others }) = flush_tree(&dir) else { return io::stdout().write_all(b"null") };
-    let path = match within {
-        Some(within) => within.join(path.strip_prefix(root).map_err(io::Error::other)?),
-        None => path,
+pub fn flush_here(scratch: &Path, below: &Path) -> io::Result<()> {
+    // The way to the mountpoint is nobody else's.
+    let scratch = Anchor::follow(scratch)?;
+    let Err(Unflushed { path, source, others }) = flush_tree(scratch.below(below)) else {
+        return io::stdout().write_all(b"null");
     };
     let path = path.as_os_str().as_bytes().to_owned();
     let failures = Failures { path, errno: source.raw_os_error().unwrap_or(libc::EIO), others };
     io::stdout().write_all(&serde_json::to_vec(&failures)?)
 }
 
-fn flush_tree(dir: &Path) -> Result<(), Unflushed> {
+fn flush_tree(top: Below<'_>) -> Result<(), Unflushed> {
     // All files at once first; the walk then finds little left to wait for. An error here may be that of a file the
     // command has dealt with long ago, so only the walk decides.
-    let _ = File::open(dir).map(nix::unistd::syncfs);
+    let _ = path::open_directory(&top).map(nix::unistd::syncfs);
     let mut failures = Vec::new();
-    let mut pending = vec![dir.to_owned()];
+    let mut pending = Vec::new();
     // One file alone may be asked for.
-    if fs::symlink_metadata(dir).is_ok_and(|found| found.is_file()) {
-        failures.extend(flush_file(dir).err().map(|source| (dir.to_owned(), source)));
-        pending.clear();
+    if path::stat(&top).is_ok_and(|found| found.kind == FileKind::File) {
+        failures.extend(flush_file(&top).err().map(|source| (top.path(), source)));
+    } else {
+        pending.push(top);
     }
-    while let Some(dir) = pending.pop() {
-        if let Err(source) = flush_files_of(&dir, &mut pending, &mut failures) {
-            failures.push((dir, source));
+    while let Some(directory) = pending.pop() {
+        if let Err(source) = flush_files_of(&directory, &mut pending, &mut failures) {
+            failures.push((directory.path(), source));
         }
     }
     let others = failures.len().saturating_sub(1);
@@ -121,28 +112,24 @@ fn flush_tree(dir: &Path) -> Result<(), Unflushed> {
     }
 }
 
-fn flush_files_of(
-    dir: &Path,
-    directories: &mut Vec<PathBuf>,
+fn flush_files_of<'a>(
+    directory: &Below<'a>,
+    directories: &mut Vec<Below<'a>>,
     failures: &mut Vec<(PathBuf, io::Error)>,
 ) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let (kind, path) = (entry.file_type()?, entry.path());
-        if kind.is_dir() {
-            directories.push(path);
-        } else if kind.is_file()
-            && let Err(source) = flush_file(&path)
-        {
-            failures.push((path, source));
+    for name in path::list(directory)? {
+        let place = directory.join(name);
+        match path::stat(&place)?.kind {
+            FileKind::Directory => directories.push(place),
+            FileKind::File => failures.extend(flush_file(&place).err().map(|source| (place.path(), source))),
+            FileKind::Symlink | FileKind::Special(_) => {}
         }
     }
     Ok(())
 }
 
-fn flush_file(path: &Path) -> io::Result<()> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    match OpenOptions::new().read(true).custom_flags(flags).open(path)?.sync_all() {
+fn flush_file(place: &Below<'_>) -> io::Result<()> {
+    match path::open(place)?.sync_all() {
         // What did not reach the scratch, it has recorded itself. The kernel tells it to one of those who ask, perhaps of
         // a file that was written again since.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EIO)) => Ok(()),

@@ -1,5 +1,6 @@
 //! Results on their way out: attempts to publish, and what happens to a run whose results are held.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::preflight;
 use crate::s3::{CallError, Credentials};
 use crate::spec::{Location, OnHold, ResumeSpec, RunId, RunSpec};
 use crate::stage::Stager;
+use crate::sys::mount::mount_table;
 
 impl Run {
     /// Publishes; if that fails, holds the results until somebody resumes or discards.
@@ -151,16 +153,18 @@ impl Run {
         self.spec.rules = resume.rules(self.spec.rules);
         stager.set_rules(self.spec.rules);
         self.desk.phase(Phase::Publish);
-        let (output, journal) = (self.mountpoint.join(OUTPUT), self.desk.journal.clone());
+        let journal = self.desk.journal.clone();
         let hands_on_rights = self.hands_on_rights;
-        let within = self.service.is_some().then(|| self.mountpoint.clone());
         let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
         let before = self.switch.requests();
         let (scratch, latched, wanted) = (seal.scratch.clone(), seal.latched(), resume.incomplete);
         let policy = self.spec.rescue.lost_writes;
         let (mountpoint, asked, rules) = (self.mountpoint.clone(), self.spec.output.is_some(), self.spec.rules);
         let work = beside(move || {
-            flush::flush_results(&output, hands_on_rights, within.as_deref())?;
+            if let Some(mounted) = mounted_below(&mountpoint.join(OUTPUT)) {
+                return Err(PublishError::Covered(mounted));
+            }
+            flush::flush_results(&mountpoint, Path::new(OUTPUT), hands_on_rights)?;
             journal.record(Event::Lost(LossFacts::of(&scratch)));
             let missing = Missing::against(&scratch, policy);
             match &missing {
@@ -168,7 +172,7 @@ impl Run {
                 Some(_) => {}
                 None => losses::warn_of_rest(&scratch),
             }
-            let flush_all = || flush::flush_results(&mountpoint, hands_on_rights, within.as_deref());
+            let flush_all = || flush::flush_results(&mountpoint, Path::new(""), hands_on_rights);
             expect_results(&stager, from, asked, rules.allow_empty, flush_all)?;
             let totals = stager.publish_incomplete(from, cloud.as_deref(), &losses::incomplete(&scratch))?;
             if totals.skipped > 0 {
@@ -500,6 +504,12 @@ fn expect_results<E>(
         }
         _ => Ok(()),
     }
+}
+
+/// The first place at or below `output` that something is mounted on. Contacts no file system but proc.
+fn mounted_below(output: &Path) -> Option<PathBuf> {
+    let mounts = mount_table().unwrap_or_default().into_iter().map(|entry| entry.mountpoint);
+    mounts.filter(|mountpoint| mountpoint.starts_with(output)).min()
 }
 
 fn answer(waiting: Option<oneshot::Sender<Reply>>, reply: Reply) {

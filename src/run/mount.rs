@@ -126,7 +126,7 @@ async fn serve(
 ) -> Result<(Outcome, u8), RunError> {
     let options =
         MountOptions { options: spec.options.clone(), allow_other: geteuid().is_root(), ..MountOptions::default() };
-    if let Some(StagingSpec { inputs, output, overwrite, rules, aws }) = spec.staging {
+    if let Some(StagingSpec { inputs, output, overwrite, rules, aws, on_behalf }) = spec.staging {
         let service = Attendance { options, root: spec.root, credentials, ready: Some(Box::new(ready)) };
         let (id, store, mountpoint) = (spec.id, spec.store, spec.mountpoint);
         let (tmp, rescue) = (TmpPolicy::Host, RescueSpec::default());
@@ -139,6 +139,7 @@ async fn serve(
             output,
             overwrite,
             rules,
+            on_behalf,
             aws,
             tmp,
             audit,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -22,6 +22,7 @@ use crate::preflight::Cleared;
 use crate::spec::{AuditSpec, InputSpec, Location, RunId, RunSpec};
 use crate::stage::Remains;
 use crate::sys::path::shown;
+use crate::sys::replace::Replaceable;
 use crate::units::{json, rfc3339_millis};
 
 /// Whether the family belongs to `runseal run` or to `runseal mount`.
@@ -468,53 +469,54 @@ impl Journal {
 #[derive(Debug)]
 pub struct Destination {
     path: PathBuf,
+    /// `None` for a stream.
+    file: Option<Replaceable>,
 }
 
 impl Destination {
-    /// Checks, before any work is done, that the report can be written to `path`.
+    /// Checks, before any work is done, that the report can be written to `path`, and holds its directory from then on.
     pub fn claim(path: &Path) -> io::Result<Self> {
         let mut path = std::path::absolute(path)?;
-        match path.metadata() {
+        let found = if is_followed(&path) { path.metadata() } else { path.symlink_metadata() };
+        match found {
             Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
             Ok(found) if is_stream(&found) => {
-                OpenOptions::new().write(true).open(&path)?;
-                return Ok(Self { path });
+                open_stream(&path)?;
+                return Ok(Self { path, file: None });
             }
-            // Through a symbolic link (`/dev/stdout` of a redirected shell) the file behind it is replaced.
-            Ok(_) => path = path.canonicalize()?,
-            Err(_) => {}
+            Ok(_) if is_followed(&path) => path = path.canonicalize()?,
+            Ok(_) | Err(_) => {}
         }
-        let destination = Self { path };
-        let temporary = destination.temporary();
-        File::create(&temporary)?;
-        std::fs::remove_file(&temporary)?;
-        Ok(destination)
+        let file = Replaceable::open(&path)?;
+        file.try_it()?;
+        Ok(Self { path, file: Some(file) })
     }
 
     /// Writes the report: all of it or nothing is found under its name.
     pub fn write(&self, report: &Report) -> io::Result<()> {
         let mut text = Vec::new();
         json::write_pretty(&mut text, report)?;
-        if self.path.metadata().is_ok_and(|found| is_stream(&found)) {
-            return OpenOptions::new().write(true).open(&self.path)?.write_all(&text);
+        match &self.file {
+            Some(file) => file.replace(&text, 0o666),
+            None => open_stream(&self.path)?.write_all(&text),
         }
-        let temporary = self.temporary();
-        let mut file = File::create(&temporary)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &self.path)
     }
 
     /// The path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
 
-    fn temporary(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        name.into()
-    }
+/// Links of the system (`/dev/stdout`) mean what they lead to: a file is replaced behind them. Elsewhere somebody may
+/// have planted them.
+fn is_followed(path: &Path) -> bool {
+    ["/dev", "/proc"].iter().any(|system| path.starts_with(system))
+}
+
+fn open_stream(path: &Path) -> io::Result<File> {
+    let flags = if is_followed(path) { 0 } else { libc::O_NOFOLLOW };
+    OpenOptions::new().write(true).custom_flags(flags).open(path)
 }
 
 /// Pipes and terminals (`--report /dev/stdout`) take text as it comes.
@@ -565,5 +567,25 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1);
         let text = std::fs::read_to_string(&path).expect("read");
         assert_eq!(serde_json::from_str::<Report>(&text).expect("parses").run_id.as_str(), "r");
+    }
+
+    // promise: T-54
+    #[test]
+    fn a_report_follows_no_link_that_somebody_has_planted() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (path, victim) = (dir.path().join("report.json"), dir.path().join("victim"));
+        std::fs::write(&victim, "precious").expect("written");
+        let plant = |link: &Path| std::os::unix::fs::symlink(&victim, link).expect("planted");
+        plant(&path);
+        plant(&dir.path().join(format!("report.json.{}.tmp", std::process::id())));
+        Destination::claim(&path).expect("writable").write(&report()).expect("written");
+        assert_eq!(std::fs::read_to_string(&victim).expect("there"), "precious");
+        assert!(path.symlink_metadata().expect("there").is_file());
+        // Nor does what is planted between the check and the report lead elsewhere.
+        let destination = Destination::claim(&path).expect("writable");
+        std::fs::remove_file(&path).expect("removed");
+        plant(&path);
+        destination.write(&report()).expect("written");
+        assert_eq!(std::fs::read_to_string(&victim).expect("there"), "precious");
     }
 }

@@ -155,7 +155,6 @@ const KEPT: capability::Set = capability::CHOWN
     | capability::SETPCAP
     | capability::LINUX_IMMUTABLE
     | capability::IPC_LOCK
-    | capability::SYS_CHROOT
     | capability::SYS_ADMIN
     | capability::SYS_RESOURCE
     | capability::SETFCAP;

@@ -1,5 +1,6 @@
 //! The state directory of a run: its lock, who belongs to it, its control socket.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,6 +17,7 @@ use crate::spec::{Location, RunId};
 use crate::sys::lock::{self, Holder};
 use crate::sys::path;
 use crate::sys::process::ProcessStat;
+use crate::sys::replace::{is_left_over, replace};
 
 /// Directory of the states of all runs, among what else there is in the base: sockets and files of a service, the place
 /// of scratches. No name of a run can be that of anything but a state.
@@ -202,7 +204,7 @@ impl State {
     /// Notes, for runs that start, where this one publishes to.
     pub fn publishes_to(&self, output: &Location) -> Result<(), StateError> {
         let path = self.dir.join(OUTPUT);
-        fs::write(&path, place(output)).map_err(system("writing", &path))
+        replace(&path, &place(output), 0o600).map_err(system("writing", &path))
     }
 
     /// The directory with the state of all runs.
@@ -219,9 +221,7 @@ impl State {
     pub fn record(&self, record: &Record) -> Result<(), StateError> {
         let path = self.dir.join(RECORD);
         let text = serde_json::to_vec(record).map_err(|e| system("writing", &path)(e.into()))?;
-        let temporary = self.dir.join("state.json.tmp");
-        fs::write(&temporary, text).map_err(system("writing", &temporary))?;
-        fs::rename(&temporary, &path).map_err(system("writing", &path))
+        replace(&path, &text, 0o600).map_err(system("writing", &path))
     }
 
     /// Leaves the removal to the process this one was forked from.
@@ -477,7 +477,9 @@ fn read_record(dir: &Path) -> Option<Record> {
 
 /// Removes exactly what a run makes: never recursively, so that nothing below a mountpoint can be hit.
 fn remove(dir: &Path) -> Result<(), StateError> {
-    for name in [SOCKET, RECORD, "state.json.tmp", OUTPUT, LOCK] {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let left_over = names.filter(|name| is_left_over(name));
+    for name in [SOCKET, RECORD, OUTPUT, LOCK].map(OsString::from).into_iter().chain(left_over) {
         let path = dir.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(system("removing", &path))?;
     }

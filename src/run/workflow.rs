@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -414,10 +414,11 @@ impl Run {
             return;
         };
         let (scratch, hands_on_rights) = (seal.scratch.clone(), self.hands_on_rights);
-        let below = path.strip_prefix("/").unwrap_or(&path).to_owned();
-        let place = self.mountpoint.join(&below);
+        let below: PathBuf =
+            path.components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir)).collect();
+        let mountpoint = self.mountpoint.clone();
         tokio::task::spawn_blocking(move || {
-            let flushed = flush::flush_results(&place, hands_on_rights, None);
+            let flushed = flush::flush_results(&mountpoint, &below, hands_on_rights);
             let reply = match stage::archive(&scratch, &below, bare, BufWriter::new(File::from(archive))) {
                 Ok(totals) => {
                     let (files, bytes) = (totals.files, ByteSize(totals.bytes));
@@ -474,7 +475,7 @@ impl Run {
         let (scratch, hands_on_rights) = (self.mountpoint.clone(), self.hands_on_rights);
         let (cloud, rescue) = (self.cloud.clone(), self.spec.rescue.clone());
         let work = beside(move || {
-            if let Err(error) = flush::flush_results(&scratch, hands_on_rights, None) {
+            if let Err(error) = flush::flush_results(&scratch, Path::new(""), hands_on_rights) {
                 message::warn(error);
             }
             stager.save(&rescue, &name, cloud.as_deref())

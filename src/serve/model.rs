@@ -115,7 +115,7 @@ pub struct RunRequest {
     #[schema(value_type = Vec<String>)]
     #[serde(default)]
     pub backing: Vec<PathBuf>,
-    /// Where to mount: a name below one of the node's roots that is free; ROOT/ID if absent
+    /// Where to mount: a free name in one of the node's roots (for root: below it); ROOT/ID if absent
     #[schema(value_type = Option<String>)]
     pub mountpoint: Option<PathBuf>,
     /// Whom the scratch belongs to; the caller if absent. Only root may name somebody else
@@ -144,6 +144,12 @@ pub struct RunRequest {
     /// Let nothing be in `output` when it is published
     #[serde(default)]
     pub allow_empty: bool,
+    /// For root: publish even into a directory that other users may change
+    #[serde(default)]
+    pub shared_output: bool,
+    /// Publish files with set-user-ID and set-group-ID
+    #[serde(default)]
+    pub keep_set_id: bool,
     /// How to speak to AWS
     #[serde(default)]
     pub aws: AwsRequest,
@@ -205,14 +211,29 @@ pub struct PublishRequest {
     /// Publish what symbolic links into the scratch lead to in their place
     #[serde(default)]
     pub dereference: bool,
+    /// For root: even into a directory that other users may change
+    #[serde(default)]
+    pub shared_output: bool,
+    /// With set-user-ID and set-group-ID of files
+    #[serde(default)]
+    pub keep_set_id: bool,
 }
 
 impl PublishRequest {
     /// The same for the family of the run.
     pub fn into_order(self) -> ResumeOrder {
-        let Self { credentials, incomplete, allow_empty, overwrite, keep_old, dereference } = self;
-        let spec = ResumeSpec { incomplete, allow_empty, overwrite, keep_old, dereference, ..ResumeSpec::default() };
-        ResumeOrder { credentials: credentials.map(|handed| handed.0), spec }
+        let Self { incomplete, allow_empty, overwrite, keep_old, dereference, shared_output, keep_set_id, .. } = self;
+        let spec = ResumeSpec {
+            incomplete,
+            allow_empty,
+            overwrite,
+            keep_old,
+            dereference,
+            shared_output,
+            keep_set_id,
+            ..ResumeSpec::default()
+        };
+        ResumeOrder { credentials: self.credentials.map(|handed| handed.0), spec }
     }
 }
 

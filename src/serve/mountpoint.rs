@@ -30,7 +30,7 @@ impl Root {
         let slash = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| format!("/: {}", errno.desc()))?;
         let below = path.strip_prefix("/").unwrap_or(path);
-        let fd = descend(slash, below).map_err(|error| match error {
+        let fd = descend(slash, below, ResolveFlag::empty()).map_err(|error| match error {
             Obstacle::Missing(part) => {
                 format!("{} does not exist; create it: install -d -m 755 {place}", shown(&Path::new("/").join(part)))
             }
@@ -57,6 +57,11 @@ impl Roots {
     /// Where a run mounts that names no mountpoint.
     pub fn default_for(&self, id: &str) -> PathBuf {
         self.0[0].path.join(id)
+    }
+
+    /// Whether `path` is a name in a root itself.
+    pub fn holds(&self, path: &Path) -> bool {
+        path.file_name().is_some() && self.0.iter().any(|root| path.parent() == Some(&root.path))
     }
 
     /// Makes the directory `path`, or takes an empty one over that a crash has left. Its parent must be there.
@@ -113,19 +118,30 @@ impl Roots {
         let rest = below(root).expect("found by this");
         let name = Path::new(rest.file_name().expect("found by this"));
         let own = root.fd.try_clone().map_err(|error| refuse(Kind::System, path, error))?;
-        let parent = descend(own, rest.parent().unwrap_or(Path::new(""))).map_err(|error| match error {
-            Obstacle::Missing(part) => refuse(
-                Kind::CannotCreate,
-                path,
-                format!("{} does not exist; only the last directory is made", shown(&root.path.join(part))),
-            ),
-            Obstacle::Open(errno) => refuse(Kind::Forbidden, path, format!("{}; links are not followed", errno.desc())),
-            Obstacle::Unsafe(part) => refuse(
-                Kind::Forbidden,
-                path,
-                format!("others may change {}, it must belong to root, mode 0755", shown(&root.path.join(part))),
-            ),
-        })?;
+        let parent =
+            descend(own, rest.parent().unwrap_or(Path::new("")), ResolveFlag::RESOLVE_NO_XDEV).map_err(|error| {
+                match error {
+                    Obstacle::Missing(part) => refuse(
+                        Kind::CannotCreate,
+                        path,
+                        format!("{} does not exist; only the last directory is made", shown(&root.path.join(part))),
+                    ),
+                    Obstacle::Open(Errno::EXDEV) => {
+                        refuse(Kind::Forbidden, path, "is in something else that is mounted there")
+                    }
+                    Obstacle::Open(errno) => {
+                        refuse(Kind::Forbidden, path, format!("{}; links are not followed", errno.desc()))
+                    }
+                    Obstacle::Unsafe(part) => refuse(
+                        Kind::Forbidden,
+                        path,
+                        format!(
+                            "others may change {}, it must belong to root, mode 0755",
+                            shown(&root.path.join(part))
+                        ),
+                    ),
+                }
+            })?;
         Ok((parent, name))
     }
 }
@@ -134,7 +150,11 @@ impl Roots {
 /// there.
 fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> {
     let taken = |why: &str| refuse(Kind::InUse, path, format!("{why}; name another mountpoint, or leave it out"));
-    let directory = open_below(parent, name, OFlag::O_RDONLY).map_err(|_| taken("exists and is no directory"))?;
+    let directory =
+        open_below(parent, name, OFlag::O_RDONLY, ResolveFlag::RESOLVE_NO_XDEV).map_err(|errno| match errno {
+            Errno::EXDEV => taken("something is mounted there"),
+            _ => taken("exists and is no directory"),
+        })?;
     let stat = fstat(&directory).map_err(|errno| refuse(Kind::System, path, errno.desc()))?;
     if stat.st_uid != geteuid().as_raw() {
         return Err(taken("exists and belongs to somebody else"));
@@ -147,7 +167,7 @@ fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> 
 /// What is written into the bare directory lies on the disk in the clear. Nobody can, where the file system and our rights
 /// allow that; root still can elsewhere.
 fn set_immutable(parent: &OwnedFd, name: &Path, wanted: bool) {
-    let set = || immutable::set(open_below(parent, name, OFlag::O_RDONLY)?, wanted);
+    let set = || immutable::set(open_below(parent, name, OFlag::O_RDONLY, ResolveFlag::RESOLVE_NO_XDEV)?, wanted);
     if let Err(error) = set() {
         tracing::debug!("{}: immutable: {wanted}: {error}", shown(name));
     }
@@ -167,13 +187,14 @@ enum Obstacle {
     Unsafe(PathBuf),
 }
 
-/// Goes down from `fd` along `path`, one directory at a time: no links, no way up, no mounts of others' making.
-fn descend(mut fd: OwnedFd, path: &Path) -> Result<OwnedFd, Obstacle> {
+/// Goes down from `fd` along `path`, one directory at a time: no links, no way up; with `RESOLVE_NO_XDEV` nothing that is
+/// mounted either, as the scratches of others are.
+fn descend(mut fd: OwnedFd, path: &Path, more: ResolveFlag) -> Result<OwnedFd, Obstacle> {
     let mut so_far = PathBuf::new();
     check(&fd, &so_far)?;
     for part in path.components() {
         so_far.push(part);
-        fd = open_below(&fd, Path::new(part.as_os_str()), OFlag::O_PATH).map_err(|errno| match errno {
+        fd = open_below(&fd, Path::new(part.as_os_str()), OFlag::O_PATH, more).map_err(|errno| match errno {
             Errno::ENOENT => Obstacle::Missing(so_far.clone()),
             errno => Obstacle::Open(errno),
         })?;
@@ -182,10 +203,9 @@ fn descend(mut fd: OwnedFd, path: &Path) -> Result<OwnedFd, Obstacle> {
     Ok(fd)
 }
 
-fn open_below(parent: &OwnedFd, name: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+fn open_below(parent: &OwnedFd, name: &Path, flags: OFlag, more: ResolveFlag) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(resolve | more);
     openat2(parent, name, how)
 }
 

@@ -344,6 +344,15 @@ impl Runs {
             let detail = format!("option `{option}`: only root may have it, one option in each element of the list");
             return Err(Problem::new(Kind::Forbidden, detail));
         }
+        if let Some(deep) = request.mountpoint.as_ref().filter(|path| !caller.is_root() && !roots.holds(path)) {
+            let example = roots.default_for(id.as_str());
+            let detail = format!(
+                "mountpoint {}: users have names in a root of this node, such as {}",
+                shown(deep),
+                shown(&example)
+            );
+            return Err(Problem::new(Kind::Forbidden, detail));
+        }
         let backing = match request.backing.is_empty() {
             true => config.backing().take(1).map(Path::to_owned).collect(),
             false => request.backing,
@@ -380,8 +389,10 @@ impl Runs {
             return Err(Problem::new(Kind::InUse, detail));
         }
         let live = || table.values().filter(|entry| entry.is_live()).map(|entry| &entry.view);
-        if live().any(|other| other.mountpoint == view.mountpoint) {
-            let detail = format!("mountpoint {}: a live run is mounted there", shown(&view.mountpoint));
+        let (here, apart) =
+            (&view.mountpoint, |one: &Path, other: &Path| !one.starts_with(other) && !other.starts_with(one));
+        if live().any(|other| !apart(&other.mountpoint, here)) {
+            let detail = format!("mountpoint {}: a live run is mounted there, below it or above it", shown(here));
             return Err(Problem::new(Kind::InUse, detail));
         }
         let limits = &config.limits;

@@ -6,10 +6,11 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use super::model::RunRequest;
+use super::model::{Owner, RunRequest};
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
-use crate::spec::{AwsSpec, InputSpec, Location, StagingRules, StagingSpec};
+use crate::spec::{AwsSpec, Identity, InputSpec, Location, StagingRules, StagingSpec};
+use crate::sys::identity::groups_of;
 use crate::sys::path::shown;
 
 /// Most requests to S3 at once.
@@ -57,8 +58,8 @@ pub fn plan(
         ..AwsSpec::default()
     };
     let aws = aws.with_encryption(wanted.sse, wanted.sse_kms_key_id, output.as_ref()).map_err(usage)?;
-    let RunRequest { overwrite, keep_old, dereference, allow_empty, .. } = *request;
-    let rules = StagingRules { dereference, keep_old, allow_empty };
+    let RunRequest { overwrite, keep_old, dereference, allow_empty, shared_output, keep_set_id, .. } = *request;
+    let rules = StagingRules { dereference, keep_old, allow_empty, shared_output, keep_set_id };
     if inputs.is_empty() && output.is_none() && !needs_cloud {
         return if overwrite || rules != StagingRules::default() || handed {
             Err(usage("nothing is staged: give inputs or an output"))
@@ -66,7 +67,19 @@ pub fn plan(
             Ok(None)
         };
     }
-    Ok(Some(StagingSpec { inputs, output, overwrite, rules, aws }))
+    let local = places.clone().any(|place| place.s3().is_none());
+    let on_behalf = if local { identity(caller.owner(request.owner)?)? } else { None };
+    Ok(Some(StagingSpec { inputs, output, overwrite, rules, aws, on_behalf }))
+}
+
+/// Root reads and writes for somebody else with nothing but the rights of that user.
+fn identity(owner: Owner) -> Result<Option<Identity>, Problem> {
+    let Owner { uid, gid } = owner;
+    if uid == 0 {
+        return Ok(None);
+    }
+    let unknown = |error| Problem::new(Kind::System, format!("looking up the groups of user {uid}: {error}"));
+    Ok(Some(Identity { uid, gid, groups: groups_of(uid, gid).map_err(unknown)? }))
 }
 
 /// Inputs as they are shown.

@@ -5,8 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +19,7 @@ use super::problem::{Kind, Problem};
 use super::runs::{OF_VOLUMES, Runs};
 use crate::spec::RunId;
 use crate::sys::path::shown;
+use crate::sys::replace::replace;
 
 /// Options as Docker passes them.
 pub type Options = BTreeMap<String, String>;
@@ -208,11 +208,7 @@ impl Volumes {
     fn save(&self) -> io::Result<()> {
         let table = self.table.lock();
         let text = serde_json::to_vec(&*table)?;
-        let mut fresh = self.file.clone().into_os_string();
-        fresh.push(".tmp");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&text)?;
-        fs::rename(&fresh, &self.file)
+        replace(&self.file, &text, 0o600)
     }
 
     /// The options of Docker as a run; says which one is wrong.

@@ -157,6 +157,8 @@ pub struct RunSpec {
     pub overwrite: bool,
     /// How links and results of before are treated.
     pub rules: StagingRules,
+    /// In whose name inputs are read and results written on this machine; `None` means the user of the process.
+    pub on_behalf: Option<Identity>,
     /// How to speak to AWS, if need be.
     pub aws: AwsSpec,
     /// What the command finds at `/tmp` and `/var/tmp`.
@@ -206,6 +208,10 @@ pub struct ResumeSpec {
     pub dereference: bool,
     /// Keeping results of before that these do not replace.
     pub keep_old: bool,
+    /// As root into a directory that other users may change.
+    pub shared_output: bool,
+    /// With the set-user-ID and set-group-ID of files.
+    pub keep_set_id: bool,
 }
 
 impl ResumeSpec {
@@ -215,12 +221,15 @@ impl ResumeSpec {
             dereference: self.dereference || rules.dereference,
             keep_old: self.keep_old || rules.keep_old,
             allow_empty: self.allow_empty || rules.allow_empty,
+            shared_output: self.shared_output || rules.shared_output,
+            keep_set_id: self.keep_set_id || rules.keep_set_id,
         }
     }
 }
 
 /// How data is treated on its way in and out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StagingRules {
     /// Whether what a symbolic link leads to is copied where the link itself would lead nowhere.
     pub dereference: bool,
@@ -228,6 +237,21 @@ pub struct StagingRules {
     pub keep_old: bool,
     /// Whether a command may leave its output empty.
     pub allow_empty: bool,
+    /// Whether root publishes into a directory that other users may change.
+    pub shared_output: bool,
+    /// Whether files keep set-user-ID and set-group-ID when they are published.
+    pub keep_set_id: bool,
+}
+
+/// Somebody in whose name files of this machine are read and written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
 }
 
 /// A plain sealed mount: `runseal mount`.
@@ -265,6 +289,9 @@ pub struct StagingSpec {
     pub rules: StagingRules,
     /// How to speak to AWS, if need be.
     pub aws: AwsSpec,
+    /// In whose name inputs are read and results written on this machine; `None` means the user of the process.
+    #[serde(default)]
+    pub on_behalf: Option<Identity>,
 }
 
 /// The root directory of a scratch, and what may be put below it.

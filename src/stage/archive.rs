@@ -63,7 +63,8 @@ fn append(builder: &mut Builder<impl Write>, scratch: &Scratch, plan: &Plan, i: 
     let time = format!("{}.{:09}", attr.mtime.secs, attr.mtime.nanos);
     builder.append_pax_extensions([("mtime", time.as_bytes())])?;
     let mut header = Header::new_gnu();
-    header.set_mode(attr.mode & 0o7777);
+    // Whoever unpacks this may be root.
+    header.set_mode(attr.mode & 0o1777);
     header.set_mtime(u64::try_from(attr.mtime.secs).unwrap_or(0));
     header.set_size(0);
     match attr.kind {

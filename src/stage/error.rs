@@ -61,6 +61,18 @@ pub enum StageError {
         /// The path relative to the results.
         path: PathBuf,
     },
+    /// Root would publish where other users lead it.
+    #[error(
+        "users other than root may change {}: publish to a directory of root's, or there all the same, in what is \
+         theirs: `runseal resume --shared-output`",
+        shown(theirs)
+    )]
+    Shared {
+        /// The output.
+        path: PathBuf,
+        /// The output, or the directory on the way to it, that others may change.
+        theirs: PathBuf,
+    },
     /// The disk of the output has too little space; nothing was written.
     #[error("the results need {}, {} has {} free; free space there", ByteSize(*needed), shown(path), ByteSize(*free))]
     NoRoom {

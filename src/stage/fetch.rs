@@ -14,11 +14,13 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, getegid, geteuid, lseek};
 use parking_lot::Mutex;
 
+use super::rights::Rights;
 use super::{Hold, Progress, StageError, Totals, checksum, inside, outside, pool};
 use crate::audit::{Event, Trail};
 use crate::fs::{Caller, FsError, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::Cleared;
 use crate::preflight::tree::Tree;
+use crate::sys::beneath::Linkless;
 use crate::sys::path::{self, FileKind, Stat};
 
 /// What a file is split into, so that several threads share a large one.
@@ -31,7 +33,7 @@ const IMPLIED_MODE: u32 = 0o755;
 pub(super) fn fetch(
     cleared: &Cleared,
     scratch: &Arc<Scratch>,
-    progress: &dyn Progress,
+    (progress, rights): (&dyn Progress, &Rights),
     into: u64,
     owner: Option<(u32, u32)>,
     trail: &Trail,
@@ -42,12 +44,19 @@ pub(super) fn fetch(
     let fetch = Fetch { cleared, scratch, progress, trail, caller, keep_owners: owner.is_none() && uid == 0 };
     let totals = fetch.totals();
     progress.start("staging", totals.files, totals.bytes);
-    let directories = fetch.directories(into)?;
-    let cursor = Mutex::new(Cursor::default());
-    pool::run(|| cursor.lock().next(&fetch), |buffer, part: Part| fetch.part(buffer, &part, &directories))?;
+    let assume = || rights.assume().map_err(outside("taking the rights for", "the inputs"));
+    let directories = {
+        let _in_their_name = assume()?;
+        let directories = fetch.directories(into)?;
+        let cursor = Mutex::new(Cursor::default());
+        pool::run(|| cursor.lock().next(&fetch), |buffer, part: Part| fetch.part(buffer, &part, &directories))?;
+        directories
+    };
+    // The threads that speak to AWS are not only for these files, and keep what they begin with.
     if !cleared.tree.objects.is_empty() {
         objects(&cleared.tree, &directories.inos, caller)?;
     }
+    let _in_their_name = assume()?;
     fetch.finish_directories(&directories)?;
     progress.finish();
     Ok(totals)
@@ -106,8 +115,8 @@ impl Fetch<'_> {
 
     fn symlink(&self, item: usize, parent: u64, seen: &Stat) -> Result<(), StageError> {
         let source = self.source(item);
-        let to = path::read_symlink(&source).map_err(|e| vanished(e, &source))?;
-        self.still(item, seen, path::stat(&source))?;
+        let to = path::read_symlink(&Linkless(&source)).map_err(|e| vanished(e, &source))?;
+        self.still(item, seen, path::stat(&Linkless(&source)))?;
         let to = self.cleared.tree.texts.get(&(item as u32)).unwrap_or(&to);
         let name = self.cleared.tree.items[item].name.as_bytes();
         let made = self.scratch.symlink(parent, name, to.as_bytes(), &self.caller);
@@ -153,7 +162,7 @@ impl Fetch<'_> {
         }
         let item = &self.cleared.tree.items[file.item];
         let source = self.source(file.item);
-        let outside = path::open(&source).map_err(|e| vanished(e, &source))?;
+        let outside = path::open(&Linkless(&source)).map_err(|e| vanished(e, &source))?;
         self.still(file.item, &file.seen, Stat::of(&outside))?;
         // Advice only: a file system that does not take it reads as well.
         let _ = posix_fadvise(&outside, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
@@ -209,7 +218,7 @@ impl Fetch<'_> {
         for i in (1..tree.items.len()).rev().filter(is_directory) {
             let attributes = match tree.items[i].seen() {
                 Some(seen) => {
-                    self.still(i, seen, path::stat(&self.source(i)))?;
+                    self.still(i, seen, path::stat(&Linkless(&self.source(i))))?;
                     self.attributes(seen)
                 }
                 None => SetAttr { mode: Some(IMPLIED_MODE), ..SetAttr::default() },

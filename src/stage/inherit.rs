@@ -2,13 +2,11 @@
 //! directory is set-group-ID, that bit, and the default ACL. chmod(2) and chown(2) afterwards must not undo it.
 
 use std::io;
-use std::path::Path;
-
-use nix::unistd::getegid;
 
 use super::publish::as_far_as_kept;
 use crate::fs::acl_permissions;
 use crate::sys::acl;
+use crate::sys::beneath::Below;
 use crate::sys::path::{self, Stat};
 
 /// Permission bits that are no permissions: set-user-ID, set-group-ID, sticky.
@@ -27,20 +25,21 @@ pub(super) struct Inherited {
 }
 
 impl Inherited {
-    /// Looks at `directory`, which is followed.
-    pub(super) fn from(directory: &Path) -> io::Result<Self> {
-        let Stat { mode, gid, .. } = path::stat_followed(directory)?;
-        let permissions = acl::default_acl(directory)?.and_then(|acl| acl_permissions(&acl).ok().flatten());
+    /// Looks at `directory`.
+    pub(super) fn from(directory: &Below<'_>) -> io::Result<Self> {
+        let directory = path::open_directory(directory)?;
+        let Stat { mode, gid, .. } = Stat::of(&directory)?;
+        let permissions = acl::default_acl(&directory)?.and_then(|acl| acl_permissions(&acl).ok().flatten());
         let set_group_id = mode & SET_GROUP_ID;
         let group = (set_group_id != 0).then_some(gid);
         Ok(Self { group, set_group_id, permissions: permissions.unwrap_or(0o777) })
     }
 
     /// As [`Inherited::from`], for a directory in which `made` was just made: some file systems give new names the group
-    /// of the directory always (`grpid`).
-    pub(super) fn seen_in(directory: &Path, made: &Path) -> io::Result<Self> {
-        let (inherited, made) = (Self::from(directory)?, path::stat(made)?);
-        let by_mount = (made.gid != getegid().as_raw()).then_some(made.gid);
+    /// of the directory always (`grpid`). `group`: the one that who made it has.
+    pub(super) fn seen_in(directory: &Below<'_>, made: &Stat, group: u32) -> io::Result<Self> {
+        let inherited = Self::from(directory)?;
+        let by_mount = (made.gid != group).then_some(made.gid);
         Ok(Self { group: inherited.group.or(by_mount), ..inherited })
     }
 
@@ -61,13 +60,13 @@ impl Inherited {
 }
 
 /// Makes the directory `copy` with all that it inherits as a child of `model`: it is made there, as `hidden`, and moved.
-pub(super) fn make_child(model: &Path, hidden: &str, copy: &Path) -> io::Result<()> {
+pub(super) fn make_child(model: &Below<'_>, hidden: &str, copy: &Below<'_>) -> io::Result<()> {
     let made = model.join(hidden);
     path::make_directory(&made, 0o700)?;
     path::rename(&made, copy).inspect_err(|_| drop(path::remove_directory(&made)))
 }
 
 /// `chmod(2)` where it changes anything: done by somebody who is not in the group, it takes set-group-ID away.
-pub(super) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn set_mode(path: &Below<'_>, mode: u32) -> io::Result<()> {
     if path::stat(path)?.mode == mode { Ok(()) } else { as_far_as_kept(path::set_mode(path, mode)) }
 }

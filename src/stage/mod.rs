@@ -21,6 +21,7 @@ mod pool;
 mod publish;
 mod remains;
 mod retire;
+mod rights;
 mod save;
 mod survey;
 mod target;
@@ -41,13 +42,14 @@ use crate::audit::{Event, Trail};
 use crate::fs::{ROOT, Scratch};
 use crate::preflight::{Cleared, Output};
 use crate::s3::{Answer, CallError, Cloud, UploadSettings, outcome};
-use crate::spec::{RunId, S3Uri, StagingRules};
+use crate::spec::{Identity, RunId, S3Uri, StagingRules};
 use crate::units::hex;
 use download::Download;
 use error::{inside, outside};
 use manifest::Sum;
 use older::Retired;
 use publish::Publication;
+use rights::Rights;
 use survey::Dereference;
 use upload::{Destination, Sender, Uploads};
 
@@ -132,6 +134,8 @@ pub struct Stager {
     concurrency: usize,
     /// Whom everything that is staged belongs to, if not the user of this process.
     owner: Option<(u32, u32)>,
+    /// In whose name files of this machine are read and written.
+    on_behalf: Option<Identity>,
     /// Results that are written and synced but not all in their place yet. Dropping it removes them.
     unfinished: Mutex<Option<Publication>>,
     /// What is sent to S3 but not all visible yet.
@@ -152,6 +156,7 @@ impl Stager {
         trail: Arc<Trail>,
     ) -> Self {
         let mut cleared = cleared;
+        let on_behalf = cleared.on_behalf.clone();
         Self {
             target: Mutex::new(Target::of(&mut cleared)),
             rules: Mutex::new(cleared.rules),
@@ -164,6 +169,7 @@ impl Stager {
             trail,
             concurrency: DEFAULT_CONCURRENCY,
             owner: None,
+            on_behalf,
             unfinished: Mutex::default(),
             uploads: Mutex::default(),
             stopped: Arc::default(),
@@ -186,6 +192,10 @@ impl Stager {
         Self { owner: Some(owner), ..self }
     }
 
+    fn rights(&self) -> Rights {
+        Rights::new(self.on_behalf.clone(), self.rules.lock().shared_output)
+    }
+
     /// Has results treated otherwise from now on.
     pub fn set_rules(&self, rules: StagingRules) {
         *self.rules.lock() = rules;
@@ -206,7 +216,7 @@ impl Stager {
         let fetched = fetch::fetch(
             &cleared,
             &self.scratch,
-            &*self.progress,
+            (&*self.progress, &self.rights()),
             into,
             self.owner,
             &self.trail,
@@ -360,12 +370,14 @@ impl Stager {
     ) -> Result<Totals, StageError> {
         let mut unfinished = self.unfinished.lock();
         let rules = *self.rules.lock();
+        let rights = self.rights();
+        let _in_their_name = rights.assume().map_err(outside("taking the rights for", output))?;
         let mut publication = match unfinished.take().filter(Publication::is_intact) {
             Some(publication) => publication,
             None => {
-                let (how, results) = ((overwrite, rules.dereference), (&self.scratch, &self.view));
+                let (how, results) = ((overwrite, rules), (&self.scratch, &self.view));
                 let stopped = Arc::clone(&self.stopped);
-                Publication::write(output, how, &self.run, results, &*self.progress, from, stopped)?
+                Publication::write((output, rights.clone()), how, &self.run, results, &*self.progress, from, stopped)?
             }
         };
         publication.overwrite = overwrite;

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{FORMAT, MANIFEST, VERSION};
-use crate::sys::beneath::Beneath;
+use crate::sys::beneath::{Anchor, Below};
 use crate::sys::path::{self, FileKind, Stat, shown};
 
 /// Name of the old manifest in a directory while its results are being replaced.
@@ -96,7 +96,7 @@ impl Older {
     }
 
     /// Removes from the directory `output` what `present` does not have, or keeps it all.
-    pub(super) fn retire(&self, output: &Path, present: &HashSet<PathBuf>, keep: bool) -> io::Result<Retired> {
+    pub(super) fn retire(&self, output: &Anchor, present: &HashSet<PathBuf>, keep: bool) -> io::Result<Retired> {
         let mut retired = Retired::default();
         for entry in self.files.iter().chain(&self.symlinks) {
             let path = entry.path();
@@ -116,12 +116,12 @@ impl Older {
     }
 
     /// Removes directories that are empty now, the deepest first. One that cannot be removed does no harm.
-    fn retire_directories(&self, output: &Path, present: &HashSet<PathBuf>) {
+    fn retire_directories(&self, output: &Anchor, present: &HashSet<PathBuf>) {
         let paths = self.directories.iter().map(OldEntry::path);
         let mut paths: Vec<_> = paths.filter(|path| !present.contains(path) && is_result(path)).collect();
         paths.sort_unstable_by_key(|path| std::cmp::Reverse(path.components().count()));
         for path in paths {
-            let _ = Beneath::find(output, &path).and_then(|place| place.remove_directory());
+            let _ = path::remove_directory(&output.below(path));
         }
     }
 }
@@ -200,17 +200,17 @@ impl OldEntry {
         decoded(&self.path, self.path_bytes.as_deref()).into()
     }
 
-    fn retire(&self, output: &Path, path: &Path, keep: bool) -> io::Result<Fate> {
+    fn retire(&self, output: &Anchor, path: &Path, keep: bool) -> io::Result<Fate> {
         if !is_result(path) {
             return Ok(Fate::Kept(Because::Outside));
         }
-        let removed = Beneath::find(output, path).and_then(|place| {
-            let same = self.is(&place, &place.stat()?)?;
+        let place = output.below(path);
+        let removed = path::stat(&place).and_then(|there| self.is(&place, &there)).and_then(|same| {
             Ok(match (same, keep) {
                 (false, _) => Fate::Kept(Because::Changed),
                 (true, true) => Fate::Kept(Because::Asked),
                 (true, false) => {
-                    place.remove_file()?;
+                    path::remove_file(&place)?;
                     Fate::Removed
                 }
             })
@@ -218,26 +218,28 @@ impl OldEntry {
         let errno = |error: &io::Error| error.raw_os_error().map(Errno::from_raw);
         match removed.as_ref().err().and_then(errno) {
             Some(Errno::ENOENT) => Ok(Fate::Gone),
-            // A link or a file is where a directory was.
-            Some(Errno::ELOOP | Errno::ENOTDIR) => Ok(Fate::Kept(Because::Changed)),
+            // A link, a file or a mount is where a directory was.
+            Some(Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV) => Ok(Fate::Kept(Because::Changed)),
             Some(Errno::EPERM | Errno::EACCES | Errno::EBUSY) => Ok(Fate::Kept(Because::Denied)),
             _ => removed,
         }
     }
 
     /// Whether what is there is what this line tells of.
-    fn is(&self, place: &Beneath<'_>, there: &Stat) -> io::Result<bool> {
+    fn is(&self, place: &Below<'_>, there: &Stat) -> io::Result<bool> {
         Ok(match (&self.target, there.kind) {
             (None, FileKind::File) => self.size == Some(there.size),
-            (Some(target), FileKind::Symlink) => place.read_symlink()? == decoded(target, self.target_bytes.as_deref()),
+            (Some(target), FileKind::Symlink) => {
+                path::read_symlink(place)? == decoded(target, self.target_bytes.as_deref())
+            }
             _ => false,
         })
     }
 }
 
 /// Opens what an output has of older results: the manifest that was withdrawn.
-pub(super) fn withdrawn(output: &Path) -> Result<Option<Older>, Unreadable> {
-    match path::open(&output.join(WITHDRAWN)) {
+pub(super) fn withdrawn(output: &Anchor) -> Result<Option<Older>, Unreadable> {
+    match path::open(&output.below(WITHDRAWN)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
         Ok(file) if Stat::of(&file)?.kind != FileKind::File => Err(Unreadable::Foreign),

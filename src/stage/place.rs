@@ -8,7 +8,6 @@
 //! place, so whatever ends this process in between, the next one to replace these results finds it.
 
 use std::io;
-use std::path::{Path, PathBuf};
 
 use super::inherit::set_mode;
 use super::manifest::{self, Incomplete, MANIFEST, Sum};
@@ -17,6 +16,7 @@ use super::plan::TOP;
 use super::publish::{Publication, sync};
 use super::{StageError, Totals, outside};
 use crate::fs::Kind;
+use crate::sys::beneath::Below;
 use crate::sys::path::{self, FileKind, Stat};
 
 impl Publication {
@@ -31,15 +31,15 @@ impl Publication {
                 exists[i] = self.check_place(&self.final_path(i), is_directory)?;
             }
         }
-        self.check_place(&self.output.join(MANIFEST), false).map(drop)
+        self.check_place(&self.output.below(MANIFEST), false).map(drop)
     }
 
     /// Whether something that may be replaced is at `place`.
-    fn check_place(&self, place: &Path, is_directory: bool) -> Result<bool, StageError> {
-        let path = || place.to_owned();
+    fn check_place(&self, place: &Below<'_>, is_directory: bool) -> Result<bool, StageError> {
+        let path = || place.path();
         match path::stat(place) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(outside("examining", place)(e)),
+            Err(e) => Err(outside("examining", path())(e)),
             Ok(_) if !self.overwrite => Err(StageError::Appeared { path: path() }),
             Ok(Stat { kind, .. }) if (kind == FileKind::Directory) != is_directory => {
                 Err(StageError::InTheWay { path: path() })
@@ -64,7 +64,7 @@ impl Publication {
         self.settle_directories()?;
         for &i in changed.iter().rev() {
             let directory = self.final_path(i);
-            sync(&directory).map_err(outside("syncing", directory))?;
+            sync(&directory).map_err(outside("syncing", directory.path()))?;
         }
         if self.overwrite {
             self.retire(keep_old)?;
@@ -80,10 +80,10 @@ impl Publication {
 
     /// An old manifest must not vouch for new files.
     fn withdraw_manifest(&self) -> Result<(), StageError> {
-        let manifest = self.output.join(MANIFEST);
-        match path::rename(&manifest, &self.output.join(WITHDRAWN)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("renaming", manifest)(e)),
-            _ => sync(&self.output).map_err(outside("syncing", &self.output)),
+        let manifest = self.output.below(MANIFEST);
+        match path::rename(&manifest, &self.output.below(WITHDRAWN)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("renaming", manifest.path())(e)),
+            _ => self.sync_output(),
         }
     }
 
@@ -94,7 +94,7 @@ impl Publication {
             Ok(Some(older)) => {
                 let present = (TOP + 1..self.plan.entries.len()).map(|i| self.plan.path(i)).collect();
                 let retired = older.retire(&self.output, &present, keep_old);
-                retired.map_err(outside("removing results of before from", &self.output))?
+                retired.map_err(outside("removing results of before from", self.output.path()))?
             }
             Err(why) => Retired { unknown: Some(why.to_string()), ..Retired::default() },
         };
@@ -103,11 +103,15 @@ impl Publication {
 
     /// Its results are replaced.
     fn forget_manifest(&self) -> Result<(), StageError> {
-        let withdrawn = self.output.join(WITHDRAWN);
+        let withdrawn = self.output.below(WITHDRAWN);
         match path::remove_file(&withdrawn) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("removing", withdrawn)(e)),
-            _ => sync(&self.output).map_err(outside("syncing", &self.output)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(outside("removing", withdrawn.path())(e)),
+            _ => self.sync_output(),
         }
+    }
+
+    fn sync_output(&self) -> Result<(), StageError> {
+        sync(&self.output.itself()).map_err(outside("syncing", self.output.path()))
     }
 
     fn totals(&self) -> Totals {
@@ -120,20 +124,20 @@ impl Publication {
             self.placed[i] = true;
             return Ok(());
         }
-        let (from, to) = (self.partial.join(self.plan.path(i)), self.final_path(i));
+        let (from, to) = (self.partial.below(self.plan.path(i)), self.final_path(i));
+        let is_directory = self.plan.entries[i].attr.kind == Kind::Directory;
         match path::rename_new(&from, &to) {
             Ok(()) => self.placed[i] = true,
             Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
-                let is_directory = self.plan.entries[i].attr.kind == Kind::Directory;
                 self.check_place(&to, is_directory)?;
                 if is_directory {
                     changed.push(i);
                 } else {
-                    path::rename(&from, &to).map_err(outside("replacing", to))?;
+                    path::rename(&from, &to).map_err(outside("replacing", to.path()))?;
                     self.placed[i] = true;
                 }
             }
-            Err(e) => return Err(outside("creating", to)(e)),
+            Err(e) => return Err(outside("creating", to.path())(e)),
         }
         Ok(())
     }
@@ -143,13 +147,13 @@ impl Publication {
         for i in self.plan.of_kind(Kind::Directory).rev().filter(|&i| self.placed[i]) {
             let place = self.final_path(i);
             let mode = self.inherited(i).directory_mode(self.plan.entries[i].attr.mode);
-            set_mode(&place, mode).map_err(outside("writing", place))?;
+            set_mode(&place, mode).map_err(outside("writing", place.path()))?;
         }
         Ok(())
     }
 
     fn place_manifest(&self, incomplete: &[Incomplete]) -> Result<Sum, StageError> {
-        let (from, to) = (self.partial.join(MANIFEST), self.output.join(MANIFEST));
+        let (from, to) = (self.partial.below(MANIFEST), self.output.below(MANIFEST));
         let _ = path::remove_file(&from);
         let write = || {
             let file = path::create(&from, 0o600)?;
@@ -158,16 +162,16 @@ impl Publication {
             set_mode(&from, self.inherited(TOP).file_mode(self.plan.entries[TOP].attr.mode & 0o666))?;
             file.sync_all().map(|()| sum)
         };
-        let sum = write().map_err(outside("writing", &to))?;
+        let sum = write().map_err(outside("writing", to.path()))?;
         match path::rename_new(&from, &to) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(StageError::Appeared { path: to }),
-            renamed => renamed.map_err(outside("creating", to)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(StageError::Appeared { path: to.path() }),
+            renamed => renamed.map_err(outside("creating", to.path())),
         }?;
-        sync(&self.output).map_err(outside("syncing", &self.output))?;
+        self.sync_output()?;
         Ok(sum)
     }
 
-    fn final_path(&self, i: usize) -> PathBuf {
-        if i == TOP { self.output.clone() } else { self.output.join(self.plan.path(i)) }
+    fn final_path(&self, i: usize) -> Below<'_> {
+        if i == TOP { self.output.itself() } else { self.output.below(self.plan.path(i)) }
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,12 +20,18 @@ use super::inherit::{Inherited, make_child, set_mode};
 use super::manifest::{Learnt, MANIFEST, Sum};
 use super::older::{Retired, WITHDRAWN};
 use super::plan::{Plan, TOP};
+use super::rights::Rights;
 use super::survey::{Dereference, View, survey};
 use super::{Progress, StageError, inside, outside, pool};
 use crate::audit::{Event, Trail};
 use crate::fs::{Attr, FsError, Kind, Scratch};
-use crate::spec::RunId;
-use crate::sys::path::{self, FileKind};
+use crate::spec::{RunId, StagingRules};
+use crate::sys::beneath::{self, Anchor, Below};
+use crate::sys::identity::Assumed;
+use crate::sys::path::{self, FileKind, Stat};
+
+/// Set-user-ID and set-group-ID: in the scratch these bits had no effect.
+const SET_ID: u32 = 0o6000;
 
 /// What holes read as.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -34,10 +40,10 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 ///
 /// Invariant: what is below `partial` is complete but for permission bits of directories. Dropping removes it.
 pub(super) struct Publication {
-    pub(super) output: PathBuf,
+    pub(super) output: Anchor,
     pub(super) overwrite: bool,
     pub(super) run: RunId,
-    pub(super) partial: PathBuf,
+    pub(super) partial: Anchor,
     pub(super) plan: Plan,
     /// By entry of the plan.
     pub(super) learnt: Vec<Learnt>,
@@ -51,6 +57,7 @@ pub(super) struct Publication {
     pub(super) retired: Retired,
     /// Whether the results are given up.
     stopped: Arc<AtomicBool>,
+    rights: Rights,
     /// `partial`, locked to tell preflight of other runs that it is in use. Released after `partial` is gone.
     locked: File,
 }
@@ -58,23 +65,24 @@ pub(super) struct Publication {
 impl Publication {
     /// Writes and syncs everything below `from`.
     pub(super) fn write(
-        output: &Path,
-        (overwrite, dereference): (bool, bool),
+        (output, rights): (&Path, Rights),
+        (overwrite, rules): (bool, StagingRules),
         run: &RunId,
         (scratch, view): (&Arc<Scratch>, &View),
         progress: &dyn Progress,
         from: u64,
         stopped: Arc<AtomicBool>,
     ) -> Result<Self, StageError> {
-        let dereference = if dereference { Dereference::Astray } else { Dereference::Never };
+        let dereference = if rules.dereference { Dereference::Astray } else { Dereference::Never };
         let (plan, _holds) = survey(scratch, from, view, dereference)?;
-        let mut publication = Self::begin(output, overwrite, run, plan, stopped)?;
+        let mut publication = Self::begin((output, rights), overwrite, run, plan, stopped)?;
         publication.check_places()?;
         publication.check_room()?;
         let totals = publication.plan.totals();
         progress.start("publishing", totals.files, totals.bytes);
         publication.make_directories()?;
-        let writer = Writer { to: &publication, scratch, progress, root: geteuid().is_root() };
+        let (root, kept) = (publication.rights.keep_owners(), if rules.keep_set_id { 0o7777 } else { !SET_ID });
+        let writer = Writer { to: &publication, scratch, progress, root, kept };
         publication.learnt = writer.write()?;
         publication.check_places()?;
         progress.finish();
@@ -83,7 +91,7 @@ impl Publication {
 
     /// Makes the hidden directory, and the output where it is missing.
     fn begin(
-        output: &Path,
+        (output, rights): (&Path, Rights),
         overwrite: bool,
         run: &RunId,
         plan: Plan,
@@ -95,19 +103,15 @@ impl Publication {
         if let Some(entry) = plan.entries.iter().chain(&plan.skipped).find(|entry| reserved(entry)) {
             return Err(StageError::Reserved { path: plan.path_of(entry) });
         }
-        make_output(output, plan.entries[TOP].attr.mode & 0o777).map_err(outside("creating", output))?;
-        let partial = output.join(name);
-        match path::make_directory(&partial, 0o700) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(StageError::Appeared { path: partial }),
-            made => made.map_err(outside("creating", &partial))?,
-        }
-        let locked = path::open_directory(&partial).map_err(outside("opening", &partial))?;
+        let output = make_output(output, plan.entries[TOP].attr.mode & 0o777, &rights)?;
+        let (partial, made) = make_hidden(&output.below(name))?;
+        let locked = path::open_directory(&partial.itself()).map_err(outside("opening", partial.path()))?;
         // Some network file systems have no locks; then only the message of preflight is less exact.
         let _ = locked.try_lock();
-        let inherited = Inherited::seen_in(output, &partial).map_err(outside("examining", output))?;
-        let inherited = HashMap::from([(TOP, inherited)]);
+        let inherited = Inherited::seen_in(&output.itself(), &made, rights.group());
+        let inherited = HashMap::from([(TOP, inherited.map_err(outside("examining", output.path()))?)]);
         let placed = vec![false; plan.entries.len()];
-        let (output, run, learnt, retired) = (output.to_owned(), run.clone(), Vec::new(), Retired::default());
+        let (run, learnt, retired) = (run.clone(), Vec::new(), Retired::default());
         Ok(Self {
             output,
             overwrite,
@@ -120,8 +124,14 @@ impl Publication {
             manifest: None,
             retired,
             stopped,
+            rights,
             locked,
         })
+    }
+
+    /// From now on in the name of who is to have the results.
+    pub(super) fn assume(&self) -> Result<Option<Assumed>, StageError> {
+        self.rights.assume().map_err(outside("taking the rights for", self.output.path()))
     }
 
     /// What a result takes over from the directory of the output that it will be in.
@@ -138,10 +148,10 @@ impl Publication {
     /// Makes every directory. What goes into one that the output has already is made in a child of that one.
     fn make_directories(&mut self) -> Result<(), StageError> {
         for i in self.plan.of_kind(Kind::Directory).collect::<Vec<_>>() {
-            let (copy, place) = (self.partial.join(self.plan.path(i)), self.output.join(self.plan.path(i)));
+            let (copy, place) = (self.partial.below(self.plan.path(i)), self.output.below(self.plan.path(i)));
             let there = self.overwrite && path::stat(&place).is_ok_and(|there| there.kind == FileKind::Directory);
             if there {
-                let inherited = Inherited::from(&place).map_err(outside("examining", &place))?;
+                let inherited = Inherited::from(&place).map_err(outside("examining", place.path()))?;
                 self.inherited.insert(i, inherited);
             }
             if there && make_child(&place, &hidden(&self.run), &copy).is_ok() {
@@ -149,22 +159,27 @@ impl Publication {
             }
             let mode = self.inherited(i).directory_mode(self.plan.entries[i].attr.mode);
             // With its final bits already: chmod(2) could take set-group-ID away.
-            path::make_directory(&copy, mode & 0o777 | 0o700).map_err(outside("creating", &place))?;
+            path::make_directory(&copy, mode & 0o777 | 0o700).map_err(outside("creating", place.path()))?;
         }
         Ok(())
     }
 
     /// Whether what was written is still there to be renamed.
     pub(super) fn is_intact(&self) -> bool {
-        let opened = path::Stat::of(&self.locked);
-        opened.is_ok_and(|opened| path::stat(&self.partial).is_ok_and(|named| named.ino == opened.ino))
+        let named = self.rights.assume().and_then(|_in_their_name| path::stat(&self.hidden()));
+        self.partial.stat().is_ok_and(|opened| named.is_ok_and(|named| named.ino == opened.ino))
+    }
+
+    /// The place of `partial`.
+    fn hidden(&self) -> Below<'_> {
+        self.output.below(hidden(&self.run))
     }
 
     /// Has the trail tell every result that is in its place.
     pub(super) fn told(&self, trail: &Trail) {
         for (i, learnt) in self.learnt.iter().enumerate().filter(|_| trail.is_kept()) {
             if let Learnt::Sum(sum) = learnt {
-                let path = self.output.join(self.plan.path(i));
+                let path = self.output.path().join(self.plan.path(i));
                 trail.record(&Event::publish_file(&path, self.plan.entries[i].attr.size, sum));
             }
         }
@@ -177,14 +192,14 @@ impl Publication {
 
     /// Refuses early what cannot fit, rather than after writing for hours.
     fn check_room(&self) -> Result<(), StageError> {
-        let disk =
-            nix::sys::statvfs::fstatvfs(&self.locked).map_err(|e| outside("examining", &self.output)(e.into()))?;
+        let disk = nix::sys::statvfs::fstatvfs(&self.locked)
+            .map_err(|e| outside("examining", self.output.path())(e.into()))?;
         let blocks = if geteuid().is_root() { disk.blocks_free() } else { disk.blocks_available() };
         let free = blocks.saturating_mul(disk.fragment_size());
         let needed = self.plan.space();
         // A file system that does not know its size reports none.
         if needed > free && disk.blocks() > 0 {
-            return Err(StageError::NoRoom { path: self.output.clone(), needed, free });
+            return Err(StageError::NoRoom { path: self.output.path().to_owned(), needed, free });
         }
         Ok(())
     }
@@ -192,7 +207,11 @@ impl Publication {
 
 impl Drop for Publication {
     fn drop(&mut self) {
-        match path::remove_tree(&self.partial) {
+        let removed = self.rights.assume().and_then(|_in_their_name| {
+            beneath::empty(&self.partial.itself())?;
+            path::remove_directory(&self.hidden())
+        });
+        match removed {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("cannot remove the hidden directory in the output: {e}");
             }
@@ -207,6 +226,8 @@ struct Writer<'a> {
     progress: &'a dyn Progress,
     /// Whether this is root, who keeps owners.
     root: bool,
+    /// Permission bits that files may have.
+    kept: u32,
 }
 
 impl Writer<'_> {
@@ -235,19 +256,19 @@ impl Writer<'_> {
     }
 
     fn symlink(&self, i: usize) -> Result<OsString, StageError> {
-        let (target, path) = (self.to.plan.texts[&i].clone(), self.path(i));
-        path::make_symlink(&target, &path).map_err(self.outside("creating", i))?;
-        self.own_and_date(i, &path)?;
+        let (target, place) = (self.to.plan.texts[&i].clone(), self.place(i));
+        path::make_symlink(&target, &place).map_err(self.outside("creating", i))?;
+        self.own_and_date(i, &place)?;
         Ok(target)
     }
 
     fn file(&self, buffer: &mut [u8], i: usize) -> Result<Sum, StageError> {
         self.to.go_on()?;
         let attr = &self.to.plan.entries[i].attr;
-        let file = path::create(&self.path(i), 0o600).map_err(self.outside("creating", i))?;
+        let file = path::create(&self.place(i), 0o600).map_err(self.outside("creating", i))?;
         let sum = self.copy(buffer, i, &file)?;
         self.finish(&file, attr, self.to.inherited(i)).map_err(self.outside("writing", i))?;
-        let size = path::Stat::of(&file).map_err(self.outside("examining", i))?.size;
+        let size = Stat::of(&file).map_err(self.outside("examining", i))?.size;
         let now = self.scratch.getattr(attr.ino).map_err(self.inside("examining", i))?;
         if (size, now.size, now.mtime) != (attr.size, attr.size, attr.mtime) {
             return Err(StageError::Unsettled { path: self.to.plan.path(i) });
@@ -290,7 +311,7 @@ impl Writer<'_> {
             let group = inherited.group(attr.gid).map(Gid::from_raw);
             as_far_as_kept(fchown(file, Some(Uid::from_raw(attr.uid)), group))?;
         }
-        as_far_as_kept(fchmod(file, Mode::from_bits_truncate(inherited.file_mode(attr.mode))))?;
+        as_far_as_kept(fchmod(file, Mode::from_bits_truncate(inherited.file_mode(attr.mode & self.kept))))?;
         let mtime = TimeSpec::new(attr.mtime.secs, attr.mtime.nanos.into());
         as_far_as_kept(futimens(file, &TimeSpec::UTIME_OMIT, &mtime))?;
         file.sync_all()
@@ -300,30 +321,31 @@ impl Writer<'_> {
     /// cannot be renamed.
     fn directories(&self) -> Result<(), StageError> {
         for i in self.to.plan.of_kind(Kind::Directory).rev() {
-            let path = self.path(i);
-            self.own_and_date(i, &path)?;
-            sync(&path).map_err(self.outside("syncing", i))?;
+            let place = self.place(i);
+            self.own_and_date(i, &place)?;
+            sync(&place).map_err(self.outside("syncing", i))?;
         }
-        sync(&self.to.partial).map_err(outside("syncing", &self.to.partial))
+        let partial = &self.to.partial;
+        sync(&partial.itself()).map_err(outside("syncing", partial.path()))
     }
 
-    fn own_and_date(&self, i: usize, path: &Path) -> Result<(), StageError> {
+    fn own_and_date(&self, i: usize, place: &Below<'_>) -> Result<(), StageError> {
         let attr = &self.to.plan.entries[i].attr;
         if self.root {
             let group = self.to.inherited(i).group(attr.gid);
-            as_far_as_kept(path::set_owner(path, Some(attr.uid), group)).map_err(self.outside("writing", i))?;
+            as_far_as_kept(path::set_owner(place, Some(attr.uid), group)).map_err(self.outside("writing", i))?;
         }
-        let mtime = path::set_mtime(path, (attr.mtime.secs, attr.mtime.nanos));
+        let mtime = path::set_mtime(place, (attr.mtime.secs, attr.mtime.nanos));
         as_far_as_kept(mtime).map_err(self.outside("writing", i))
     }
 
-    fn path(&self, i: usize) -> PathBuf {
-        self.to.partial.join(self.to.plan.path(i))
+    fn place(&self, i: usize) -> Below<'_> {
+        self.to.partial.below(self.to.plan.path(i))
     }
 
     /// Errors name the path people know, not the hidden one.
     fn outside(&self, action: &'static str, i: usize) -> impl FnOnce(io::Error) -> StageError {
-        move |e| outside(action, self.to.output.join(self.to.plan.path(i)))(e)
+        move |e| outside(action, self.to.output.path().join(self.to.plan.path(i)))(e)
     }
 
     fn inside(&self, action: &'static str, i: usize) -> impl FnOnce(FsError) -> StageError {
@@ -336,20 +358,38 @@ fn hidden(run: &RunId) -> String {
     format!(".runseal-{run}.partial")
 }
 
-/// Makes the output if it is missing.
-fn make_output(output: &Path, mode: u32) -> io::Result<()> {
-    let mode = match output.parent().map(Inherited::from) {
-        Some(inherited) => inherited?.directory_mode(mode),
-        None => mode,
+/// Opens the output, and makes it if it is missing.
+pub(super) fn make_output(output: &Path, mode: u32, rights: &Rights) -> Result<Anchor, StageError> {
+    let above = rights.open_above(output)?;
+    let Some(name) = output.file_name() else { return rights.open_output(output) };
+    let place = above.below(name);
+    let make = || {
+        let mode = Inherited::from(&above.itself())?.directory_mode(mode);
+        path::make_directory(&place, mode & 0o777)?;
+        set_mode(&place, mode)?;
+        Anchor::at(&place)
     };
-    match path::make_directory(output, mode & 0o777) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made.and_then(|()| set_mode(output, mode)),
+    match make() {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => rights.open_output(output),
+        made => made.map_err(outside("creating", output)),
     }
 }
 
+/// Makes the hidden directory, and makes sure of it: nobody else may have put another one in its place.
+fn make_hidden(place: &Below<'_>) -> Result<(Anchor, Stat), StageError> {
+    match path::make_directory(place, 0o700) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(StageError::Appeared { path: place.path() }),
+        made => made.map_err(outside("creating", place.path()))?,
+    }
+    let made = Anchor::at(place).and_then(|partial| {
+        let found = partial.stat()?;
+        Ok((found.mode & 0o777 == 0o700 && path::list(&partial.itself())?.is_empty()).then_some((partial, found)))
+    });
+    made.map_err(outside("opening", place.path()))?.ok_or_else(|| StageError::Appeared { path: place.path() })
+}
+
 /// Makes the names in a directory durable, where the file system can be asked to.
-pub(super) fn sync(directory: &Path) -> io::Result<()> {
+pub(super) fn sync(directory: &Below<'_>) -> io::Result<()> {
     as_far_as_kept(path::open_directory(directory)?.sync_all())
 }
 

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -18,6 +17,7 @@ use super::{StageError, record_call};
 use crate::fs::Kind;
 use crate::s3::{Cause, Stored, UploadTarget};
 use crate::spec::S3Uri;
+use crate::sys::beneath::Below;
 use crate::sys::path::{self, shown};
 
 /// Results that are visible in an output without a manifest.
@@ -53,27 +53,28 @@ impl Publication {
 
     pub(super) fn remains(&self) -> Option<Remains> {
         let first = shown(&self.plan.path(self.placed().next()?));
-        Some(Remains { output: shown(&self.output), entries: self.placed().count() as u64, first })
+        Some(Remains { output: shown(self.output.path()), entries: self.placed().count() as u64, first })
     }
 
     /// Removes what is in its place, as long as it is what was put there; then directories that are empty.
     pub(super) fn remove(&mut self) -> Result<(), StageError> {
+        let _in_their_name = self.assume()?;
         let placed: Vec<usize> = self.placed().collect();
         for i in placed {
-            let place = self.output.join(self.plan.path(i));
-            if self.is_own(i, &place).map_err(outside("examining", &place))? {
-                path::remove_file(&place).map_err(outside("removing", &place))?;
+            let place = self.output.below(self.plan.path(i));
+            if self.is_own(i, &place).map_err(outside("examining", place.path()))? {
+                path::remove_file(&place).map_err(outside("removing", place.path()))?;
             }
         }
         for i in self.plan.of_kind(Kind::Directory).rev().filter(|&i| self.placed[i]) {
-            let _ = path::remove_directory(&self.output.join(self.plan.path(i)));
+            let _ = path::remove_directory(&self.output.below(self.plan.path(i)));
         }
         self.placed.fill(false);
         Ok(())
     }
 
     /// Whether `place` has what publishing gave entry `i`: kind, size and time.
-    fn is_own(&self, i: usize, place: &Path) -> io::Result<bool> {
+    fn is_own(&self, i: usize, place: &Below<'_>) -> io::Result<bool> {
         let attr = &self.plan.entries[i].attr;
         let there = match path::stat(place) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

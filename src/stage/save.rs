@@ -4,19 +4,19 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, geteuid};
+use nix::unistd::{Gid, Uid, fchown};
 use sha2::{Digest, Sha256};
 
 use super::checksum::crc64;
 use super::error::remote;
 use super::manifest::Sum;
 use super::plan::{Plan, TOP};
-use super::publish::{as_far_as_kept, sync};
+use super::publish::{as_far_as_kept, make_output, sync};
 use super::survey::{Dereference, View, survey};
 use super::upload::{Destination, Sender, Uploads};
 use super::{StageError, Stager, Totals, inside, outside};
@@ -24,6 +24,7 @@ use crate::fs::{Attr, Kind, ROOT, Scratch};
 use crate::preflight::Output;
 use crate::s3::{Cloud, UploadSettings, UploadTarget};
 use crate::spec::{RescueSpec, S3Uri};
+use crate::sys::beneath::{Anchor, Below};
 use crate::sys::path;
 
 /// Name of the list of checksums, which `sha256sum -c` reads. It comes last: then all is there.
@@ -48,9 +49,15 @@ impl Stager {
         match output {
             None => Ok(None),
             Some(Output::Directory(output)) => {
-                let place = output.join(name);
-                Saving { plan: &plan, scratch: &self.scratch, output: &output, place: &place }.write()?;
-                Ok(Some((totals, path::shown(&place))))
+                let rights = self.rights();
+                let _in_their_name = rights.assume().map_err(outside("taking the rights for", &output))?;
+                let output = make_output(&output, 0o755, &rights)?;
+                let place = output.below(name);
+                path::make_directory(&place, 0o755).map_err(outside("creating", place.path()))?;
+                let place = Anchor::at(&place).map_err(outside("opening", place.path()))?;
+                let keep_owners = rights.keep_owners();
+                Saving { plan: &plan, scratch: &self.scratch, place: &place, keep_owners }.write()?;
+                Ok(Some((totals, path::shown(place.path()))))
             }
             Some(Output::Prefix { uri, settings, encryption }) => {
                 let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
@@ -91,20 +98,15 @@ fn chosen(all: &Plan, rescue: &RescueSpec) -> Plan {
 struct Saving<'a> {
     plan: &'a Plan,
     scratch: &'a Scratch,
-    output: &'a Path,
-    place: &'a Path,
+    place: &'a Anchor,
+    keep_owners: bool,
 }
 
 impl Saving<'_> {
     fn write(&self) -> Result<(), StageError> {
-        for made in [self.output, self.place] {
-            match path::make_directory(made, 0o755) {
-                Err(error) if made == self.output && error.kind() == io::ErrorKind::AlreadyExists => {}
-                result => result.map_err(outside("creating", made))?,
-            }
-        }
         for i in self.plan.of_kind(Kind::Directory) {
-            path::make_directory(&self.path(i), 0o700).map_err(outside("creating", self.path(i)))?;
+            let place = self.place(i);
+            path::make_directory(&place, 0o700).map_err(outside("creating", place.path()))?;
         }
         let mut sums = Vec::new();
         for i in self.plan.of_kind(Kind::File) {
@@ -112,20 +114,20 @@ impl Saving<'_> {
             list(&mut sums, &self.plan.path(i), &sum);
         }
         for i in self.plan.of_kind(Kind::Directory).rev() {
-            let (place, attr) = (self.path(i), &self.plan.entries[i].attr);
-            let directory = path::open_directory(&place).map_err(outside("opening", &place))?;
-            finish(&directory, attr).map_err(outside("writing", &place))?;
+            let (place, attr) = (self.place(i), &self.plan.entries[i].attr);
+            let directory = path::open_directory(&place).map_err(outside("opening", place.path()))?;
+            finish(&directory, attr, self.keep_owners).map_err(outside("writing", place.path()))?;
         }
-        let place = self.place.join(SUMS);
+        let place = self.place.below(SUMS);
         let written =
             path::create(&place, 0o644).and_then(|mut file| file.write_all(&sums).and_then(|()| file.sync_all()));
-        written.map_err(outside("writing", &place))?;
-        sync(self.place).map_err(outside("syncing", self.place))
+        written.map_err(outside("writing", place.path()))?;
+        sync(&self.place.itself()).map_err(outside("syncing", self.place.path()))
     }
 
     fn file(&self, i: usize) -> Result<Sum, StageError> {
-        let (place, attr) = (self.path(i), &self.plan.entries[i].attr);
-        let mut file = path::create(&place, 0o600).map_err(outside("creating", &place))?;
+        let (place, attr) = (self.place(i), &self.plan.entries[i].attr);
+        let mut file = path::create(&place, 0o600).map_err(outside("creating", place.path()))?;
         let (mut hash, mut at, mut buffer) = (Sha256::new(), 0, vec![0; 256 << 10]);
         loop {
             let got = self.scratch.read(attr.ino, at, &mut buffer).map_err(inside("reading", self.plan.path(i)))?;
@@ -133,21 +135,21 @@ impl Saving<'_> {
                 break;
             }
             hash.update(&buffer[..got]);
-            file.write_all(&buffer[..got]).map_err(outside("writing", &place))?;
+            file.write_all(&buffer[..got]).map_err(outside("writing", place.path()))?;
             at += got as u64;
         }
-        finish(&file, attr).map_err(outside("writing", &place))?;
+        finish(&file, attr, self.keep_owners).map_err(outside("writing", place.path()))?;
         Ok(hash.finalize().into())
     }
 
-    fn path(&self, i: usize) -> PathBuf {
-        self.place.join(self.plan.path(i))
+    fn place(&self, i: usize) -> Below<'_> {
+        self.place.below(self.plan.path(i))
     }
 }
 
-/// Owner (as root), permission bits without set-user-ID and the like, and time.
-fn finish(file: &File, attr: &Attr) -> io::Result<()> {
-    if geteuid().is_root() {
+/// Owner (if it is kept), permission bits without set-user-ID and the like, and time.
+fn finish(file: &File, attr: &Attr, keep_owners: bool) -> io::Result<()> {
+    if keep_owners {
         as_far_as_kept(fchown(file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid))))?;
     }
     as_far_as_kept(fchmod(file, Mode::from_bits_truncate(attr.mode & 0o777)))?;

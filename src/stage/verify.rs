@@ -2,15 +2,12 @@
 //! outside of the output is looked at, whatever it says, and only a manifest whose hash was kept elsewhere proves anything.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,8 +16,8 @@ use super::manifest::{FORMAT, MANIFEST, Name, VERSION, name};
 use super::older::{LONGEST, decoded, is_result};
 use super::pool;
 use crate::s3::CallError;
-use crate::sys::beneath::{Beneath, names};
-use crate::sys::path::{FileKind, Stat, shown};
+use crate::sys::beneath::Anchor;
+use crate::sys::path::{self, FileKind, Stat, shown};
 use crate::units::hex;
 use crate::units::text::Shown;
 
@@ -346,11 +343,8 @@ pub(super) fn other_manifest(demands: &Demands) -> Option<Result<Listed, VerifyE
 /// The output or its manifest cannot be read, or it is no manifest.
 pub fn directory(output: &Path, demands: &Demands) -> Result<Verification, VerifyError> {
     let at = |name: &str| output.join(name).to_string_lossy().into_owned();
-    let flags = (OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits();
-    let top = OpenOptions::new().read(true).custom_flags(flags).open(output);
-    let top = top.map_err(|source| VerifyError::Unreadable { place: at(""), source })?;
-    // Held open: whatever is renamed meanwhile, this is the directory that is looked at.
-    let top = Top { path: format!("/proc/self/fd/{}", top.as_raw_fd()).into(), _open: top };
+    let top = Anchor::follow(output).map_err(|source| VerifyError::Unreadable { place: at(""), source })?;
+    let top = Top(top);
     let listed = match other_manifest(demands) {
         Some(listed) => listed?,
         None => {
@@ -382,20 +376,17 @@ pub fn directory(output: &Path, demands: &Demands) -> Result<Verification, Verif
     Ok(listed.verification(at(""), true, found, demands))
 }
 
-/// The directory that is looked at.
-struct Top {
-    path: PathBuf,
-    _open: File,
-}
+/// The directory that is looked at, held open.
+struct Top(Anchor);
 
 impl Top {
     fn file(&self, path: &Path) -> io::Result<File> {
-        let place = Beneath::find(&self.path, path)?;
+        let place = self.0.below(path);
         // Opening a FIFO or a device may do something.
-        if place.stat()?.kind != FileKind::File {
+        if path::stat(&place)?.kind != FileKind::File {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
-        let file = place.open()?;
+        let file = path::open(&place)?;
         match Stat::of(&file)?.kind {
             FileKind::File => Ok(file),
             _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
@@ -427,10 +418,12 @@ impl Top {
     /// What is wrong with a directory or a symbolic link.
     fn other(&self, line: &Line, kind: FileKind) -> Option<Difference> {
         let path = line.path();
-        let looked = Beneath::find(&self.path, &path).and_then(|place| {
-            let target =
-                || Ok::<_, io::Error>(place.read_symlink()? == decoded(&line.target, line.target_bytes.as_deref()));
-            Ok(match place.stat()?.kind {
+        let place = self.0.below(&path);
+        let looked = path::stat(&place).and_then(|there| {
+            let target = || {
+                Ok::<_, io::Error>(path::read_symlink(&place)? == decoded(&line.target, line.target_bytes.as_deref()))
+            };
+            Ok(match there.kind {
                 found if found != kind => Some("it is something else"),
                 FileKind::Symlink if !target()? => Some("it leads elsewhere"),
                 _ => None,
@@ -450,7 +443,7 @@ impl Top {
     fn extra(&self, listed: &Listed, differences: &mut Vec<Difference>) {
         let mut waiting = vec![PathBuf::new()];
         while let Some(below) = waiting.pop() {
-            let entries = match names(&self.path, &below) {
+            let entries = match path::list(&self.0.below(&below)) {
                 Ok(entries) => entries,
                 // Told already, where the manifest lists it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -467,7 +460,7 @@ impl Top {
                         differences.push(Difference::new(Problem::Extra, &path, "the manifest does not list it"));
                     }
                     false => {
-                        let found = Beneath::find(&self.path, &path).and_then(|place| place.stat());
+                        let found = path::stat(&self.0.below(&path));
                         if found.is_ok_and(|found| found.kind == FileKind::Directory) {
                             waiting.push(path);
                         }

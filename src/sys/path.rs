@@ -1,12 +1,14 @@
 //! Operations on paths of any length: the kernel refuses paths of `PATH_MAX` bytes, trees may be deeper.
 //!
 //! Every function goes as far as one call reaches, holds that directory open, and continues from there. The last
-//! component is never followed when it is a symbolic link, except by [`stat_followed`].
+//! component is never followed when it is a symbolic link, except by [`stat_followed`]. Whether links above it are
+//! followed is up to the [`Place`]: in a path they are, in a [`Linkless`](super::beneath::Linkless) and
+//! [`Below`](super::beneath::Below) an open directory they are not.
 
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::{self, FileStat, Mode, SFlag, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{self, Gid, Uid, UnlinkatFlags};
+
+use super::beneath::open_within;
 
 /// Longest path one system call takes: `PATH_MAX` of Linux counts the final NUL byte.
 const REACH: usize = 4095;
@@ -103,40 +107,43 @@ fn kind_of(mode: u32) -> FileKind {
 }
 
 /// `lstat(2)`.
-pub fn stat(path: &Path) -> io::Result<Stat> {
-    let at = Reached::by(path)?;
+pub fn stat(path: &(impl Place + ?Sized)) -> io::Result<Stat> {
+    let at = path.reach()?;
     Ok(stat::fstatat(&at, at.rest, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
 }
 
 /// `stat(2)`.
 pub fn stat_followed(path: &Path) -> io::Result<Stat> {
-    let at = Reached::by(path)?;
+    let at = path.reach()?;
     Ok(stat::fstatat(&at, at.rest, AtFlags::empty())?.into())
 }
 
 /// Opens a regular file for reading. A FIFO in its place does not block, a symbolic link is refused (`ELOOP`).
-pub fn open(path: &Path) -> io::Result<File> {
+pub fn open(path: &(impl Place + ?Sized)) -> io::Result<File> {
     open_with(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY, 0)
 }
 
 /// Opens a directory, to list, sync or lock it.
-pub fn open_directory(path: &Path) -> io::Result<File> {
+pub fn open_directory(path: &(impl Place + ?Sized)) -> io::Result<File> {
     open_with(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
 }
 
 /// Makes a new file for writing; the umask applies. An existing name is refused (`EEXIST`).
-pub fn create(path: &Path, mode: u32) -> io::Result<File> {
+pub fn create(path: &(impl Place + ?Sized), mode: u32) -> io::Result<File> {
     open_with(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, mode)
 }
 
-fn open_with(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
-    let at = Reached::by(path)?;
-    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(fcntl::openat(&at, at.rest, flags, Mode::from_bits_truncate(mode as _))?.into())
+fn open_with(path: &(impl Place + ?Sized), flags: OFlag, mode: u32) -> io::Result<File> {
+    let at = path.reach()?;
+    let (flags, mode) = (flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::from_bits_truncate(mode as _));
+    match at.within {
+        true => Ok(open_within(at.as_fd(), at.rest, flags, mode)?.into()),
+        false => Ok(fcntl::openat(&at, at.rest, flags, mode)?.into()),
+    }
 }
 
 /// Names in a directory, sorted by their bytes, without `.` and `..`.
-pub fn list(path: &Path) -> io::Result<Vec<OsString>> {
+pub fn list(path: &(impl Place + ?Sized)) -> io::Result<Vec<OsString>> {
     let mut dir = nix::dir::Dir::from_fd(open_directory(path)?.into())?;
     let mut names = Vec::new();
     for entry in dir.iter() {
@@ -150,47 +157,46 @@ pub fn list(path: &Path) -> io::Result<Vec<OsString>> {
 }
 
 /// `mkdir(2)`; the umask applies.
-pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    let at = Reached::by(path)?;
+pub fn make_directory(path: &(impl Place + ?Sized), mode: u32) -> io::Result<()> {
+    let at = path.reach()?;
     Ok(stat::mkdirat(&at, at.rest, Mode::from_bits_truncate(mode as _))?)
 }
 
 /// `symlink(2)`.
-pub fn make_symlink(target: &OsStr, path: &Path) -> io::Result<()> {
-    let at = Reached::by(path)?;
+pub fn make_symlink(target: &OsStr, path: &(impl Place + ?Sized)) -> io::Result<()> {
+    let at = path.reach()?;
     Ok(unistd::symlinkat(target, &at, at.rest)?)
 }
 
 /// `readlink(2)`.
-pub fn read_symlink(path: &Path) -> io::Result<OsString> {
-    let at = Reached::by(path)?;
+pub fn read_symlink(path: &(impl Place + ?Sized)) -> io::Result<OsString> {
+    let at = path.reach()?;
     Ok(fcntl::readlinkat(&at, at.rest)?)
 }
 
-/// `chmod(2)` with all of `07777`; never on a symbolic link.
-pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    let at = Reached::by(path)?;
-    let bits = Mode::from_bits_truncate(mode as _);
-    Ok(stat::fchmodat(&at, at.rest, bits, stat::FchmodatFlags::FollowSymlink)?)
+/// `fchmod(2)` with all of `07777`, on a file or directory that can be read.
+pub fn set_mode(path: &(impl Place + ?Sized), mode: u32) -> io::Result<()> {
+    let file = open_with(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY, 0)?;
+    Ok(stat::fchmod(file, Mode::from_bits_truncate(mode as _))?)
 }
 
 /// `lchown(2)`; `None` leaves a value alone.
-pub fn set_owner(path: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-    let at = Reached::by(path)?;
+pub fn set_owner(path: &(impl Place + ?Sized), uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    let at = path.reach()?;
     let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
     Ok(unistd::fchownat(&at, at.rest, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
 /// Sets the modification time (seconds since 1970, nanoseconds) and leaves the access time alone.
-pub fn set_mtime(path: &Path, mtime: (i64, u32)) -> io::Result<()> {
-    let at = Reached::by(path)?;
+pub fn set_mtime(path: &(impl Place + ?Sized), mtime: (i64, u32)) -> io::Result<()> {
+    let at = path.reach()?;
     let mtime = TimeSpec::new(mtime.0 as _, mtime.1 as _);
     Ok(stat::utimensat(&at, at.rest, &TimeSpec::UTIME_OMIT, &mtime, UtimensatFlags::NoFollowSymlink)?)
 }
 
 /// `rename(2)`: replaces what has the new name.
-pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    let (from, to) = (Reached::by(from)?, Reached::by(to)?);
+pub fn rename(from: &(impl Place + ?Sized), to: &(impl Place + ?Sized)) -> io::Result<()> {
+    let (from, to) = (from.reach()?, to.reach()?);
     Ok(fcntl::renameat(&from, from.rest, &to, to.rest)?)
 }
 
@@ -198,50 +204,33 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 ///
 /// Where the file system has no such rename (NFS), a file is linked to its new name and unlinked from the old one,
 /// which is as strict. A directory is renamed plainly there, which can replace an empty directory but nothing else.
-pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    let (a, b) = (Reached::by(from)?, Reached::by(to)?);
+pub fn rename_new(from: &(impl Place + ?Sized), to: &(impl Place + ?Sized)) -> io::Result<()> {
+    let (a, b) = (from.reach()?, to.reach()?);
     match fcntl::renameat2(&a, a.rest, &b, b.rest, fcntl::RenameFlags::RENAME_NOREPLACE) {
         Err(Errno::EINVAL | Errno::ENOSYS) => rename_new_by_link(from, to),
         result => Ok(result?),
     }
 }
 
-fn rename_new_by_link(from: &Path, to: &Path) -> io::Result<()> {
+fn rename_new_by_link(from: &(impl Place + ?Sized), to: &(impl Place + ?Sized)) -> io::Result<()> {
     if stat(from)?.kind == FileKind::Directory {
         return rename(from, to);
     }
-    let (a, b) = (Reached::by(from)?, Reached::by(to)?);
+    let (a, b) = (from.reach()?, to.reach()?);
     unistd::linkat(&a, a.rest, &b, b.rest, AtFlags::empty())?;
     remove_file(from)
 }
 
 /// `unlink(2)`.
-pub fn remove_file(path: &Path) -> io::Result<()> {
-    let at = Reached::by(path)?;
+pub fn remove_file(path: &(impl Place + ?Sized)) -> io::Result<()> {
+    let at = path.reach()?;
     Ok(unistd::unlinkat(&at, at.rest, UnlinkatFlags::NoRemoveDir)?)
 }
 
 /// `rmdir(2)`.
-pub fn remove_directory(path: &Path) -> io::Result<()> {
-    let at = Reached::by(path)?;
+pub fn remove_directory(path: &(impl Place + ?Sized)) -> io::Result<()> {
+    let at = path.reach()?;
     Ok(unistd::unlinkat(&at, at.rest, UnlinkatFlags::RemoveDir)?)
-}
-
-/// Removes a directory and all below it, without recursion and with one descriptor at a time.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let mut directories = vec![path.to_owned()];
-    let mut next = 0;
-    while let Some(directory) = directories.get(next).cloned() {
-        for name in list(&directory)? {
-            let child = directory.join(name);
-            match stat(&child)?.kind {
-                FileKind::Directory => directories.push(child),
-                _ => remove_file(&child)?,
-            }
-        }
-        next += 1;
-    }
-    directories.iter().rev().try_for_each(|d| remove_directory(d))
 }
 
 /// Absolute and free of symbolic links as far as it exists; its last component need not.
@@ -256,47 +245,70 @@ pub fn shown(path: &Path) -> String {
     crate::units::text::shown_path(path)
 }
 
-/// For a system call that takes no directory: `call` gets a path that is short enough.
-pub(super) fn with_short<T>(path: &Path, call: impl FnOnce(&CStr) -> io::Result<T>) -> io::Result<T> {
-    let at = Reached::by(path)?;
-    let path = match &at.directory {
-        None => at.rest.to_owned(),
-        Some(directory) => Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())).join(at.rest),
-    };
-    call(&CString::new(path.into_os_string().into_vec())?)
+/// What the functions of this module act on.
+pub trait Place {
+    /// Opens the directory above, as far as that is needed.
+    fn reach(&self) -> io::Result<Reached<'_>>;
 }
 
-/// The last directory of a long path that was opened, and what remains to be named from there.
-struct Reached<'a> {
-    directory: Option<OwnedFd>,
-    rest: &'a Path,
-}
-
-impl<'a> Reached<'a> {
-    fn by(path: &'a Path) -> io::Result<Self> {
-        let mut rest = path.as_os_str().as_bytes();
+/// Links above the last name are followed.
+impl<P: AsRef<Path> + ?Sized> Place for P {
+    fn reach(&self) -> io::Result<Reached<'_>> {
+        let mut rest = self.as_ref();
         let mut directory: Option<OwnedFd> = None;
-        while rest.len() > REACH {
-            let cut = rest[..=REACH].iter().rposition(|&b| b == b'/').filter(|&cut| cut > 0);
-            let (head, tail) = rest.split_at(cut.ok_or(Errno::ENAMETOOLONG)?);
+        while rest.as_os_str().len() > REACH {
+            let (head, tail) = cut(rest)?;
             let from = directory.as_ref().map_or(AT_FDCWD, |d| d.as_fd());
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            directory = Some(fcntl::openat(from, OsStr::from_bytes(head), flags, Mode::empty())?);
-            let slashes = tail.iter().take_while(|&&b| b == b'/').count();
-            rest = &tail[slashes..];
+            directory = Some(fcntl::openat(from, head, ON_THE_WAY, Mode::empty())?);
+            rest = tail;
         }
-        Ok(Self { directory, rest: Path::new(OsStr::from_bytes(rest)) })
+        let directory = directory.map_or(Directory::Given(AT_FDCWD), Directory::Opened);
+        Ok(Reached { directory, rest, within: false })
     }
+}
+
+/// How directories on the way are opened.
+pub(super) const ON_THE_WAY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+/// Splits a path that is too long for one call: the first part is short enough, and names a directory.
+pub(super) fn cut(path: &Path) -> io::Result<(&Path, &Path)> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() <= REACH {
+        return Ok((path, Path::new("")));
+    }
+    let cut = bytes[..=REACH].iter().rposition(|&b| b == b'/').filter(|&cut| cut > 0);
+    let (head, tail) = bytes.split_at(cut.ok_or(Errno::ENAMETOOLONG)?);
+    let slashes = tail.iter().take_while(|&&b| b == b'/').count();
+    let path = |bytes| Path::new(OsStr::from_bytes(bytes));
+    Ok((path(head), path(&tail[slashes..])))
+}
+
+/// The last directory on the way that was opened, and what remains to be named from there.
+pub struct Reached<'a> {
+    pub(super) directory: Directory<'a>,
+    pub(super) rest: &'a Path,
+    /// Whether what is mounted on the name is not opened either.
+    pub(super) within: bool,
+}
+
+/// Who closes it.
+pub(super) enum Directory<'a> {
+    Given(BorrowedFd<'a>),
+    Opened(OwnedFd),
 }
 
 impl AsFd for Reached<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.directory.as_ref().map_or(AT_FDCWD, |d| d.as_fd())
+        match &self.directory {
+            Directory::Given(directory) => *directory,
+            Directory::Opened(directory) => directory.as_fd(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::beneath::{Anchor, remove_tree};
     use super::*;
     use std::io::{Read, Write};
 
@@ -317,7 +329,10 @@ mod tests {
         let mut text = String::new();
         open(&deep.join("renamed")).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "data");
-        let top = root.path().join("d".repeat(200));
+        let anchor = Anchor::open(&resolved(root.path())).unwrap();
+        let below = anchor.below(deep.strip_prefix(root.path()).unwrap());
+        assert_eq!(list(&below).unwrap(), ["link", "renamed"]);
+        let top = anchor.below("d".repeat(200));
         remove_tree(&top).unwrap();
         assert_eq!(stat(&top).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

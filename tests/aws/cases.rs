@@ -77,6 +77,7 @@ impl Site {
             output: Some(&output),
             uploads: &self.uploads,
             rules: StagingRules::default(),
+            on_behalf: None,
             run_key: None,
             explain: false,
             space: 1 << 40,

@@ -120,6 +120,7 @@ impl Ministack {
             output: Some(&output),
             uploads,
             rules: StagingRules::default(),
+            on_behalf: None,
             run_key: None,
             explain: false,
             space: 1 << 40,

@@ -77,6 +77,7 @@ impl Site {
             output: output.as_ref(),
             uploads: &UploadSettings::default(),
             rules: StagingRules::default(),
+            on_behalf: None,
             run_key: None,
             explain: false,
             space: u64::MAX,

@@ -168,8 +168,9 @@ fn a_held_run_can_replace_what_is_in_its_output() {
 struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
-    fn on(path: &'a Path) -> Self {
-        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "tmpfs", text(path)]).status();
+    fn on(path: &'a Path, options: &str) -> Self {
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs", text(path)]).status();
         assert!(mounted.expect("mount(8) starts").success());
         Self(path)
     }
@@ -188,15 +189,16 @@ fn entries_that_are_in_their_place_are_said_and_can_be_removed() {
     for remove in [false, true] {
         let dir = tempfile::tempdir().expect("tempdir");
         let (output, report) = (dir.path().join("out"), dir.path().join("report.json"));
-        let other = output.join("other");
-        fs::create_dir_all(&other).expect("created");
-        // Nothing can be renamed into it.
-        let _other = Tmpfs::on(&other);
-        let script = "cd \"$RUNSEAL_OUTPUT\"; echo a >a; mkdir b other; echo c >b/c; echo x >other/x; ready";
+        fs::create_dir(&output).expect("created");
+        // Itself, a file that is there, the hidden directory and three results: then there is no room for a manifest.
+        let _disk = Tmpfs::on(&output, "mode=755,nr_inodes=6");
+        fs::write(output.join("spare"), "").expect("written");
+        let script = "cd \"$RUNSEAL_OUTPUT\"; echo a >a; mkdir b; echo c >b/c; ready";
         let flags = ["--overwrite", "--output", text(&output), "--report", text(&report)];
         let live = Live::start(dir.path(), &flags, script);
         live.wait_for("held");
         assert!(output.join("a").exists() && output.join("b/c").exists());
+        fs::remove_file(output.join("spare")).expect("removed");
         fs::write(output.join("b/d"), "theirs").expect("written");
         let flag = if remove { vec!["--remove-published"] } else { Vec::new() };
         let said = say(&[&["end", "--discard"], &flag[..], &[&live.id]].concat()).expect(0, &[]);

@@ -225,7 +225,7 @@ fn a_shared_directory_hands_its_group_on_whoever_runs() {
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o2777)).expect("chmod");
         let mut command = Command::new("setpriv");
         command.args(["--reuid", user, "--regid", user, "--groups", PROJECT]);
-        command.arg(runseal().get_program()).args(["run", "--backing", text(&backing), "--output"]);
+        command.arg(runseal().get_program()).args(["run", "--backing", text(&backing), "--shared-output", "--output"]);
         command.arg(shared.join("out")).env("XDG_RUNTIME_DIR", &state);
         command.args(["--", "sh", "-euc", "cd \"$RUNSEAL_OUTPUT\"; mkdir -p sub/deep; echo x >sub/deep/x; echo y >y"]);
         let said = finish(command);
@@ -239,4 +239,31 @@ fn a_shared_directory_hands_its_group_on_whoever_runs() {
             assert_eq!((found.gid(), found.mode() & 0o2000 != 0), (4_711, bit), "user {user}: {name}");
         }
     }
+}
+
+// promise: T-51, T-54
+#[test]
+fn root_is_led_nowhere_by_the_owner_of_the_output() {
+    require_host!();
+    if !nix::unistd::geteuid().is_root() {
+        return println!("SKIP: not root");
+    }
+    let site = Site::new();
+    fs::set_permissions(site.0.path(), fs::Permissions::from_mode(0o755)).expect("set");
+    fs::create_dir(site.path("out")).expect("made");
+    chown(site.path("out"), Some(4_001), Some(4_001)).expect("given");
+    let script = "printf x >\"$RUNSEAL_OUTPUT/x\"";
+    site.run(&[], script).expect(73, &["users other than root may change it", "--shared-output"]);
+    assert_eq!(site.names("out"), [""; 0]);
+    site.run(&["--shared-output"], script).expect(0, &[]);
+    assert_eq!(site.read("out/x"), "x");
+
+    // The report: neither its own name nor that of a temporary file leads to a file of root.
+    fs::write(site.path("victim"), "of root").expect("written");
+    symlink(site.path("victim"), site.path("out/report.json")).expect("planted");
+    let path = site.path("out/report.json");
+    run(&["--report", text(&path)], "true").expect(0, &[]);
+    assert_eq!(site.read("victim"), "of root");
+    assert_eq!(report(&path)["outcome"], "succeeded");
+    assert!(path.symlink_metadata().expect("there").is_file());
 }

@@ -221,6 +221,23 @@ fn the_node_daemon_is_a_service_whose_runs_survive_it() {
         assert!(status == 200 && answer.contains("\"serving\""), "{when}: {answer}");
     };
 
+    // Results leave it, with the rights that the unit has: as root, and for a user.
+    machine.shell("mkdir /srv/theirs; chown 4001:4001 /srv/theirs; chmod 700 /srv/theirs; echo in >/srv/theirs/data");
+    for (id, owner, output) in [("ours", 0, "/srv/ours"), ("theirs", 4001, "/srv/theirs/out")] {
+        let body = format!(
+            r#"{{"id":"{id}","size":"64MiB","owner":{{"uid":{owner},"gid":{owner}}},"inputs":["/srv/theirs/data"],"output":"{output}"}}"#
+        );
+        let made = machine.request("POST", "/v1/runs", &body);
+        assert_eq!(made.0, 201, "{}", made.1);
+        machine.shell(&format!("cp /mnt/runseal/{id}/input/data /mnt/runseal/{id}/output/copy"));
+        let published = machine.request("POST", &format!("/v1/runs/{id}/publish"), "");
+        assert_eq!(published.0, 200, "{}", published.1);
+        let found = machine.shell(&format!("stat -c %u {output}/runseal-manifest.json; cat {output}/copy"));
+        assert_eq!(found, format!("{owner}\nin\n"));
+        let ended = machine.request("DELETE", &format!("/v1/runs/{id}"), "");
+        assert!((200..300).contains(&ended.0), "{}", ended.1);
+    }
+
     // Reload, with a configuration that can be used and with one that cannot.
     let daemon = machine.property(unit, "MainPID");
     machine.shell("systemctl reload runseal");

@@ -68,7 +68,7 @@ impl Node {
     pub fn launch(&mut self) {
         assert!(self.service.is_none(), "one at a time");
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_runseal"))
+        let child = with_rights_of_unit(env!("CARGO_BIN_EXE_runseal"))
             .args(["serve", "--config"])
             .arg(self.config())
             .env("RUNSEAL_LOG", "runseal=info")
@@ -228,6 +228,20 @@ impl Drop for Node {
             }
         }
     }
+}
+
+/// A program with the capabilities that the unit gives the service: what works here works there.
+fn with_rights_of_unit(program: &str) -> Command {
+    let unit = include_str!("../../deploy/systemd/runseal.service");
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=CAP_")).expect("bounded");
+    let set = format!("-all,+{}", set.to_lowercase().replace(" cap_", ",+"));
+    if Command::new("setpriv").arg("--version").stdout(Stdio::null()).status().is_err() {
+        println!("SKIP: setpriv is missing, the service has all capabilities");
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set", &set, program]);
+    command
 }
 
 /// Live or dead runs whose name contains `part`.

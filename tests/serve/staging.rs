@@ -1,7 +1,7 @@
 //! Runs with inputs and an output through the API: staged, published, held, resumed; who may name what.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -367,4 +367,97 @@ fn root_stages_paths_of_the_node() {
     assert_eq!(fs::read_to_string(output.join("copy")).expect("published"), "local\n");
     node.must("DELETE", &format!("/v1/runs/{id}"), "");
     assert!(mounts_below(node.path()).is_empty());
+}
+
+// promise: T-50
+#[test]
+fn root_stages_paths_for_a_user_with_the_rights_of_that_user() {
+    require_host!();
+    let node = Node::start("");
+    let (home, secret) = (node.path().join("home"), node.path().join("secret"));
+    for directory in [&home, &secret] {
+        fs::create_dir(directory).expect("made");
+    }
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).expect("set");
+    fs::write(secret.join("key"), "of root").expect("written");
+    std::os::unix::fs::chown(&home, Some(ALICE), Some(BOB)).expect("given");
+    fs::write(home.join("data"), "hers\n").expect("written");
+    for (link, to) in [("in", secret.join("key")), ("out", secret.clone())] {
+        std::os::unix::fs::symlink(to, home.join(link)).expect("planted");
+    }
+    let request = |id: &str, input: &str, output: &str| {
+        let owner = json!({ "uid": ALICE, "gid": BOB });
+        json!({ "id": id, "size": "64M", "owner": owner, "inputs": [home.join(input)], "output": home.join(output) })
+            .to_string()
+    };
+    let id = node.fresh_id();
+    for (input, output) in [("in", "results"), ("data", "out")] {
+        let answer = block_on(node.call("POST", "/v1/runs", &request(&id, input, output)));
+        assert!(answer.status >= 400 && answer.text.contains("Permission denied"), "{answer:?}");
+    }
+    node.must("POST", "/v1/runs", &request(&id, "data", "results"));
+    let scratch = node.root().join(&id);
+    fs::copy(scratch.join("input/data"), scratch.join("output/copy")).expect("copied");
+    node.must("POST", &format!("/v1/runs/{id}/publish"), "");
+    let found = fs::metadata(home.join("results/copy")).expect("published");
+    assert_eq!((found.uid(), found.gid()), (ALICE, BOB));
+    assert_eq!(fs::read_to_string(home.join("results/copy")).expect("published"), "hers\n");
+    node.must("DELETE", &format!("/v1/runs/{id}"), "");
+    assert_eq!(fs::read_dir(&secret).expect("listed").count(), 1);
+    assert!(mounts_below(node.path()).is_empty());
+}
+
+// promise: T-52
+#[test]
+fn nobody_mounts_in_a_live_run_and_what_is_mounted_there_is_found_before_publishing() {
+    require_host!();
+    let node = Node::start("");
+    let (id, output) = (node.fresh_id(), node.path().join("results"));
+    node.must("POST", "/v1/runs", &json!({ "id": id, "size": "64M", "output": output }).to_string());
+    let (root, scratch) = (node.root(), node.root().join(&id));
+    fs::set_permissions(&scratch, fs::Permissions::from_mode(0o755)).expect("set");
+    fs::create_dir(root.join("deep")).expect("made");
+    // A user has names in a root, and nothing below; least of all in a run of root.
+    for place in [scratch.join("output"), scratch.join("new"), scratch.clone(), root.join("deep/own")] {
+        let body = json!({ "mountpoint": place, "size": "64M" }).to_string();
+        let Some(answer) = node.call_as(ALICE, "POST", "/v1/runs", &body) else {
+            return println!("SKIP: setpriv or curl is missing");
+        };
+        assert!([403, 409].contains(&answer.status), "{answer:?}");
+    }
+    for place in [scratch.join("output"), scratch.join("new"), scratch.clone()] {
+        node.must_not("POST", "/v1/runs", &json!({ "mountpoint": place, "size": "64M" }).to_string(), "in-use");
+    }
+    // Nor in a scratch that is no run of this node.
+    let foreign = root.join("foreign");
+    fs::create_dir(&foreign).expect("made");
+    mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"], &foreign);
+    for place in [foreign.join("own"), foreign.clone()] {
+        let answer =
+            block_on(node.call("POST", "/v1/runs", &json!({ "mountpoint": place, "size": "64M" }).to_string()));
+        assert!([403, 409].contains(&answer.status) && answer.text.contains("mounted there"), "{answer:?}");
+    }
+    unmount(&foreign);
+
+    // Whoever is root can do it all the same: then nothing is published that misses what was written there.
+    fs::create_dir(scratch.join("output/sub")).expect("made");
+    mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"], &scratch.join("output/sub"));
+    fs::write(scratch.join("output/sub/result"), "lost").expect("written");
+    let said = node.must_not("POST", &format!("/v1/runs/{id}/publish"), "", "held");
+    assert!(said.contains("something is mounted on") && said.contains("output/sub"), "{said}");
+    assert!(!output.exists());
+    unmount(&scratch.join("output/sub"));
+    fs::write(scratch.join("output/sub/result"), "kept").expect("written");
+    node.must("POST", &format!("/v1/runs/{id}/resume"), "");
+    assert_eq!(fs::read_to_string(output.join("sub/result")).expect("published"), "kept");
+    node.must("DELETE", &format!("/v1/runs/{id}"), "");
+    assert!(mounts_below(node.path()).is_empty());
+}
+
+fn mount(options: &[&str], place: &Path) {
+    assert!(Command::new("mount").args(options).arg(place).status().expect("mount runs").success());
+}
+
+fn unmount(place: &Path) {
+    assert!(Command::new("umount").arg(place).status().expect("umount runs").success());
 }

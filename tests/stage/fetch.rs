@@ -60,7 +60,8 @@ fn changes_after_preflight_are_noticed() {
             fs::rename(p.input("dir"), p.dir.join("elsewhere")).unwrap();
             symlink("../elsewhere", p.input("dir")).unwrap();
         },
-        "dir",
+        // The first thing in it that is looked at: no link is followed to see whether it is the same.
+        "dir/link",
     );
 }
 

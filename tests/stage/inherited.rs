@@ -17,6 +17,10 @@ use crate::support::{Hooks, Place, assert_published};
 const PROJECT: u32 = 4_711;
 const USER: u32 = 65_534;
 
+/// Outputs that a group shares.
+const SHARED: StagingRules =
+    StagingRules { dereference: false, keep_old: false, allow_empty: false, shared_output: true, keep_set_id: false };
+
 fn some_results() -> Place {
     let place = Place::new();
     place.results(&[("file", "x"), ("dir/", ""), ("dir/deep/", ""), ("dir/deep/file", "y")]);
@@ -40,7 +44,7 @@ fn share(directory: &Path, mode: u32) {
 }
 
 fn publish(place: &Place, overwrite: bool, as_root: bool) -> Result<Totals, StageError> {
-    let stager = place.run_publisher(overwrite, StagingRules::default(), &Hooks::none());
+    let stager = place.run_publisher(overwrite, SHARED, &Hooks::none());
     let work = || {
         if !as_root {
             setfsgid(Gid::from_raw(USER));
@@ -169,7 +173,11 @@ fn a_default_acl_applies_to_results_as_to_what_cp_and_mkdir_make() {
     assert_eq!((file.0 & 0o7, deep.0 & 0o7, others), (0, 0, 0), "others get nothing");
     assert_eq!((file.0, dir.0), (0o640, 0o750), "the mask is what the command gave to the group");
     for directory in ["dir", "dir/deep"] {
-        assert_eq!(default_acl(&place.output(directory)).unwrap(), Some(shared_acl()), "{directory}");
+        assert_eq!(
+            default_acl(fs::File::open(place.output(directory)).unwrap()).unwrap(),
+            Some(shared_acl()),
+            "{directory}"
+        );
     }
 }
 
@@ -177,6 +185,6 @@ fn a_default_acl_applies_to_results_as_to_what_cp_and_mkdir_make() {
 fn results_are_as_before_where_nothing_is_inherited() {
     let place = Place::new();
     place.results(&[("file", "x"), ("dir/", "")]);
-    place.run_publisher(false, StagingRules::default(), &Hooks::none()).publish(ROOT, None).unwrap();
+    place.run_publisher(false, SHARED, &Hooks::none()).publish(ROOT, None).unwrap();
     assert_published(&place);
 }

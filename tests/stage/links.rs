@@ -14,7 +14,8 @@ use runseal::sys::path;
 use crate::bucket::{BUCKET, Bucket};
 use crate::support::{Hooks, Place, RUN, assert_published, check_by, check_in_by};
 
-const DEREFERENCE: StagingRules = StagingRules { dereference: true, keep_old: false, allow_empty: false };
+const DEREFERENCE: StagingRules =
+    StagingRules { dereference: true, keep_old: false, allow_empty: false, shared_output: false, keep_set_id: false };
 
 /// A scratch as a run has it: results, and files elsewhere.
 fn scratch() -> Place {

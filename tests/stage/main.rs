@@ -6,6 +6,7 @@ mod inherited;
 mod links;
 mod objects;
 mod older;
+mod others;
 mod publish;
 mod round_trip;
 mod support;

@@ -16,7 +16,8 @@ use crate::bucket::{BUCKET, Bucket, Effect};
 use crate::support::{Hooks, MANIFEST, Place, RUN, assert_published, check_in_by};
 
 const WITHDRAWN: &str = ".runseal-withdrawn.json";
-const KEEP: StagingRules = StagingRules { dereference: false, keep_old: true, allow_empty: false };
+const KEEP: StagingRules =
+    StagingRules { dereference: false, keep_old: true, allow_empty: false, shared_output: false, keep_set_id: false };
 
 /// An output with results of a run before, and results of a new one in the scratch.
 fn replaced() -> Place {
@@ -171,7 +172,8 @@ fn what_may_not_be_removed_is_kept_and_told() {
     fs::set_permissions(&place.dir, fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(place.output(""), fs::Permissions::from_mode(0o777)).unwrap();
     let hooks = Hooks::none();
-    let publisher = place.run_publisher(true, StagingRules::default(), &hooks);
+    let shared = StagingRules { shared_output: true, ..StagingRules::default() };
+    let publisher = place.run_publisher(true, shared, &hooks);
     let as_nobody = || {
         setfsgid(Gid::from_raw(65_534));
         setfsuid(Uid::from_raw(65_534));
@@ -219,13 +221,16 @@ fn a_run_that_was_killed_while_it_replaced_results_vouches_for_nothing_and_is_ma
 fn a_failure_between_placing_and_removing_is_made_up_for() {
     let place = replaced();
     let hooks = Hooks::once_written({
-        let partial = place.output(".runseal-test-run.partial");
-        // Nothing can be renamed out of it, then.
-        move || fs::rename(&partial, partial.with_extension("away")).unwrap()
+        let both = place.output("both");
+        // A file cannot replace it.
+        move || {
+            fs::remove_file(&both).unwrap();
+            fs::create_dir(&both).unwrap();
+        }
     });
     let stager = place.run_publisher(true, StagingRules::default(), &hooks);
     stager.publish(ROOT, None).unwrap_err();
-    fs::remove_dir_all(place.output(".runseal-test-run.away")).unwrap();
+    fs::remove_dir(place.output("both")).unwrap();
     assert!(!place.output(MANIFEST).exists(), "nothing is vouched for");
     assert_eq!(stager.publish(ROOT, None).unwrap().removed, 6);
     assert!(!place.output("gone").exists());

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::support::check;
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 use runseal::fs::{Kind, ROOT, WriteMode};
+use runseal::spec::StagingRules;
 use runseal::stage::{StageError, Stager, Totals};
 use runseal::sys::path;
 
@@ -239,14 +240,14 @@ fn unlike_is_not_replaced_and_nothing_before_it_either() {
 #[test]
 fn results_that_do_not_fit_are_not_begun() {
     let place = Place::new();
-    let Some(disk) = Tmpfs::over(&place.output(""), "size=1m") else { return };
+    let Some(disk) = Tmpfs::over(&place.output(""), "size=1m,mode=755") else { return };
     place.file(ROOT, b"large", &noise(2 << 20, 1));
     let stager = place.publisher(false, &Hooks::none());
     let error = stager.publish(ROOT, None).unwrap_err();
     assert!(matches!(error, StageError::NoRoom { needed: 0x20_0000, .. }), "{error:?}");
     assert!(error.to_string().contains("need 2.0 MiB") && error.to_string().contains("free space there"), "{error}");
     assert_eq!(place.published(), [""; 0]);
-    disk.remount("size=8m");
+    disk.remount("size=8m,mode=755");
     stager.publish(ROOT, None).unwrap();
     assert_published(&place);
     // It keeps the output locked.
@@ -257,7 +258,7 @@ fn results_that_do_not_fit_are_not_begun() {
 #[test]
 fn a_disk_that_fills_up_under_way_can_be_emptied_and_tried_again() {
     let place = Place::new();
-    let Some(disk) = Tmpfs::over(&place.output(""), "size=8m") else { return };
+    let Some(disk) = Tmpfs::over(&place.output(""), "size=8m,mode=755") else { return };
     place.file(ROOT, b"large", &noise(4 << 20, 1));
     fs::create_dir(place.output("sub")).unwrap();
     let (output, filler) = (place.output("sub"), place.output("filler"));
@@ -285,6 +286,7 @@ fn an_output_that_lost_its_permission_can_be_repaired_and_tried_again() {
     }
     let place = some_results();
     let stager = place.publisher(false, &Hooks::none());
+    stager.set_rules(StagingRules { shared_output: true, ..StagingRules::default() });
     fs::create_dir(place.output("")).unwrap();
     let as_nobody = || {
         setfsgid(Gid::from_raw(65_534));
@@ -311,6 +313,7 @@ fn directories_that_forbid_writing_are_published_by_their_owner() {
     let set = runseal::fs::SetAttr { mode: Some(0o555), ..Default::default() };
     place.scratch.setattr(place.find("b"), &set).unwrap();
     let stager = place.publisher(false, &Hooks::none());
+    stager.set_rules(StagingRules { shared_output: true, ..StagingRules::default() });
     fs::set_permissions(&place.dir, fs::Permissions::from_mode(0o777)).unwrap();
     let as_nobody = || {
         setfsgid(Gid::from_raw(65_534));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use proptest::prelude::*;
 use runseal::fs::ROOT;
+use runseal::spec::StagingRules;
 use runseal::sys::path;
 
 use crate::support::{Hooks, Place, assert_published, noise, tree};
@@ -96,6 +97,7 @@ fn make(root: &Path, ops: &[Op]) {
 fn round_trip(place: &Place) {
     let hooks = Hooks::none();
     let stager = place.stager(false, &hooks);
+    stager.set_rules(StagingRules { keep_set_id: true, ..StagingRules::default() });
     let fetched = stager.fetch(ROOT, None).unwrap();
     assert_eq!(hooks.bytes.swap(0, std::sync::atomic::Ordering::Relaxed), fetched.bytes);
     let published = stager.publish(ROOT, None).unwrap();

@@ -90,6 +90,7 @@ fn check_with(
         output,
         uploads: &UploadSettings { overwrite, ..UploadSettings::default() },
         rules,
+        on_behalf: None,
         run_key: None,
         explain: false,
         space,
@@ -249,7 +250,7 @@ impl Drop for Place {
             let children = path::list(&directory).unwrap().into_iter().map(|name| directory.join(name));
             left.extend(children.filter(|child| path::stat(child).unwrap().kind == FileKind::Directory));
         }
-        path::remove_tree(&self.dir).unwrap();
+        fs::remove_dir_all(&self.dir).unwrap();
     }
 }
 
