@@ -8,6 +8,8 @@
 #   --binary FILE   the program [default: target/release/runseal, built if absent]
 #   --uninstall     remove what was installed; a configuration that was changed stays
 set -euo pipefail
+# Whatever the caller's is: what is installed is for everybody to read and for root to write.
+umask 022
 here=$(cd "$(dirname "$0")/.." && pwd)
 prefix=/usr/local destdir='' binary='' uninstall=no
 

@@ -134,3 +134,16 @@ fn wrong_arguments_are_refused_before_anything_is_written() {
     }
     target.install(&["--help"]).expect(0, &["usage:", "--uninstall"]);
 }
+
+#[test]
+fn the_umask_of_the_caller_lets_nobody_write_to_what_is_installed() {
+    let target = Target::new();
+    let script = repository().join("scripts/install.sh");
+    let line = "umask 0; exec \"$0\" --destdir \"$1\" --binary \"$2\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", line, text(&script), text(target.dir.path()), text(binary())]);
+    finish(&mut command).expect(0, &[]);
+    let open = ["-mindepth", "1", "-not", "-type", "l", "-perm", "/022"];
+    let said = finish(Command::new("find").arg(target.dir.path()).args(open)).expect(0, &[]);
+    assert_eq!(said.out, "");
+}
