@@ -44,6 +44,35 @@ fn an_id_stands_once() {
     promises_in("d.md", "**S-01** a\n**S-01** b\n", 'S');
 }
 
+/// The table of the threat model has a row for each of its promises, and names tests that exist.
+#[test]
+fn every_promise_of_the_threat_model_has_its_attacker() {
+    const THREATS: &str = "docs/threat-model.md";
+    let text = read(Path::new(THREATS));
+    let rows: Vec<_> = text.lines().filter_map(attacker).collect();
+    let mut complaints = Vec::new();
+    for (id, place) in promises_in(THREATS, &text, 'T') {
+        if !rows.iter().any(|(attacked, ..)| **attacked == *id) {
+            complaints.push(format!("{place}: {id} has no row in the table of attackers"));
+        }
+    }
+    for (id, file, test) in rows {
+        let tests = fs::read_to_string(root().join(file)).unwrap_or_default();
+        if !tests.contains(&format!("fn {test}(")) {
+            complaints.push(format!("{THREATS}: {id}: {file} has no test {test}"));
+        }
+    }
+    assert!(complaints.is_empty(), "\n  {}\n", complaints.join("\n  "));
+}
+
+/// Promise, file and test of a row `| T-01 | `file::test` | words |`.
+fn attacker(line: &str) -> Option<(&str, &str, &str)> {
+    let mut cells = line.strip_prefix("| ")?.split(" | ");
+    let (id, test) = (cells.next()?, cells.next()?);
+    let (file, test) = test.strip_prefix('`')?.strip_suffix('`')?.rsplit_once("::")?;
+    (is_id(id) && cells.next().is_some()).then_some((id, file, test))
+}
+
 /// Ids in bold with `file:line`.
 fn promises_in(path: &str, text: &str, letter: char) -> Vec<(String, String)> {
     let mut seen = BTreeSet::new();
