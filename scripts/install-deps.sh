@@ -27,11 +27,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
-tool() { # crate, version
-    [ -x "target/tools/bin/$1" ] || cargo install --quiet --locked --root target/tools "$1@$2"
+tool() { # crate, version, flags of cargo install
+    [ -x "target/tools/bin/$1" ] || cargo install --quiet --locked --root target/tools "$1@$2" "${@:3}"
 }
 tool pjdfstest 0.2.2
 tool fsx 0.3.2
+tool cargo-deny 0.18.9 --debug
 
 # Workflow engines and a root file system with systemd, for tests/deploy. Without a registry those tests say SKIP.
 engines=target/tools/engines

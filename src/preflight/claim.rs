@@ -7,17 +7,26 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::report::{Code, Finding};
 use crate::sys::path::{self, shown};
 
+/// How long a claim may last that is only a check of somebody else's.
+const CHECK: Duration = Duration::from_secs(2);
+
 /// Locks `output`, if it exists and can be locked.
 pub(super) fn take(output: &Path) -> Result<Option<File>, Finding> {
     let Ok(directory) = path::open_directory(output) else { return Ok(None) };
-    match directory.try_lock() {
-        Ok(()) => Ok(Some(directory)),
-        Err(TryLockError::WouldBlock) => Err(taken(output)),
-        Err(TryLockError::Error(_)) => Ok(None),
+    let until = Instant::now() + CHECK;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => return Err(taken(output)),
+            Err(TryLockError::Error(_)) => return Ok(None),
+        }
     }
 }
 
