@@ -1,9 +1,11 @@
 //! Results as they are to be in the output: every name, and for every symbolic link what becomes of it.
 //!
-//! A link is resolved in the scratch itself, by names, as the command saw it: [`View`] says where that was.
+//! A link is resolved in the scratch itself, by names, as the command saw it: [`View`] says where that was. What showed
+//! through there from outside of the scratch is outside: in its place is an empty file or directory, with a mark.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -11,8 +13,9 @@ use std::sync::Arc;
 
 use super::plan::{Plan, TOP};
 use super::{Astray, Hold, StageError, inside};
-use crate::fs::{Attr, FsError, Kind, ROOT, Scratch};
+use crate::fs::{Attr, DirEntry, FsError, Kind, ROOT, Scratch};
 use crate::preflight::links::{self, Landing, Spot};
+use crate::sys::mount::SHOWN;
 
 /// Below a device there is nothing, so nobody has seen anything there.
 const NOWHERE: &str = "/dev/null/runseal";
@@ -38,13 +41,14 @@ impl View {
         let alias = self.aliases.iter().find(|(from, _)| from == path);
         let leads_on = |known: &PathBuf| known.starts_with(path);
         match (self.find(scratch, path), alias) {
-            (Some((attr, _hold)), _) => match attr.kind {
+            (Some(Found::Here(attr, _hold)), _) => match attr.kind {
                 Kind::Directory => Spot::Directory,
                 Kind::Symlink => {
                     scratch.readlink(attr.ino).map_or(Spot::Missing, |t| Spot::Link(OsString::from_vec(t)))
                 }
                 _ => Spot::Other,
             },
+            (Some(Found::Outside(path)), _) => outside(&path),
             (None, Some((_, to))) => Spot::Link(to.into()),
             (None, None) if leads_on(&self.mountpoint) || self.aliases.iter().any(|(from, _)| leads_on(from)) => {
                 Spot::Directory
@@ -54,17 +58,58 @@ impl View {
     }
 
     /// What is at a path of the scratch, which has no links above its last name.
-    fn find(&self, scratch: &Arc<Scratch>, path: &Path) -> Option<(Attr, Hold)> {
-        let below = path.strip_prefix(&self.mountpoint).ok()?;
+    fn find(&self, scratch: &Arc<Scratch>, path: &Path) -> Option<Found> {
+        let mut below = path.strip_prefix(&self.mountpoint).ok()?.components();
         let step = |parent, name: &[u8]| {
             let attr = scratch.lookup(parent, name).ok()?;
             Some((attr, Hold::new(scratch, attr.ino)))
         };
-        let mut found = step(ROOT, b".")?;
-        for name in below {
-            found = step(found.0.ino, name.as_bytes())?;
+        let (mut attr, mut hold) = step(ROOT, b".")?;
+        while let Some(name) = below.next() {
+            (attr, hold) = step(attr.ino, name.as_os_str().as_bytes())?;
+            if let Some(source) = shown(scratch, &attr) {
+                let rest = below.as_path();
+                return Some(Found::Outside(if rest.as_os_str().is_empty() { source } else { source.join(rest) }));
+            }
         }
-        Some(found)
+        Some(Found::Here(attr, hold))
+    }
+}
+
+/// What is at a path of the scratch.
+enum Found {
+    /// This.
+    Here(Attr, Hold),
+    /// What the command saw there is not in the scratch, but at this path of the machine.
+    Outside(PathBuf),
+}
+
+/// What showed through in place of an inode, if it was made for that and nobody put anything there.
+fn shown(scratch: &Scratch, attr: &Attr) -> Option<PathBuf> {
+    if !matches!(attr.kind, Kind::File | Kind::Directory) {
+        return None;
+    }
+    let source = scratch.getxattr(attr.ino, SHOWN.to_bytes()).ok()?;
+    let mut empty = attr.kind == Kind::Directory || attr.size == 0;
+    if attr.kind == Kind::Directory {
+        let mut names = |entry: DirEntry<'_>| {
+            empty &= matches!(entry.name, b"." | b"..");
+            empty
+        };
+        scratch.readdir(attr.ino, 0, &mut names).ok()?;
+    }
+    empty.then(|| OsString::from_vec(source).into())
+}
+
+/// What is at a path of the machine.
+fn outside(path: &Path) -> Spot {
+    match fs::symlink_metadata(path).map(|found| found.file_type()) {
+        Ok(kind) if kind.is_dir() => Spot::Directory,
+        Ok(kind) if FileType::is_symlink(&kind) => {
+            fs::read_link(path).map_or(Spot::Missing, |text| Spot::Link(text.into()))
+        }
+        Ok(_) => Spot::Other,
+        Err(_) => Spot::Missing,
     }
 }
 
@@ -135,6 +180,10 @@ impl Survey<'_> {
             if entry.name != b"." && entry.name != b".." {
                 holds.push(Hold::new(scratch, attr.ino));
                 let name = OsStr::from_bytes(entry.name);
+                if let Some(source) = shown(scratch, attr) {
+                    plan.add_link(parent, name, as_link(attr), source.into());
+                    return true;
+                }
                 match attr.kind {
                     Kind::Symlink => later.push((name.to_owned(), *attr)),
                     Kind::Directory if !behind.is_empty() => later.push((name.to_owned(), *attr)),
@@ -176,6 +225,9 @@ impl Survey<'_> {
                 let text = if Path::new(&text).is_absolute() { text } else { to.into() };
                 self.plan.add_link(parent, name, attr, text);
             }
+            Landing::Away(to, _) if let Some(Found::Outside(source)) = self.view.find(self.scratch, &to) => {
+                self.plan.add_link(parent, name, attr, source.into());
+            }
             Landing::Away(to, Spot::Missing) => self.refuse(parent, name, to, Astray::Missing),
             Landing::Away(to, _) if self.dereference == Dereference::Never => {
                 self.refuse(parent, name, to, Astray::Elsewhere);
@@ -213,7 +265,7 @@ impl Survey<'_> {
 
     /// Puts what is at `to` in the place of a link; `false` if that is a directory which the link is in itself.
     fn replace(&mut self, parent: usize, name: &OsStr, to: &Path) -> bool {
-        let Some((attr, hold)) = self.view.find(self.scratch, to) else { return false };
+        let Some(Found::Here(attr, hold)) = self.view.find(self.scratch, to) else { return false };
         if attr.kind == Kind::Directory && self.is_above(parent, attr.ino) {
             return false;
         }
@@ -267,6 +319,11 @@ impl Survey<'_> {
             }
         }
     }
+}
+
+/// A link in place of an inode.
+fn as_link(attr: &Attr) -> Attr {
+    Attr { kind: Kind::Symlink, mode: 0o777, nlink: 1, ..*attr }
 }
 
 /// Path of a directory below the root of the scratch.

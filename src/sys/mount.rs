@@ -175,12 +175,16 @@ pub struct PrivateView {
     steps: Vec<Step>,
 }
 
+/// The extended attribute of an empty file or directory that was made for something to show through; its value is the
+/// path of that. Who reads the tree by other ways than the view, reads nothing there.
+pub const SHOWN: &CStr = c"user.runseal.shown";
+
 #[derive(Debug)]
 enum Step {
     /// Makes a directory, unless it is there.
     Directory(CString),
-    /// Makes a file, unless it is there.
-    File(CString),
+    /// Makes a file or directory for something to show through, unless there is one, and marks it.
+    Place { place: CString, source: CString, directory: bool },
     /// Shows a tree at a second place; `remount` are the flags that make it read-only.
     Show { from: CString, to: CString, remount: Option<MsFlags> },
     /// Shows a tree in place of another one.
@@ -200,7 +204,7 @@ impl PrivateView {
         }
         place = directory.join(below);
         let (Some(from), Some(to)) = (text(source), text(&place)) else { return };
-        self.steps.push(if source.is_dir() { Step::Directory(to.clone()) } else { Step::File(to.clone()) });
+        self.steps.push(Step::Place { place: to.clone(), source: from.clone(), directory: source.is_dir() });
         let remount = (access == Access::ReadOnly).then(|| read_only(flags));
         self.steps.push(Step::Show { from, to, remount });
     }
@@ -226,9 +230,16 @@ impl Step {
     fn take(&self) -> nix::Result<()> {
         match self {
             Self::Directory(path) => drop(nix::unistd::mkdir(path.as_c_str(), Mode::from_bits_truncate(0o755))),
-            Self::File(path) => {
-                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-                drop(open(path.as_c_str(), flags, Mode::from_bits_truncate(0o600)));
+            Self::Place { place, source, directory } => {
+                let made = if *directory {
+                    nix::unistd::mkdir(place.as_c_str(), Mode::from_bits_truncate(0o755))
+                } else {
+                    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                    open(place.as_c_str(), flags, Mode::from_bits_truncate(0o600)).map(drop)
+                };
+                if made.is_ok() {
+                    mark(place, source)?;
+                }
             }
             Self::Show { from, to, remount } => {
                 if bind(from, to).is_ok()
@@ -242,6 +253,16 @@ impl Step {
         }
         Ok(())
     }
+}
+
+/// Says of a place for what it was made.
+fn mark(place: &CStr, source: &CStr) -> nix::Result<()> {
+    let value = source.to_bytes();
+    // SAFETY: all pointers are to live data of the lengths given, and the call keeps none. nix has no wrapper for it.
+    let result = unsafe {
+        libc::setxattr(place.as_ptr(), SHOWN.as_ptr(), value.as_ptr().cast(), value.len(), libc::XATTR_CREATE)
+    };
+    nix::errno::Errno::result(result).map(drop)
 }
 
 fn bind(from: &CStr, to: &CStr) -> nix::Result<()> {

@@ -127,6 +127,27 @@ fn what_the_command_line_names_below_tmp_is_there_and_read_only() {
     }
 }
 
+/// What shows through is not in the scratch: in its place there is nothing that could be published.
+// promise: S-112
+#[test]
+fn a_link_to_what_shows_through_is_never_published_as_an_empty_file() {
+    require_host!();
+    let dir = tempfile::tempdir_in("/tmp").expect("tempdir");
+    let (file, output) = (dir.path().join("reference"), dir.path().join("out"));
+    fs::write(&file, "genome\n").expect("written");
+    let script = "cat \"$0\" >seen; mkdir work; echo own >work/own
+        ln -s \"$0\" \"$RUNSEAL_OUTPUT/direct\"; ln -s \"$TMPDIR/$1/reference\" \"$RUNSEAL_OUTPUT/by-scratch\"
+        ln -s \"${0%/*}\" \"$RUNSEAL_OUTPUT/folder\"; ln -s \"$TMPDIR\" \"$RUNSEAL_OUTPUT/tmp\"; cp seen \"$RUNSEAL_OUTPUT\"";
+    let name = dir.path().file_name().and_then(|name| name.to_str()).expect("text");
+    let said = say(&["run", "--dereference", "--output", text(&output), "--", "sh", "-euc", script, text(&file), name]);
+    said.expect(0, &[]);
+    assert_eq!(fs::read_to_string(output.join("seen")).expect("published"), "genome\n");
+    for (link, target) in [("direct", &*file), ("by-scratch", &*file), ("folder", dir.path())] {
+        assert_eq!(fs::read_link(output.join(link)).expect(link), target, "{link}");
+    }
+    assert_eq!(fs::read_link(output.join("tmp").join(name)).expect("a link"), dir.path(), "inside of a directory, too");
+}
+
 // promise: S-133
 #[test]
 fn inputs_outputs_reports_and_trails_may_be_below_tmp() {
