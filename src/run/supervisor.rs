@@ -2,7 +2,7 @@
 //! tells what was lost if the sealed process dies.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use super::error::{RunError, system};
 use super::report::{Event, Kind, Outcome, Phase, Report};
 use crate::fuse;
 use crate::sys::mount::{abort_fuse_connection, mount_table_of};
-use crate::sys::process::{ProcessStat, is_ignored};
+use crate::sys::process::{ProcessStat, is_ignored, watch_first_thread};
 
 /// How long the sealed process may take to end after the second signal.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,8 +29,8 @@ const ECHO: Duration = Duration::from_secs(1);
 /// `siginfo_t.si_code` of signals the kernel sends: those of the terminal (`asm-generic/siginfo.h`).
 const SI_KERNEL: i32 = 0x80;
 
-/// How often the supervisor looks whether the sealed process has died and not ended: seldom, since many idle runs must cost
-/// nothing.
+/// How often the supervisor looks whether the sealed process has died and not ended where the kernel does not tell (before
+/// Linux 6.9): seldom, since many idle runs must cost nothing.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long it may take to end then. One of its threads may wait for the kernel to hear from its own mount, and keeps the
 /// connection alive meanwhile.
@@ -90,6 +90,7 @@ impl Supervisor {
         let mut inbox = Inbox::default();
         let mut echoes = Echoes::default();
         let mut end = Escalation::default();
+        let first_thread = watch_first_thread(self.sealed).ok();
         let mut died = None;
         let mut take = |events: Vec<Event>, end: &mut Escalation, report: &mut Report| {
             for event in events {
@@ -102,8 +103,10 @@ impl Supervisor {
             if let Some(status) = self.sealed_status()? {
                 break status;
             }
+            // Once it has ended it stays readable.
+            let alive = first_thread.as_ref().filter(|_| died.is_none());
             let look = if died.is_some() { LINGER } else { LOOK };
-            self.wait(end.deadline, look, inbox.open);
+            self.wait(end.deadline, look, inbox.open, alive);
             if self.lingers(&mut died) {
                 self.cut_off(report);
             }
@@ -151,7 +154,7 @@ impl Supervisor {
     }
 
     /// Until there is something to do, or time to look. SIGCHLD, too, arrives at the descriptor.
-    fn wait(&self, deadline: Option<Instant>, look: Duration, link_open: bool) {
+    fn wait(&self, deadline: Option<Instant>, look: Duration, link_open: bool, alive: Option<&OwnedFd>) {
         let until = deadline.map_or(look, |at| at.saturating_duration_since(Instant::now()).min(look));
         let timeout = PollTimeout::try_from(until.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN)];
@@ -159,6 +162,7 @@ impl Supervisor {
         if link_open {
             fds.push(PollFd::new(self.link.as_fd(), PollFlags::POLLIN));
         }
+        fds.extend(alive.map(|first_thread| PollFd::new(first_thread.as_fd(), PollFlags::POLLIN)));
         let _ = poll(&mut fds, timeout);
     }
 

@@ -82,8 +82,19 @@ fn parse_credentials(status: &str) -> Option<Credentials> {
 
 /// A descriptor of `process` that becomes readable when it ends (pidfd_open(2), Linux 5.3). `ESRCH`: it has ended.
 pub fn watch(process: Pid) -> io::Result<OwnedFd> {
+    pidfd_open(process, 0)
+}
+
+/// As [`watch`], but readable as soon as the first thread of the process has ended, though others may linger. Needs Linux
+/// 6.9.
+pub fn watch_first_thread(process: Pid) -> io::Result<OwnedFd> {
+    const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+    pidfd_open(process, PIDFD_THREAD)
+}
+
+fn pidfd_open(process: Pid, flags: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: this system call takes two integers and touches no memory. nix has no wrapper for it.
-    let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), flags) };
     if answer < 0 {
         return Err(io::Error::last_os_error());
     }

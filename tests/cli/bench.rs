@@ -195,7 +195,12 @@ impl Live {
 
     /// Process id of the sealed process.
     pub fn sealed(&self) -> i32 {
-        status(&self.id).expect("the run is alive")["state"]["sealed"].as_i64().expect("a number") as i32
+        let mut sealed = None;
+        wait_until("the sealed process is known", || {
+            sealed = status(&self.id).and_then(|run| run["state"]["sealed"].as_i64());
+            sealed.is_some()
+        });
+        sealed.expect("known") as i32
     }
 
     /// Waits for `phase`.

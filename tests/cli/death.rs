@@ -59,9 +59,9 @@ fn the_death_of_the_supervisor_ends_everything() {
 fn the_death_of_the_sealed_process_while_it_publishes_ends_everything() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
-    let script = "cd \"$RUNSEAL_OUTPUT\"; yes | head -c 200000 | split -l 25 -a 4 - ; ready";
+    let script = "cd \"$RUNSEAL_OUTPUT\"; yes | head -c 200000 | split -l 25 -a 4 - ; ready; sleep 0.3";
     // The kernel's cache is flushed first, and only then is anything published: hit both.
-    for delay in [0, 5, 20, 60] {
+    for delay in [0, 200, 250, 300, 350] {
         let output = dir.path().join(delay.to_string());
         let live = Live::start(dir.path(), &["--output", text(&output)], script);
         let sealed = live.sealed();

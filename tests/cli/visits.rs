@@ -117,7 +117,8 @@ fn a_program_runs_beside_the_command_as_the_command_does() {
     assert!(!lines[1].ends_with(text(&own)), "its processes are those of the run: {said:?}");
     say(&["exec", &live.id, "--", "no-such-program"]).expect(127, &["command not found"]);
     say(&["exec", &live.id, "--", "sh", "-c", "kill -9 $$"]).expect(137, &[]);
-    say(&["exec", &live.id, "--", "touch", "end"]).expect(0, &[]);
+    // The command, and with it the visitor, may end before the visitor has.
+    say(&["exec", &live.id, "--", "touch", "end"]);
     live.end().expect(0, &[]);
 }
 
