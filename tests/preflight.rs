@@ -248,7 +248,7 @@ fn a_read_only_output_is_refused() {
     use nix::mount::{MsFlags, mount, umount};
     let place = Place::new();
     let out = place.path("out");
-    if let Err(e) = mount(Some("tmpfs"), &out, Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>) {
+    if let Err(e) = mount(Some("tmpfs"), &out, Some("tmpfs"), MsFlags::MS_RDONLY, Some("mode=755")) {
         eprintln!("SKIP: cannot mount a tmpfs: {e}");
         return;
     }
@@ -263,7 +263,7 @@ fn a_full_output_is_refused_and_the_probe_removed() {
     use nix::mount::{MsFlags, mount, umount};
     let place = Place::new();
     let out = place.path("out");
-    if let Err(e) = mount(Some("tmpfs"), &out, Some("tmpfs"), MsFlags::empty(), Some("size=8k")) {
+    if let Err(e) = mount(Some("tmpfs"), &out, Some("tmpfs"), MsFlags::empty(), Some("size=8k,mode=755")) {
         eprintln!("SKIP: cannot mount a tmpfs: {e}");
         return;
     }

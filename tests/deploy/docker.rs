@@ -72,6 +72,7 @@ fn the_entry_point_stages_runs_and_publishes() {
             "run",
             "--input=/data",
             "--output=/results/out",
+            "--shared-output",
             "--",
             "sh",
             "-euc",
@@ -198,7 +199,7 @@ fn start_waiting(image: &Image, host: &Host, marker: &str) -> Container {
          : >/results/ready; sleep 4100"
     );
     flags.extend([&results, &backing].map(String::as_str));
-    flags.extend([&image.name, "run", "--output=/results/out", "--", "sh", "-euc", &script]);
+    flags.extend([&image.name, "run", "--output=/results/out", "--shared-output", "--", "sh", "-euc", &script]);
     let container = Container::start(&flags);
     wait_until("the command works", || {
         assert_eq!(container.inspect("{{.State.Running}}"), "true", "{:?}", docker(&["logs", &container.name]));
@@ -255,7 +256,7 @@ fn a_full_disk_of_the_container_ends_the_command_not_the_scratch() {
         echo after >\"$RUNSEAL_OUTPUT/x\"";
     let mut flags = RIGHTS.to_vec();
     flags.extend(["--tmpfs=/var/tmp:size=16m", &results, &image.name]);
-    flags.extend(["run", "--size=1G", "--output=/results/out", "--", "sh", "-euc", script]);
+    flags.extend(["run", "--size=1G", "--output=/results/out", "--shared-output", "--", "sh", "-euc", script]);
     run(&flags).expect(0, &["No space left on device", "kept\n", "more than the backing has free"]);
     assert_eq!(fs::read_to_string(host.path("results/out/x")).expect("published"), "after\n");
 }
