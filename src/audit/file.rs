@@ -99,7 +99,11 @@ impl TrailFile {
     }
 
     fn append_locked(&mut self, render: Render<'_>) -> io::Result<()> {
-        let length = self.file.metadata()?.len();
+        let metadata = self.file.metadata()?;
+        if metadata.is_file() && metadata.nlink() == 0 {
+            return Err(io::Error::other("the trail was removed by somebody else"));
+        }
+        let length = metadata.len();
         let known = self.end.replace(length);
         if known.is_some_and(|known| length < known) {
             // The next event goes on from the link that is known here, so that the loss shows when the file is verified.

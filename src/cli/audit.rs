@@ -100,16 +100,17 @@ fn check(args: &VerifyArgs) -> Result<u8, Failure> {
         json::write_pretty(&mut out, &json)?;
     } else {
         match &verdict {
-            Ok(summary) => tell(&mut out, summary)?,
+            Ok(summary) => tell(&mut out, summary, !keys.is_empty())?,
             Err(fault) => writeln!(out, "{}: {}", shown(&args.file), Shown(fault))?,
         }
     }
     Ok(if verdict.is_ok() { 0 } else { exit::DATA })
 }
 
-fn tell(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+fn tell(out: &mut impl Write, summary: &Summary, asked: bool) -> io::Result<()> {
     writeln!(out, "intact: {} events of {} runs", summary.events, summary.runs.len())?;
     match summary.signed {
+        0 if asked => writeln!(out, "no line is signed")?,
         0 => writeln!(
             out,
             "nobody's signature was asked for (--key): whoever may write the file can make an intact one"

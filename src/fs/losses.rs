@@ -16,8 +16,9 @@ use super::{DirEntry, Kind, ROOT, Scratch};
 
 /// Most removed files and names that are remembered one by one.
 const MOST_REMEMBERED: usize = 1000;
-/// Most ranges of one file that are remembered one by one: whoever fails on purpose must not fill the memory.
-const MOST_RANGES: usize = 1000;
+/// Most ranges of one file that are remembered one by one, and of every file if more than [`MOST_REMEMBERED`] lack data: whoever
+/// fails on purpose must not fill the memory.
+const MOST_RANGES: usize = 100;
 
 /// What is not as some program wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +109,10 @@ struct Mark {
 impl Losses {
     /// A range did not reach the store.
     pub(super) fn lose(&self, ino: u64, range: Range<u64>) {
-        self.change(|record| record.marks.entry(ino).or_default().add(range));
+        self.change(|record| {
+            let most = if record.marks.len() > MOST_REMEMBERED { 1 } else { MOST_RANGES };
+            record.marks.entry(ino).or_default().add(range, most);
+        });
     }
 
     /// A write to a file was refused; `true` for the first time.
@@ -203,7 +207,8 @@ impl Losses {
 }
 
 impl Mark {
-    fn add(&mut self, range: Range<u64>) {
+    /// Adds a range; if there are more than `most` then, gaps between them count, too.
+    fn add(&mut self, range: Range<u64>, most: usize) {
         let Range { mut start, mut end } = range;
         let meets = |(&at, &till): (&u64, &u64)| (at <= end && till >= start).then_some((at, till));
         let met: Vec<_> = self.lost.range(..=end).filter_map(meets).collect();
@@ -212,7 +217,7 @@ impl Mark {
             (start, end) = (start.min(at), end.max(till));
         }
         self.lost.insert(start, end);
-        if self.lost.len() > MOST_RANGES {
+        while self.lost.len() > most {
             self.join_closest(start);
         }
     }
@@ -484,10 +489,12 @@ mod tests {
         for order in [1, 7] {
             for n in 0..3000u64 {
                 let at = n * order % 3000 * 10;
-                mark.add(at..at + 5);
+                mark.add(at..at + 5, MOST_RANGES);
                 assert!(mark.meets(&(at..at + 5)) && mark.lost.len() <= MOST_RANGES);
             }
         }
+        mark.add(0..1, 1);
+        assert_eq!(mark.lost.len(), 1);
         assert!((0..3000).all(|n| mark.meets(&(n * 10..n * 10 + 5))));
         assert!(mark.lost.iter().zip(mark.lost.iter().skip(1)).all(|((_, till), (at, _))| till < at));
     }
@@ -496,10 +503,10 @@ mod tests {
     fn ranges_join_and_split() {
         let mut mark = Mark::default();
         let ranges = |mark: &Mark| mark.lost.iter().map(|(&at, &till)| (at, till)).collect::<Vec<_>>();
-        mark.add(10..20);
-        mark.add(30..40);
+        mark.add(10..20, MOST_RANGES);
+        mark.add(30..40, MOST_RANGES);
         assert_eq!((ranges(&mark), mark.bytes()), (vec![(10, 20), (30, 40)], 20));
-        mark.add(20..30);
+        mark.add(20..30, MOST_RANGES);
         assert_eq!(ranges(&mark), [(10, 40)]);
         mark.take(15..16);
         mark.take(0..11);

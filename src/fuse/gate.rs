@@ -38,6 +38,8 @@ use crate::units::SECTOR_U64;
 /// Sectors that a file may grow near the end and still be written to at the end.
 const GROWTH: u64 = (1 << 20) / SECTOR_U64;
 
+/// Most files that are known one by one near the end: of more, each write(2) asks, and may go on until the headroom is half gone.
+const MOST_KNOWN: usize = 1 << 16;
 /// How often the disk is looked at when nothing happens, near its end and far from it.
 const PERIODS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 /// Sectors that others may write in a second.
@@ -134,7 +136,10 @@ impl Gate {
 
     /// A file that takes `sectors` will be written to.
     pub(super) fn watch(&self, ino: u64, sectors: u64) {
-        self.near.lock().taken.entry(ino).or_insert(sectors);
+        let mut near = self.near.lock();
+        if near.taken.len() < MOST_KNOWN {
+            near.taken.entry(ino).or_insert(sectors);
+        }
     }
 
     /// Sectors that a file takes more than when the end came near.
@@ -154,7 +159,7 @@ impl Gate {
             return;
         }
         let mut near = self.near.lock();
-        if self.pressure.load(Ordering::Acquire) == Pressure::Near as u8 {
+        if self.pressure.load(Ordering::Acquire) == Pressure::Near as u8 && near.trusted.len() < MOST_KNOWN {
             near.trusted.insert(attr.ino);
         } else {
             self.notices.send(Notice::Attributes(attr.ino));

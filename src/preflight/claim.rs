@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::report::{Code, Finding};
+use crate::sys::lock::Holder;
 use crate::sys::path::{self, shown};
 
 /// How long a claim may last that is only a check of somebody else's.
@@ -24,10 +25,17 @@ pub(super) fn take(output: &Path) -> Result<Option<File>, Finding> {
         match directory.try_lock() {
             Ok(()) => return Ok(Some(directory)),
             Err(TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) if is_of_a_stranger(&directory) => return Ok(None),
             Err(TryLockError::WouldBlock) => return Err(taken(output)),
             Err(TryLockError::Error(_)) => return Ok(None),
         }
     }
+}
+
+/// Whether an ordinary user keeps root out: anybody who may read a directory can lock it.
+fn is_of_a_stranger(directory: &File) -> bool {
+    let stranger = |user| user != 0 && nix::unistd::geteuid().is_root();
+    Holder::of(directory).and_then(|holder| holder.user).is_some_and(stranger)
 }
 
 fn taken(output: &Path) -> Finding {

@@ -118,8 +118,15 @@ pub struct Surroundings<'a> {
 }
 
 /// Starts the command in the scratch, with the environment the README promises.
+///
+/// As another user it leads a session: in the session of this process it could type into its terminal (`TIOCSTI`).
 pub fn start(argv: &[OsString], surroundings: Surroundings<'_>) -> Result<Pid, CommandError> {
-    prepared(argv, surroundings)?.spawn()
+    let apart = matches!(surroundings.standing, Standing::Other(_));
+    let mut prepared = prepared(argv, surroundings)?;
+    if apart {
+        process::lead_session(&mut prepared.command, false);
+    }
+    prepared.spawn()
 }
 
 /// Starts a program beside the command, on these standard streams and in a session of its own; with `terminal`, the

@@ -320,6 +320,16 @@ async fn answer(
             {
                 Reply::refused("the command of this run has a user of its own (--isolate): only root may look into it")
             }
+            // Somebody without the rights of this process would choose where it writes with them.
+            Ok(Ok(Request::Resume(order)))
+                if visitors == Visitors::RootOnly
+                    && order.spec != ResumeSpec::default()
+                    && !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) =>
+            {
+                Reply::refused(
+                    "this run has more rights than its user (--isolate): only root may change how it is published",
+                )
+            }
             // Whoever leaves while a program runs, or a copy is on its way, wants no more of it.
             Ok(Ok(request @ (Request::Exec(_) | Request::Copy(_)))) => tokio::select! {
                 reply = pass_on(request, &orders) => reply,

@@ -4,19 +4,23 @@
 //! (user_namespaces(7)), so to the user who started a run without rights its command lies open, also as a subordinate user.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
 
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
 use crate::spec::Isolate;
 use crate::sys::capability::{self, Sets};
 
 /// Whose lines of /etc/subuid and /etc/subgid are meant.
 const NAME: &str = "runseal";
+/// Files that stand for users, for root.
+const CLAIMS: &str = "/run/runseal/@users";
 /// What it takes to become another user, to hide what that one sees, and to end and read it.
 const NEEDED: capability::Set = capability::SYS_ADMIN
     | capability::SETUID
@@ -52,8 +56,50 @@ pub enum IdentityError {
 pub struct Identity {
     /// Number of the user, and of the group.
     pub id: u32,
-    /// A name that only one process of the machine can have, and that goes with it.
-    _claim: UnixListener,
+    _claim: Claim,
+}
+
+/// What only one process of the machine can have, and what goes with it.
+#[expect(dead_code, reason = "held, not read")]
+enum Claim {
+    /// The lock of a file that only root reaches.
+    Lock(File),
+    /// A name, for who is not root; others could take it, too.
+    Name(UnixListener),
+}
+
+impl Claim {
+    /// `None` if somebody has it.
+    fn take(id: u32) -> io::Result<Option<Self>> {
+        let taken = if geteuid().is_root() { Self::lock(id) } else { Self::name(id) };
+        match taken {
+            Ok(claim) => Ok(Some(claim)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::WouldBlock) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock(id: u32) -> io::Result<Self> {
+        let folder = Path::new(CLAIMS);
+        DirBuilder::new().recursive(true).mode(0o755).create(folder.parent().unwrap_or(folder))?;
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(folder.join(id.to_string()))?;
+        file.try_lock()?;
+        Ok(Self::Lock(file))
+    }
+
+    fn name(id: u32) -> io::Result<Self> {
+        let address = SocketAddr::from_abstract_name(format!("runseal/user/{id}"))?;
+        Ok(Self::Name(UnixListener::bind_addr(&address)?))
+    }
 }
 
 impl Identity {
@@ -75,11 +121,8 @@ impl Identity {
             if busy.contains(&id) || has_name(id) {
                 continue;
             }
-            let address = SocketAddr::from_abstract_name(format!("runseal/user/{id}"))?;
-            match UnixListener::bind_addr(&address) {
-                Ok(claim) => return Ok(Self { id, _claim: claim }),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error.into()),
+            if let Some(claim) = Claim::take(id)? {
+                return Ok(Self { id, _claim: claim });
             }
         }
         Err(IdentityError::Exhausted(range))

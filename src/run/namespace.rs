@@ -15,6 +15,7 @@ use nix::unistd::{Gid, Uid, getegid, geteuid};
 
 use super::place::Place;
 use super::rights;
+use crate::sys::mount::mount_table;
 
 /// Why the run cannot be kept apart.
 #[derive(Debug, thiserror::Error)]
@@ -64,33 +65,59 @@ pub fn seal_view(place: &Place) -> Result<(), NamespaceError> {
     let fail = |errno| failed(WHAT, errno);
     unshare(CloneFlags::CLONE_NEWNS).map_err(fail)?;
     mount_on(None, Path::new("/"), MsFlags::MS_SLAVE | MsFlags::MS_REC, "").map_err(fail)?;
-    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Refused in a user namespace when a container masks parts of /proc. The old one then stays: `/proc/self` works
     // in it, only the other processes have the numbers of the outside.
-    if let Err(errno) = mount_on(Some("proc"), Path::new("/proc"), hardened, "") {
+    if let Err(errno) = mount_on(Some("proc"), Path::new("/proc"), HARDENED, "") {
         tracing::info!("no /proc of its own for the run: {}", errno.desc());
     }
     for cover in &place.covers {
-        mount_on(Some("tmpfs"), cover, hardened, "mode=755,size=1m").map_err(fail)?;
+        mount_on(Some("tmpfs"), cover, HARDENED, "mode=755,size=1m").map_err(fail)?;
     }
     fs::create_dir_all(&place.mountpoint).map_err(|source| NamespaceError { what: WHAT, source })
 }
 
-/// Makes what changes the kernel read-only in the `/proc` of the run, as container engines do: a program named there is
-/// started with all rights. Root of a user namespace cannot change these anyway, and may be refused this.
+const HARDENED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const READ_ONLY: MsFlags = MsFlags::MS_REMOUNT.union(MsFlags::MS_BIND).union(MsFlags::MS_RDONLY);
+
+/// Closes the ways of root into the kernel that no capability guards: in the `/proc` of the run, as container engines do, what
+/// names programs to be started with all rights; other mounts of procfs; file systems that trace, debug or configure the
+/// kernel (a probe of tracefs reads the memory of any process); control groups. Root of a user namespace cannot change
+/// these anyway, and may be refused this.
 pub fn guard_kernel() {
-    for path in ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus", "/proc/fs", "/proc/irq"].map(Path::new) {
-        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let done = mount(Some(path), path, None::<&str>, bind, None::<&str>)
-            .and_then(|()| mount_on(None, path, read_only | hardened, ""));
-        match done {
-            Err(Errno::ENOENT) | Ok(()) => {}
-            Err(errno) => {
-                tracing::info!("{} can be written in the run: {}", crate::sys::path::shown(path), errno.desc())
-            }
-        }
+    let read_only = |path: &Path| bind(path, path).and_then(|()| mount_on(None, path, READ_ONLY | HARDENED, ""));
+    for path in ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus", "/proc/fs", "/proc/irq"] {
+        tell(Path::new(path), read_only(Path::new(path)));
+    }
+    // Empty, also for what is mounted there later: it arrives below.
+    for path in ["/sys/kernel/tracing", "/sys/kernel/debug", "/sys/kernel/config", "/sys/fs/bpf", "/sys/fs/pstore"] {
+        tell(Path::new(path), hide(Path::new(path)));
+    }
+    for entry in mount_table().unwrap_or_default() {
+        let place = &entry.mountpoint;
+        let done = match entry.fs_type.to_string_lossy().as_ref() {
+            "tracefs" | "debugfs" | "configfs" | "bpf" | "pstore" | "efivarfs" => hide(place),
+            "cgroup" | "cgroup2" => read_only(place),
+            "proc" if !place.starts_with("/proc") => bind(Path::new("/proc"), place),
+            _ => continue,
+        };
+        tell(place, done);
+    }
+}
+
+/// Covers a directory with an empty one.
+fn hide(path: &Path) -> nix::Result<()> {
+    mount_on(Some("tmpfs"), path, HARDENED | MsFlags::MS_RDONLY, "mode=555,size=4k")
+}
+
+fn bind(from: &Path, to: &Path) -> nix::Result<()> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+}
+
+fn tell(path: &Path, done: nix::Result<()>) {
+    match done {
+        // Not there, or not any more.
+        Err(Errno::ENOENT | Errno::ENOTDIR) | Ok(()) => {}
+        Err(errno) => tracing::warn!("{} is open to the command: {}", crate::sys::path::shown(path), errno.desc()),
     }
 }
 

@@ -115,13 +115,13 @@ impl Seal {
     }
 
     /// Has the directory `top` and everything below belong to `to`, or to the owner of the root. Who gets it may do what
-    /// the group and others could. What is gone meanwhile is left out.
-    pub fn hand_over(&self, top: u64, to: Option<(u32, u32)>) {
+    /// the group and others could; of the bits of the mode, those of `mask` are left. What is gone meanwhile is left out.
+    pub fn hand_over(&self, top: u64, to: Option<(u32, u32)>, mask: u32) {
         let (uid, gid) = to.unwrap_or(self.owner);
         let mut pending = vec![top];
         while let Some(ino) = pending.pop() {
             let Ok(Attr { mode, kind, .. }) = self.scratch.getattr(ino) else { continue };
-            let mode = (kind != Kind::Symlink).then_some(mode | ((mode >> 3 | mode) & 0o7) << 6);
+            let mode = (kind != Kind::Symlink).then_some((mode | ((mode >> 3 | mode) & 0o7) << 6) & mask);
             let _ = self.scratch.setattr(ino, &SetAttr { uid: Some(uid), gid: Some(gid), mode, ..SetAttr::default() });
             if kind == Kind::Directory {
                 let _ = self.scratch.readdir(ino, 0, &mut |entry| {

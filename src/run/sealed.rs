@@ -163,7 +163,7 @@ const KEPT: capability::Set = capability::CHOWN
 /// set leaves it. Those that were handed to an ordinary user are for its command as well, and stay.
 fn shed_capabilities() -> Result<(), RunError> {
     let own = Sets::own().map_err(system("capget"))?;
-    if own.inheritable == 0 { own.within(KEPT).enter().map_err(system("capset")) } else { Ok(()) }
+    own.within(KEPT | own.inheritable).enter().map_err(system("capset"))
 }
 
 /// Before there is a key: no core dumps, no ptrace, no stop by the terminal, no working directory that would be in the

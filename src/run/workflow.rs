@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getegid, geteuid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -211,7 +211,9 @@ impl Run {
     /// What is published belongs to the user of this process, whoever the command was.
     fn take_over(&self, directory: u64, seal: &Seal) {
         if self.user_of_command().is_some() {
-            seal.hand_over(directory, Some((geteuid().as_raw(), getegid().as_raw())));
+            // Bits that another user has set must not say what may be done in the name of this one.
+            let mask = 0o777 & !self.desk.inherited.umask.bits();
+            seal.hand_over(directory, Some((geteuid().as_raw(), getegid().as_raw())), mask);
         }
     }
 
@@ -254,7 +256,7 @@ impl Run {
             self.fetch(stager.clone(), input).await?;
         }
         if self.user_of_command().is_some() {
-            seal.hand_over(input, None);
+            seal.hand_over(input, None, 0o7777);
         }
         if let Some(problem) = self.trail.problem() {
             return Err(RunError::Unaudited(problem.to_owned()));
@@ -359,7 +361,8 @@ impl Run {
         let mut children = signal(SignalKind::child()).map_err(system("watching children"))?;
         self.desk.phase(Phase::Command);
         let pid = command::start(&self.spec.command, self.surroundings())?;
-        let mut running = Running { pid, interrupts: 0, deadline: None };
+        let apart = self.user_of_command().is_some();
+        let mut running = Running { pid, apart, interrupts: 0, deadline: None };
         loop {
             tokio::select! {
                 _ = children.recv() => {
@@ -451,7 +454,7 @@ impl Run {
             self.take_over(ROOT, seal);
             let saved = self.save(stager).await;
             if self.user_of_command().is_some() {
-                seal.hand_over(ROOT, None);
+                seal.hand_over(ROOT, None, 0o7777);
             }
             saved?;
         }
@@ -510,6 +513,8 @@ pub(super) fn counted(totals: Totals, requests: u64) -> serde_json::Value {
 /// The command while it runs.
 struct Running {
     pid: Pid,
+    /// Whether it has a session of its own, which signals of the terminal do not reach.
+    apart: bool,
     interrupts: u32,
     /// Set once its end was asked for.
     deadline: Option<Instant>,
@@ -533,7 +538,9 @@ impl Running {
                 if self.interrupts > 1 {
                     return Err(RunError::Interrupted { signal, doing: Self::DOING });
                 }
-                if !from_terminal {
+                if from_terminal && self.apart {
+                    let _ = killpg(self.pid, signal);
+                } else if !from_terminal {
                     self.send(signal);
                 }
             }

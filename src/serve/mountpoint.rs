@@ -69,17 +69,28 @@ impl Roots {
         let (parent, name) = self.parent(path)?;
         match mkdirat(&parent, name, Mode::empty()) {
             Ok(()) => {}
-            Err(Errno::EEXIST) => take_over(&parent, path, name)?,
+            Err(Errno::EEXIST) => {
+                take_over(&parent, path, name)?;
+                // What is not as a crash leaves it is somebody's: only root names what is deeper.
+                if self.holds(path) && !is_bare(&parent, name) {
+                    return Err(refuse(Kind::InUse, path, "exists; name another mountpoint, or leave it out"));
+                }
+            }
             Err(errno) => return Err(refuse(Kind::CannotCreate, path, errno.desc())),
         }
         set_immutable(&parent, name, true);
         Ok(())
     }
 
-    /// Removes the directory `path`, if it is still there and empty.
+    /// Removes the directory `path`, if it is still there, empty, and one that [`make`] has made.
+    ///
+    /// [`make`]: Self::make
     pub fn remove(&self, path: &Path) {
         let Ok((parent, name)) = self.parent(path) else { return };
         set_immutable(&parent, name, false);
+        if !is_bare(&parent, name) {
+            return;
+        }
         match unlinkat(&parent, name, UnlinkatFlags::RemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => tracing::warn!("the mountpoint {} stays: {}", shown(path), errno.desc()),
@@ -144,6 +155,12 @@ impl Roots {
             })?;
         Ok((parent, name))
     }
+}
+
+/// Whether a directory is as [`Roots::make`] leaves it: without any permission, and not mounted on.
+fn is_bare(parent: &OwnedFd, name: &Path) -> bool {
+    let directory = open_below(parent, name, OFlag::O_PATH, ResolveFlag::RESOLVE_NO_XDEV);
+    directory.and_then(fstat).is_ok_and(|stat| stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o7777 == 0)
 }
 
 /// An empty directory of our own user may be what a crash has left; `mount` itself looks whether something is mounted

@@ -335,6 +335,9 @@ impl Runs {
             let detail = format!("id `{id}`: ids that begin with `{OF_VOLUMES}` are those of volumes; choose another");
             return Err(Problem::new(Kind::Forbidden, detail));
         }
+        if request.backing.len() > config.backing().count() {
+            return Err(Problem::new(Kind::Usage, "backing: name each directory once"));
+        }
         if let Some(foreign) = request.backing.iter().find(|wanted| !config.backing().any(|path| path == *wanted)) {
             let allowed: Vec<_> = config.backing().map(shown).collect();
             let detail = format!("backing {}: this node allows {}", shown(foreign), allowed.join(", "));

@@ -13,6 +13,8 @@ use crate::sys::path::shown;
 
 /// Whose mounts are those of the node.
 const NODE: u32 = 1;
+/// Most mounts of one file system that are looked at for a caller.
+const MOST_PLACES: usize = 64;
 /// Type of a scratch.
 const SCRATCH: &str = "fuse.runseal";
 const REMEDY: &str = "let the service share the node's mounts: no PrivateTmp, ProtectSystem or the like in its unit; in a \
@@ -123,10 +125,15 @@ impl Witness {
         Ok(())
     }
 
-    /// Where the directory `inside` of the file system of `from` is in sight, and through which mount.
+    /// Where the directory `inside` of the file system of `from` is in sight, and through which mount. Of a caller only as
+    /// many are looked at as an honest one has: each takes time.
     fn places(&self, inside: &Path, from: &MountEntry) -> impl Iterator<Item = (&MountEntry, PathBuf)> {
-        self.table.iter().filter_map(move |mount| {
+        let most = if self.must_see { usize::MAX } else { MOST_PLACES };
+        let holding = self.table.iter().filter_map(move |mount| {
             let rest = inside.strip_prefix(&mount.root).ok().filter(|_| mount.device == from.device)?;
+            Some((mount, rest.to_owned()))
+        });
+        holding.take(most).filter_map(move |(mount, rest)| {
             let place =
                 if rest.as_os_str().is_empty() { mount.mountpoint.clone() } else { mount.mountpoint.join(rest) };
             self.is_on_top(mount, &place).then_some((mount, place))

@@ -6,7 +6,7 @@ use std::io;
 use super::publish::as_far_as_kept;
 use crate::fs::acl_permissions;
 use crate::sys::acl;
-use crate::sys::beneath::Below;
+use crate::sys::beneath::{Anchor, Below};
 use crate::sys::path::{self, Stat};
 
 /// Permission bits that are no permissions: set-user-ID, set-group-ID, sticky.
@@ -63,7 +63,12 @@ impl Inherited {
 pub(super) fn make_child(model: &Below<'_>, hidden: &str, copy: &Below<'_>) -> io::Result<()> {
     let made = model.join(hidden);
     path::make_directory(&made, 0o700)?;
-    path::rename(&made, copy).inspect_err(|_| drop(path::remove_directory(&made)))
+    let opened = Anchor::at(&made)?;
+    path::rename(&made, copy).inspect_err(|_| drop(path::remove_directory(&made)))?;
+    // Whoever may write to `model` may have put another one there.
+    let (mine, moved) = (opened.stat()?, path::stat(copy)?);
+    let same = (mine.dev, mine.ino) == (moved.dev, moved.ino);
+    if same { Ok(()) } else { Err(io::Error::other("somebody has exchanged a directory that was just made")) }
 }
 
 /// `chmod(2)` where it changes anything: done by somebody who is not in the group, it takes set-group-ID away.

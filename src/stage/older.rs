@@ -17,8 +17,9 @@ use crate::sys::path::{self, FileKind, Stat, shown};
 
 /// Name of the old manifest in a directory while its results are being replaced.
 pub(super) const WITHDRAWN: &str = ".runseal-withdrawn.json";
-/// Longest manifest that is read, in bytes: five million results.
-pub(super) const LONGEST: u64 = 1 << 30;
+/// Longest manifest that is read, in bytes: half a million results. In memory it takes several times as much, and whoever owns
+/// the output may have written it.
+pub(super) const LONGEST: u64 = 128 << 20;
 /// Names of kept results that are told; the manifest has all.
 const TOLD: usize = 3;
 
@@ -35,7 +36,6 @@ pub(super) struct Older {
 
 /// One line of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub(super) struct OldEntry {
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]

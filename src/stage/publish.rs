@@ -151,6 +151,7 @@ impl Publication {
             let (copy, place) = (self.partial.below(self.plan.path(i)), self.output.below(self.plan.path(i)));
             let there = self.overwrite && path::stat(&place).is_ok_and(|there| there.kind == FileKind::Directory);
             if there {
+                self.rights.check_inside(&place)?;
                 let inherited = Inherited::from(&place).map_err(outside("examining", place.path()))?;
                 self.inherited.insert(i, inherited);
             }

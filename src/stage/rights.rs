@@ -7,7 +7,7 @@ use nix::unistd::{getegid, geteuid};
 
 use super::{StageError, outside};
 use crate::spec::Identity;
-use crate::sys::beneath::{Anchor, Trust, Unsafe};
+use crate::sys::beneath::{Anchor, Below, Trust, Unsafe};
 use crate::sys::identity::{self, Assumed};
 
 /// What staging may do outside of the scratch.
@@ -51,6 +51,15 @@ impl Rights {
         let anchor = Anchor::open_by(self.trust, output).map_err(|error| refused("opening", output, error))?;
         anchor.check_by(self.trust).map_err(|error| refused("opening", output, error))?;
         Ok(anchor)
+    }
+
+    /// Whether the directory at `place`, which the output has already, may take results.
+    pub(super) fn check_inside(&self, place: &Below<'_>) -> Result<(), StageError> {
+        if self.trust == Trust::Anybody {
+            return Ok(());
+        }
+        let directory = Anchor::at(place).map_err(outside("opening", place.path()))?;
+        directory.check_by(self.trust).map_err(|error| refused("opening", &place.path(), error))
     }
 }
 

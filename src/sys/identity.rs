@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::prctl;
 use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid};
 
 /// The supplementary groups that a login of `uid` would have besides `gid`, by the databases of this machine; none if
@@ -41,6 +42,7 @@ pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> io::Result<Assumed> {
     let (uid_now, gid_now) = (setfsuid(Uid::from_raw(u32::MAX)), setfsgid(Gid::from_raw(u32::MAX)));
     let before = Assumed { uid: uid_now, gid: gid_now, groups: getgroups()?, _of_this_thread: PhantomData };
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let _dumpable = KeptDumpable::now();
     set_groups(&groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>())?;
     setfsgid(gid);
     setfsuid(uid);
@@ -53,10 +55,27 @@ pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> io::Result<Assumed> {
 
 impl Drop for Assumed {
     fn drop(&mut self) {
+        let _dumpable = KeptDumpable::now();
         // What fails leaves this thread with fewer rights than it had, never with more.
         setfsuid(self.uid);
         setfsgid(self.gid);
         let _ = set_groups(&self.groups);
+    }
+}
+
+/// Whether this process may be dumped and traced, as it was: a change of ids sets it to what `fs.suid_dumpable` says
+/// (prctl(2), `PR_SET_DUMPABLE`).
+struct KeptDumpable(bool);
+
+impl KeptDumpable {
+    fn now() -> Self {
+        Self(prctl::get_dumpable().unwrap_or(false))
+    }
+}
+
+impl Drop for KeptDumpable {
+    fn drop(&mut self) {
+        let _ = prctl::set_dumpable(self.0);
     }
 }
 

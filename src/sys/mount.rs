@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -52,10 +52,16 @@ pub fn mount_table_of(process: u32) -> io::Result<Vec<MountEntry>> {
     tables.into_iter().find(|table| !table.is_empty()).ok_or(io::ErrorKind::NotFound.into())
 }
 
+/// Longest table that is read, in bytes: whoever makes many mounts must not fill the memory of others.
+const LONGEST_TABLE: u64 = 8 << 20;
 const OWN_TABLE: &str = "/proc/thread-self/mountinfo";
 
 fn read_table(path: &Path) -> io::Result<Vec<MountEntry>> {
-    let text = fs::read(path)?;
+    let mut text = Vec::new();
+    fs::File::open(path)?.take(LONGEST_TABLE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LONGEST_TABLE {
+        return Err(io::Error::other(format!("more than {} MiB of mounts", LONGEST_TABLE >> 20)));
+    }
     Ok(text.split(|&byte| byte == b'\n').filter_map(parse_line).collect())
 }
 

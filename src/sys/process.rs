@@ -241,8 +241,11 @@ impl Standing {
 /// threads follow, and the child of a fork has none.
 fn become_user(id: u32) -> io::Result<()> {
     let succeeded = |answer| if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    // SAFETY: these system calls take integers, and a length of zero with a pointer that is not read.
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: these system calls take integers, and pointers that are not read: with a length of zero, and no name.
     unsafe {
+        // Whoever has a keyring of the session may use its keys. Engines of containers forbid this call, and keyrings.
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>());
         succeeded(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
         succeeded(libc::syscall(libc::SYS_setresgid, id, id, id))?;
         succeeded(libc::syscall(libc::SYS_setresuid, id, id, id))

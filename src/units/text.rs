@@ -20,11 +20,12 @@ pub fn is_hidden(c: char) -> bool {
     is_ignorable(c) || is_escaped_by_std(c)
 }
 
-/// `Default_Ignorable_Code_Point` of Unicode 17, as far as the standard library takes it for printable.
+/// `Default_Ignorable_Code_Point` of Unicode 17, and what else is blank without being a space, as far as the standard library
+/// takes it for printable.
 fn is_ignorable(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{2800}' | '\u{13441}'..='\u{13442}' | '\u{16fe4}' | '\u{1d159}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
         | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}'
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
@@ -190,7 +191,8 @@ mod tests {
             if c.is_control() {
                 assert!(is_hidden(c), "control {c:?}");
             }
-            if c.is_alphanumeric() && !matches!(c, '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}') {
+            let blank = ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}', '\u{13441}', '\u{13442}'];
+            if c.is_alphanumeric() && !blank.contains(&c) {
                 assert!(!is_hidden(c), "{c:?}");
             }
             if c.is_whitespace() && c != ' ' {

@@ -77,6 +77,38 @@ fn a_command_of_root_does_not_reach_the_key() {
     }
 }
 
+/// A probe of tracefs reads the registers and the memory of any process, and a second procfs has the knobs of the first.
+// promise: T-14, T-15
+#[test]
+fn a_command_of_root_finds_no_way_into_the_kernel() {
+    require_host!();
+    let disk = Disk::new();
+    let backing = disk.mount.to_str().expect("UTF-8");
+    let (second, said) = (disk.outside().join("proc"), disk.outside().join("said"));
+    fs::create_dir(&second).expect("made");
+    let look = format!(
+        "{{ ls /sys/kernel/tracing | wc -l; [ -w '{0}/sys/kernel/core_pattern' ] && : 3>>'{0}/sys/kernel/core_pattern' && echo open
+         for group in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup2* .*/\\1/p' /proc/self/mountinfo); do
+             mkdir \"$group/runseal-attack\" && rmdir \"$group/runseal-attack\" && echo group; done; }} >'{1}' 2>/dev/null; wait_at_gate",
+        second.display(),
+        said.display()
+    );
+    let host =
+        format!("mount -t tracefs none /sys/kernel/tracing; mount -t proc proc '{}' && exec \"$@\"", second.display());
+    let attack = |flags: &[&str]| {
+        let mut launcher = Command::new("unshare");
+        launcher.args(["-m", "sh", "-c", &host, "sh", env!("CARGO_BIN_EXE_runseal")]);
+        let outcome =
+            Family::start_as(launcher, disk.outside(), &[&["--backing", backing], flags].concat(), &look).finish();
+        assert_eq!(code(&outcome), 0, "{}", String::from_utf8_lossy(&outcome.stderr));
+        fs::read_to_string(&said).expect("written")
+    };
+    assert_eq!(attack(&[]).trim(), "0");
+    // Control: with all capabilities they are there.
+    let open = attack(&["--keep-capabilities"]);
+    assert!(open.contains("open") && !open.starts_with("0\n"), "{open}");
+}
+
 // promise: T-16
 #[test]
 fn a_command_with_a_user_of_its_own_is_out_of_reach_of_the_user_who_started_it() {
@@ -96,7 +128,7 @@ fn a_command_with_a_user_of_its_own_is_out_of_reach_of_the_user_who_started_it()
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let flags = ["--backing", &text(&disk.mount), "--input", &text(&input), "--output", &text(&output), &isolate];
     let script = "umask 077; cat \"$RUNSEAL_INPUT/input\" >\"$RUNSEAL_OUTPUT/copy\"; echo x >\"$TMPDIR/x\"
-        mkdir \"$RUNSEAL_OUTPUT/sub\"; echo z >\"$RUNSEAL_OUTPUT/sub/z\"; cd; : >.cache
+        mkdir \"$RUNSEAL_OUTPUT/sub\"; echo z >\"$RUNSEAL_OUTPUT/sub/z\"; cd; : >.cache; cp \"$TMPDIR/x\" \"$RUNSEAL_OUTPUT/who\"; chmod 7777 \"$RUNSEAL_OUTPUT/who\" \"$RUNSEAL_OUTPUT\" \"$RUNSEAL_OUTPUT/sub\"
         id -u >\"$RUNSEAL_OUTPUT/who\"; id -G >>\"$RUNSEAL_OUTPUT/who\"; wait_at_gate";
     let family = Family::start_as(launcher, outside, &flags, script);
 
@@ -137,8 +169,9 @@ fn a_command_with_a_user_of_its_own_is_out_of_reach_of_the_user_who_started_it()
     assert_eq!(fs::read_to_string(output.join("copy")).expect("published"), "secret\n");
     let told = fs::read_to_string(output.join("who")).expect("published");
     assert_eq!(told, format!("{user}\n{user}\n"), "no group of anybody else");
-    for result in ["copy", "sub", "sub/z", "who"] {
+    for result in ["", "copy", "sub", "sub/z", "who"] {
         let found = fs::metadata(output.join(result)).expect("published");
+        assert_eq!(found.mode() & 0o7022, 0, "{result}: the command does not say who may change what is published");
         assert_eq!((found.uid(), found.gid()), (CALLER, CALLER), "{result} belongs to who started the run");
     }
 }
