@@ -34,16 +34,24 @@ tool pjdfstest 0.2.2
 tool fsx 0.3.2
 tool cargo-deny 0.18.9 --debug
 
-# Workflow engines and a root file system with systemd, for tests/deploy. Without a registry those tests say SKIP.
-engines=target/tools/engines
-if ! [ -e $engines/complete ]; then
-    rm -rf $engines
-    if python3 -m venv $engines && $engines/bin/pip install --quiet cwltool==3.3.20260925135507 snakemake==9.27.1; then
-        touch $engines/complete
+from_pypi() { # name, packages: into a virtual environment of their own
+    local folder=target/tools/$1
+    [ -e "$folder/complete" ] && return
+    rm -rf "$folder"
+    if python3 -m venv "$folder" && "$folder/bin/pip" install --quiet "${@:2}"; then
+        touch "$folder/complete"
     else
-        echo "no workflow engines from PyPI" >&2
+        echo "no $1 from PyPI" >&2
     fi
-fi
+}
+# Workflow engines, for tests/deploy. Without PyPI those tests say SKIP.
+from_pypi engines cwltool==3.3.20260925135507 snakemake==9.27.1
+# A second opinion on IAM and S3 beside the double of tests/aws_double. Without PyPI tests/aws/ministack.rs says SKIP.
+from_pypi ministack ministack==1.5.33
+# Requests made up from docs/openapi.json. Without PyPI tests/serve/fuzz.rs says SKIP.
+from_pypi schemathesis schemathesis==4.32.5
+
+# A root file system with systemd, for tests/deploy. Without debootstrap or Docker those tests say SKIP.
 rootfs=target/tools/systemd.tar
 if ! [ -e $rootfs ] && [ "$(id -u)" -eq 0 ] && command -v debootstrap >/dev/null && command -v docker >/dev/null; then
     suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
@@ -56,26 +64,4 @@ if ! [ -e $rootfs ] && [ "$(id -u)" -eq 0 ] && command -v debootstrap >/dev/null
         echo "no system from debootstrap" >&2
     fi
     rm -rf "$tree" "$tree.log"
-fi
-
-# A second opinion on IAM and S3 beside the double of tests/aws_double. Without PyPI tests/aws/ministack.rs says SKIP.
-ministack=target/tools/ministack
-if ! [ -e $ministack/complete ]; then
-    rm -rf $ministack
-    if python3 -m venv $ministack && $ministack/bin/pip install --quiet ministack==1.5.33; then
-        touch $ministack/complete
-    else
-        echo "no ministack from PyPI" >&2
-    fi
-fi
-
-# Requests made up from docs/openapi.json. Without PyPI tests/serve/fuzz.rs says SKIP.
-schemathesis=target/tools/schemathesis
-if ! [ -e $schemathesis/complete ]; then
-    rm -rf $schemathesis
-    if python3 -m venv $schemathesis && $schemathesis/bin/pip install --quiet schemathesis==4.32.5; then
-        touch $schemathesis/complete
-    else
-        echo "no schemathesis from PyPI" >&2
-    fi
 fi
