@@ -46,7 +46,7 @@ from_pypi() { # name, packages: into a virtual environment of their own
 }
 # Workflow engines, for tests/deploy. Without PyPI those tests say SKIP.
 from_pypi engines cwltool==3.3.20260925135507 snakemake==9.27.1
-# A second opinion on IAM and S3 beside the double of tests/aws_double. Without PyPI tests/aws/ministack.rs says SKIP.
+# A second opinion on IAM and S3 beside the double of tests/support/aws_double. Without PyPI tests/aws/ministack.rs says SKIP.
 from_pypi ministack ministack==1.5.33
 # Requests made up from docs/openapi.json. Without PyPI tests/serve/fuzz.rs says SKIP.
 from_pypi schemathesis schemathesis==4.32.5

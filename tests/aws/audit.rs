@@ -6,8 +6,8 @@ use std::fs;
 use serde_json::Value;
 
 use crate::aws_double::{Denial, Effect, Fault, INPUT_KEY, Layer, OUTPUT_KEY, REGION, Service, Wording};
-use crate::bench::{Said, finish, require_host, say, text};
 use crate::fixture::Site;
+use crate::program::{Said, finish, require_host, say, text};
 
 /// More than two parts of a fetch, and of an upload.
 const LARGE: usize = 40 << 20;
@@ -139,10 +139,10 @@ fn failures_while_publishing_are_in_the_trail() {
     site.double.fault(Fault::on("UploadPart", Effect::error(403, "AccessDenied", "Access Denied")).after(1));
     let mut command = site.runseal();
     command.args(["run", "--input", "s3://inputs/reads/", "--output", "s3://outputs/out/", "--audit", "trail"]);
-    let id = crate::bench::fresh_id();
+    let id = crate::program::fresh_id();
     command.args(["--run-id", &id, "--", "sh", "-euc", "cp \"$RUNSEAL_INPUT\"/reads/large \"$RUNSEAL_OUTPUT\""]);
     let mut child = command.stderr(std::process::Stdio::null()).spawn().expect("the binary runs");
-    crate::bench::wait_until("held", || crate::bench::phase(&id).as_deref() == Some("held"));
+    crate::program::wait_until("held", || crate::program::phase(&id).as_deref() == Some("held"));
     say(&["end", "--discard", &id]).expect(0, &[]);
     assert!(!child.wait().expect("ended").success());
     let events = site.events();

@@ -39,8 +39,8 @@ use crate::aws_double::{
     ACCOUNT, Denial, Double, Effect, Encryption, FOREIGN_ACCOUNT, Fault, INPUT_KEY, Layer, OUTPUT_KEY, Persona, REGION,
     Role, Service, Via, Wording, World, key_arn,
 };
-use crate::bench::{Live, Said, finish, require_host, runseal, say, status};
 use crate::fixture::cloud;
+use crate::program::{Live, Said, finish, require_host, runseal, say, status};
 
 /// A double, and a run that reads `s3://inputs/reads/` and publishes to `s3://outputs/results/` as `runner`.
 struct Site {

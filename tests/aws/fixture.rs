@@ -6,7 +6,7 @@ use std::process::Command;
 use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints};
 
 use crate::aws_double::{Double, REGION, World};
-use crate::bench::runseal;
+use crate::program::runseal;
 
 /// Speaks to the double as `persona`, with one attempt for each call.
 pub fn cloud(double: &Double, persona: &str) -> Cloud {

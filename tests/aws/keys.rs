@@ -7,8 +7,8 @@ use hkdf::Hkdf;
 use sha2::Sha512;
 
 use crate::aws_double::INPUT_KEY;
-use crate::bench::{Live, require_host, wait_until};
 use crate::fixture::Site;
+use crate::program::{Live, require_host, wait_until};
 use crate::tap::{Secrets, Tap};
 
 // promise: T-05, T-13, T-32
@@ -51,7 +51,7 @@ fn neither_the_data_key_nor_the_run_key_made_of_it_is_anywhere() {
     let shared = all.found_in_memory(sealed, false).into_iter().filter(|name| !name.starts_with("content key"));
     assert_eq!(shared.collect::<Vec<_>>(), nowhere, "in the memory of the process with the key");
     assert_eq!(all.found_in_memory(supervisor, true), nowhere, "in the memory of the supervisor");
-    assert_eq!(all.found_below(&crate::bench::state_dir(&live.id)), nowhere, "in the state");
+    assert_eq!(all.found_below(&crate::program::state_dir(&live.id)), nowhere, "in the state");
     fs::write(site.path("go"), "").expect("written");
     wait_until("the run is over", || tap.has_ended());
     assert_eq!(all.found_in_memory(sealed, true), nowhere, "in memory after the wipe");

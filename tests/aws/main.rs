@@ -1,19 +1,19 @@
-//! S3 and KMS, against the double of `tests/aws_double` and, as a second opinion, against ministack.
+//! S3 and KMS, against the double of `tests/support/aws_double` and, as a second opinion, against ministack.
 
 mod audit;
-#[path = "../aws_double/mod.rs"]
+#[path = "../support/aws_double/mod.rs"]
 mod aws_double;
-#[path = "../cli/bench.rs"]
-#[allow(dead_code, reason = "the tests of the command line use the rest")]
-mod bench;
 mod cases;
 mod fixture;
 mod keys;
 mod ministack;
 mod preflight;
+#[path = "../support/program.rs"]
+#[allow(dead_code, reason = "the tests of the command line use the rest")]
+mod program;
 mod runs;
 mod sdk;
 mod stage;
-#[path = "../secrecy/tap.rs"]
+#[path = "../support/tap.rs"]
 mod tap;
 mod verify;

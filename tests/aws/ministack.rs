@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::aws_double::REGION;
-use crate::bench::{finish, require_host, runseal, wait_until};
+use crate::program::{finish, require_host, runseal, wait_until};
 
 /// Bytes of the large input: more than one part of any transfer.
 const LARGE: usize = 20 << 20;

@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::aws_double::{
     ACCOUNT, Denial, Effect, Fault, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Role, Service, Wording,
 };
-use crate::bench::{Live, Said, finish, fresh_id, lives, require_host, runseal, say, send, status, text, wait_until};
 use crate::fixture::Site;
+use crate::program::{Live, Said, finish, fresh_id, lives, require_host, runseal, say, send, status, text, wait_until};
 
 const MANIFEST: &str = "out/runseal-manifest.json";
 
@@ -505,7 +505,7 @@ fn a_signal_while_objects_are_fetched_ends_the_run_at_once() {
     let mut command = site.runseal();
     command.args(["run", "--run-id", &id, "--input", "s3://inputs/large", "--output", "s3://outputs/out/", "--"]);
     let child = command.arg("true").stderr(std::process::Stdio::piped()).spawn().expect("the binary starts");
-    wait_until("fetching", || crate::bench::phase(&id).as_deref() == Some("fetch"));
+    wait_until("fetching", || crate::program::phase(&id).as_deref() == Some("fetch"));
     send(child.id() as i32, Signal::SIGINT);
     let said = Said::of(child.wait_with_output().expect("wait"));
     said.expect(130, &["SIGINT", "staging the inputs", "nothing was published"]);
@@ -525,7 +525,7 @@ fn giving_up_while_results_are_published_aborts_the_uploads() {
         send(live.supervisor(), signal);
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("publish"), "no signal loses results");
+    assert_eq!(crate::program::phase(&live.id).as_deref(), Some("publish"), "no signal loses results");
     say(&["end", "--discard", &live.id]).expect(0, &[]);
     live.end().expect(74, &["SIGINT does not end that", "was ended while publishing the results"]);
     site.assert_nothing_published();

@@ -4,8 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::bench::{Said, finish, require_host};
 use crate::fixture::Site;
+use crate::program::{Said, finish, require_host};
 
 const MANIFEST: &str = "out/runseal-manifest.json";
 

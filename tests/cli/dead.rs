@@ -11,10 +11,10 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{
+use crate::mounts::Mounted;
+use crate::program::{
     Live, lives, mounted, phase, processes_with, require_host, say, send, state_dir, status, text, wait_until,
 };
-use crate::mounts::Mounted;
 
 /// Requests that were under way get another error than those that come later.
 #[track_caller]
@@ -119,7 +119,7 @@ fn the_next_mount_covers_a_dead_one_without_a_gap() {
     kill(&mount, &["sealed"]);
     // As after a crash of the machine's /run.
     fs::remove_dir_all(state_dir(&mount.id)).expect("removed");
-    let id = crate::bench::fresh_id();
+    let id = crate::program::fresh_id();
     say(&["mount", "--run-id", &id, text(mount.path())]).expect(0, &["dead", text(mount.path())]);
     assert_cut_off(&writer.end());
     fs::write(mount.path().join("file"), "data").expect("the new mount works");

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{
+use crate::program::{
     Live, lives, mounted, processes_with, require_host, run, say, send, state_dir, status, text, wait_until,
 };
 use crate::runs::require_python;
@@ -91,7 +91,7 @@ except OSError:
     open(os.environ[\"FLAG\"], \"w\").close()
 time.sleep(60)'";
     for _ in 0..8 {
-        let mut launcher = crate::bench::runseal();
+        let mut launcher = crate::program::runseal();
         let flag = dir.path().join("full");
         let _ = fs::remove_file(&flag);
         launcher.env("FLAG", &flag);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, Said, require_host, run, say, send, status, text, wait_until};
+use crate::program::{Live, Said, require_host, run, say, send, status, text, wait_until};
 
 /// A run whose results meet a file that appeared in the output after preflight.
 fn held(dir: &Path, report: &Path) -> Live {
@@ -72,7 +72,7 @@ fn no_number_of_signals_discards_held_results() {
             std::thread::sleep(std::time::Duration::from_millis(pause));
         }
     }
-    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("held"));
+    assert_eq!(crate::program::phase(&live.id).as_deref(), Some("held"));
     fs::remove_file(dir.path().join("out/x")).expect("removed");
     say(&["resume", &live.id]).expect(0, &[]);
     live.end().expect(0, &["SIGTERM does not end that", "SIGINT does not end that", "runseal end --discard"]);

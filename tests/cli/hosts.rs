@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::bench::{Live, Said, mounted, processes_with, require_host, runseal, text};
+use crate::program::{Live, Said, mounted, processes_with, require_host, runseal, text};
 
 /// `nobody`.
 const NOBODY: &str = "65534";
@@ -128,7 +128,7 @@ fn the_run_of_a_user_dies_as_a_whole() {
             .expect("setpriv runs");
         assert!(!read.status.success(), "the same user opened {spy}");
     }
-    crate::bench::send(sealed, nix::sys::signal::Signal::SIGKILL);
+    crate::program::send(sealed, nix::sys::signal::Signal::SIGKILL);
     live.end().expect(71, &["sealed process died"]);
     assert_eq!(processes_with(&word), [0; 0]);
     assert!(!mounted(home.dir.path()));
@@ -160,7 +160,7 @@ fn root_without_the_right_to_mount_is_root_of_a_user_namespace() {
         "-euc",
         "id -u; touch file; chmod 000 file; cat file; wc -l </proc/self/uid_map; cat /proc/self/uid_map",
     ]);
-    let said = crate::bench::finish(command).expect(0, &[]);
+    let said = crate::program::finish(command).expect(0, &[]);
     let lines: Vec<_> = said.out.lines().map(str::trim).collect();
     assert_eq!(lines[..2], ["0", "1"], "{said:?}");
     assert!(lines[2].ends_with(" 1"), "not in a user namespace: {said:?}");
@@ -182,12 +182,12 @@ fn others_cannot_control_a_run() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let live = Live::start(dir.path(), &[], "ready; sleep 3600");
-    let socket = crate::bench::state_dir(&live.id).join("control.sock");
+    let socket = crate::program::state_dir(&live.id).join("control.sock");
     let mode = fs::metadata(&socket).expect("exists").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let said = Said::of(Home::new().nobody("").args(["end", "--discard", &live.id]).output().expect("unshare runs"));
     said.expect(69, &[&live.id]);
-    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("command"));
+    assert_eq!(crate::program::phase(&live.id).as_deref(), Some("command"));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_bad_request_is_refused_and_harms_nothing() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let live = Live::start(dir.path(), &[], "ready; sleep 3600");
-    let socket = crate::bench::state_dir(&live.id).join("control.sock");
+    let socket = crate::program::state_dir(&live.id).join("control.sock");
     for request in [&b"nonsense\n"[..], b"\n", b"{\"request\":\"launch\"}\n", &[b'x'; 10_000], b"\xff\xfe\n"] {
         let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("connects");
         let _ = std::io::Write::write_all(&mut stream, request);
@@ -204,7 +204,7 @@ fn a_bad_request_is_refused_and_harms_nothing() {
         let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
         assert!(answer.is_empty() || answer.contains("\"ok\":false"), "{answer}");
     }
-    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("command"));
+    assert_eq!(crate::program::phase(&live.id).as_deref(), Some("command"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::bench::{Live, Said, require_host, run, say, status, text};
+use crate::program::{Live, Said, require_host, run, say, status, text};
 
 /// Writes more than there is room for and ignores every error, as `dd || true` does.
 const OVERFILL: &str = "overfill() { dd if=/dev/zero bs=64k count=640 2>/dev/null >\"$1\" || true; }\n";

@@ -2,7 +2,6 @@
 //!
 //! Most of it needs root and /dev/fuse; says `SKIP: reason` without them.
 
-mod bench;
 mod dead;
 mod death;
 mod held;
@@ -10,6 +9,9 @@ mod hosts;
 mod losses;
 mod mounts;
 mod nesting;
+#[path = "../support/program.rs"]
+#[allow(dead_code, reason = "the tests of containers use the rest")]
+mod program;
 mod results;
 mod runs;
 mod signals;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{
+use crate::program::{
     Said, fresh_id, lives, mounted, phase, require_host, runseal, say, send, state_dir, status, text, wait_until,
 };
 

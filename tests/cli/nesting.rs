@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::bench::{Live, Said, finish, fresh_id, phase, require_host, run, runseal, say, text};
+use crate::program::{Live, Said, finish, fresh_id, phase, require_host, run, runseal, say, text};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_runseal");
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::bench::{Live, Said, finish, require_host, run, runseal, say, status, text};
+use crate::program::{Live, Said, finish, require_host, run, runseal, say, status, text};
 
 /// A directory for an output and what else there is.
 struct Site(tempfile::TempDir);

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::bench::{
+use crate::program::{
     Live, Said, fresh_id, lives, mounted, processes_with, require_host, run, runseal, say, state_dir, text, wait_until,
 };
 

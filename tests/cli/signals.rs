@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, lives, processes_with, require_host, say, send, state_dir, text, wait_until};
+use crate::program::{Live, lives, processes_with, require_host, say, send, state_dir, text, wait_until};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -90,7 +90,7 @@ fn the_sealed_process_is_deaf_to_the_terminal() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     let stat = fs::read_to_string(format!("/proc/{sealed}/stat")).expect("it lives");
     assert!(!stat.contains(") T "), "stopped: {stat}");
-    wait_until("it still answers", || crate::bench::phase(&live.id).as_deref() == Some("command"));
+    wait_until("it still answers", || crate::program::phase(&live.id).as_deref() == Some("command"));
 }
 
 #[test]
@@ -99,15 +99,15 @@ fn a_signal_while_inputs_are_staged_ends_the_run() {
     // The build directory: large enough to be still on the way.
     let binary = Path::new(env!("CARGO_BIN_EXE_runseal"));
     let input = format!("{}=x", binary.parent().expect("in a directory").display());
-    let id = crate::bench::fresh_id();
-    let child = crate::bench::runseal()
+    let id = crate::program::fresh_id();
+    let child = crate::program::runseal()
         .args(["run", "--run-id", &id, "--input", &input, "--", "true"])
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary starts");
-    wait_until("staging", || crate::bench::phase(&id).as_deref() == Some("fetch"));
+    wait_until("staging", || crate::program::phase(&id).as_deref() == Some("fetch"));
     send(child.id() as i32, Signal::SIGTERM);
-    let said = crate::bench::Said::of(child.wait_with_output().expect("wait"));
+    let said = crate::program::Said::of(child.wait_with_output().expect("wait"));
     said.expect(143, &["SIGTERM", "staging the inputs", "nothing was published"]);
     assert!(!state_dir(&id).exists());
 }
@@ -144,7 +144,7 @@ fn publishing_goes_on_whatever_the_signals_and_ends_when_it_is_told_to() {
         send(live.supervisor(), signal);
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    assert_eq!(crate::bench::phase(&live.id).as_deref(), Some("publish"));
+    assert_eq!(crate::program::phase(&live.id).as_deref(), Some("publish"));
     say(&["end", "--discard", &live.id]).expect(0, &[]);
     live.end().expect(74, &["SIGTERM does not end that", "was ended while publishing the results"]);
     let left: Vec<_> = fs::read_dir(&output).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();

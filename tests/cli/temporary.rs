@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use crate::bench::{Live, Said, finish, fresh_id, require_host, run, runseal, say, text};
+use crate::program::{Live, Said, finish, fresh_id, require_host, run, runseal, say, text};
 
 /// Whether a name is in the directories of this machine.
 fn leaked(name: &str) -> bool {

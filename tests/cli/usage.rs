@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::bench::{fresh_id, require_host, run, say, text};
+use crate::program::{fresh_id, require_host, run, say, text};
 
 #[test]
 fn wrong_flags_are_usage_errors() {

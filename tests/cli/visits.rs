@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Live, Said, phase, processes_with, require_host, run, runseal, say, send, text, wait_until};
+use crate::program::{Live, Said, phase, processes_with, require_host, run, runseal, say, send, text, wait_until};
 
 /// A run whose command failed and left something.
 fn failed(dir: &Path, flags: &[&str]) -> Live {
@@ -63,7 +63,7 @@ fn logs_of_a_failed_command_are_published_and_no_later_try_minds_them() {
     require_host!();
     let dir = tempfile::tempdir().expect("tempdir");
     let (output, report) = (dir.path().join("out"), dir.path().join("report.json"));
-    let id = crate::bench::fresh_id();
+    let id = crate::program::fresh_id();
     let flags = ["--output", text(&output), "--save", "work/**/*.log", "--save", "output/logs", "--run-id", &id];
     let written = report.clone();
     let flags = [&flags[..], &["--report", text(&written)]].concat();
@@ -84,7 +84,7 @@ fn logs_of_a_failed_command_are_published_and_no_later_try_minds_them() {
     );
     let mut check = std::process::Command::new("sha256sum");
     check.args(["-c", "--strict", "SHA256SUMS"]).current_dir(&place);
-    assert_eq!(crate::bench::finish(check).expect(0, &[]).out, "output/logs/1: OK\nwork/deep/a.log: OK\n");
+    assert_eq!(crate::program::finish(check).expect(0, &[]).out, "output/logs/1: OK\nwork/deep/a.log: OK\n");
     // The same again, under the same name; and then the command succeeds.
     run(&flags, script).expect(3, &["saved 2 of its files"]);
     run(&flags, "echo result >\"$RUNSEAL_OUTPUT/x\"").expect(0, &[]);
@@ -178,7 +178,7 @@ fn visitors_find_mounts_open_and_runs_by_name() {
     let dir = tempfile::tempdir().expect("tempdir");
     say(&["exec", "no-such-run", "--", "true"]).expect(69, &["no-such-run", "runseal status"]);
     say(&["cp", "nonsense", text(dir.path())]).expect(64, &["RUN:PATH"]);
-    let (mountpoint, id) = (dir.path().join("mnt"), crate::bench::fresh_id());
+    let (mountpoint, id) = (dir.path().join("mnt"), crate::program::fresh_id());
     fs::create_dir(&mountpoint).expect("created");
     say(&["mount", "--run-id", &id, "--size", "16M", text(&mountpoint)]).expect(0, &[]);
     say(&["exec", &id, "--", "true"]).expect(69, &["it is open below", text(&mountpoint)]);

@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::bench::{
-    Container, Image, copy_program, docker, finish, fresh, no_docker, no_mounts, repository, require, run, text,
-    wait_until,
+use crate::containers::{
+    Container, Image, copy_program, docker, finish, fresh, no_docker, no_mounts, repository, require, run, wait_until,
 };
+use crate::program::text;
 
 /// What the entry point needs.
 const RIGHTS: [&str; 4] = ["--device", "/dev/fuse", "--cap-add", "SYS_ADMIN"];
@@ -44,7 +44,7 @@ impl Host {
     /// A device node that everybody may open, as udev makes it; the modes of the machine's stay as they are.
     fn open_device(&self) -> String {
         let node = self.path("fuse");
-        finish(Command::new("mknod").args(["-m", "666", text(&node), "c", "10", "229"])).expect(0, &[]);
+        finish(Command::new("mknod").args(["-m", "666", text(&node), "c", "10", "229"])).expect_said(0, &[]);
         format!("--device={}:/dev/fuse", text(&node))
     }
 }
@@ -79,7 +79,7 @@ fn the_entry_point_stages_runs_and_publishes() {
             script,
             status,
         ]);
-        run(&flags).expect(status.parse().expect("a number"), &[]);
+        run(&flags).expect_said(status.parse().expect("a number"), &[]);
         assert_eq!(host.path("results/out/sum").exists(), published, "exit status {status}");
     }
     let sum = fs::read_to_string(host.path("results/out/sum")).expect("published");
@@ -89,7 +89,7 @@ fn the_entry_point_stages_runs_and_publishes() {
 }
 
 fn sha256sum(file: &Path) -> String {
-    let said = finish(Command::new("sh").args(["-c", "sha256sum <\"$0\"", text(file)])).expect(0, &[]);
+    let said = finish(Command::new("sh").args(["-c", "sha256sum <\"$0\"", text(file)])).expect_said(0, &[]);
     said.out
 }
 
@@ -105,8 +105,9 @@ fn root_of_a_container_does_not_reach_the_key() {
         umount \"$RUNSEAL_SCRATCH\" 2>/dev/null && echo WON umount
         id -u; echo done";
     let flags = ["--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", &image.name];
-    let tried =
-        |more: &[&str]| run(&[&flags[..], &["run"], more, &["--", "sh", "-c", script]].concat()).expect(0, &[]).out;
+    let tried = |more: &[&str]| {
+        run(&[&flags[..], &["run"], more, &["--", "sh", "-c", script]].concat()).expect_said(0, &[]).out
+    };
     assert_eq!(tried(&[]), "0\ndone\n");
     let all = tried(&["--keep-capabilities"]);
     assert!(all.contains("WON environ") && all.contains("WON kernel/core_pattern"), "no control: {all}");
@@ -144,7 +145,7 @@ fn a_user_without_any_capability_can_run() {
         script,
     ]);
     let none = "0000000000000000";
-    said.expect(
+    said.expect_said(
         0,
         &["65532\n", &format!("CapPrm:\t{none}"), &format!("CapEff:\t{none}"), "NoNewPrivs:\t1", "runseal "],
     );
@@ -166,15 +167,15 @@ fn each_missing_right_is_named_with_the_flag_that_gives_it() {
     ] {
         let mut arguments = flags.to_vec();
         arguments.extend([&image.name, "run", "--", "echo", "went through"]);
-        let said = run(&arguments).expect(code, words);
+        let said = run(&arguments).expect_said(code, words);
         assert!(!said.out.contains("went through"), "{said:?}");
     }
     // A device whose mode keeps users out.
     let closed = host.path("closed");
-    finish(Command::new("mknod").args(["-m", "600", text(&closed), "c", "10", "229"])).expect(0, &[]);
+    finish(Command::new("mknod").args(["-m", "600", text(&closed), "c", "10", "229"])).expect_said(0, &[]);
     let closed = format!("--device={}:/dev/fuse", text(&closed));
     run(&[&closed, "--cap-add=SYS_ADMIN", "--user", USER, &image.name, "run", "--", "true"])
-        .expect(77, &["/dev/fuse", "Permission denied", "chmod 0666"]);
+        .expect_said(77, &["/dev/fuse", "Permission denied", "chmod 0666"]);
 }
 
 // promise: S-91
@@ -182,11 +183,13 @@ fn each_missing_right_is_named_with_the_flag_that_gives_it() {
 fn doctor_tells_what_a_container_lacks() {
     require!(no_mounts(), no_docker());
     let image = Image::of_runseal();
-    run(&[&image.name, "doctor"]).expect(69, &["FAIL  /dev/fuse", "FAIL  private namespaces", "--cap-add SYS_ADMIN"]);
-    run(&["--cap-add=SYS_ADMIN", &image.name, "doctor"]).expect(69, &["FAIL  /dev/fuse", "ok    private namespaces"]);
+    run(&[&image.name, "doctor"])
+        .expect_said(69, &["FAIL  /dev/fuse", "FAIL  private namespaces", "--cap-add SYS_ADMIN"]);
+    run(&["--cap-add=SYS_ADMIN", &image.name, "doctor"])
+        .expect_said(69, &["FAIL  /dev/fuse", "ok    private namespaces"]);
     let mut flags = RIGHTS.to_vec();
     flags.extend([&image.name, "doctor"]);
-    let said = run(&flags).expect(0, &["ok    mount"]);
+    let said = run(&flags).expect_said(0, &["ok    mount"]);
     assert!(!said.out.contains("FAIL"), "{said:?}");
 }
 
@@ -217,7 +220,7 @@ fn a_container_that_is_killed_leaves_nothing() {
     let first: u32 = container.inspect("{{.State.Pid}}").parse().expect("a process id");
     let family = descendants(first);
     assert!(family.len() >= 2, "the sealed process and the command: {family:?}");
-    docker(&["kill", "--signal=KILL", &container.name]).expect(0, &[]);
+    docker(&["kill", "--signal=KILL", &container.name]).expect_said(0, &[]);
     assert_eq!(container.end().code, 137);
     wait_until("every process is gone", || {
         !family.iter().any(|process| Path::new(&format!("/proc/{process}")).exists())
@@ -240,7 +243,7 @@ fn a_container_that_is_stopped_ends_in_good_order() {
     require!(no_mounts(), no_docker());
     let (image, host, marker) = (Image::of_runseal(), Host::new(), fresh("marker"));
     let container = start_waiting(&image, &host, &marker);
-    docker(&["stop", "--time=60", &container.name]).expect(0, &[]);
+    docker(&["stop", "--time=60", &container.name]).expect_said(0, &[]);
     let said = container.end();
     assert_eq!(said.code, 143, "{said:?}");
     assert!(!host.path("results/out").exists(), "{said:?}");
@@ -257,7 +260,7 @@ fn a_full_disk_of_the_container_ends_the_command_not_the_scratch() {
     let mut flags = RIGHTS.to_vec();
     flags.extend(["--tmpfs=/var/tmp:size=16m", &results, &image.name]);
     flags.extend(["run", "--size=1G", "--output=/results/out", "--shared-output", "--", "sh", "-euc", script]);
-    run(&flags).expect(0, &["No space left on device", "kept\n", "more than the backing has free"]);
+    run(&flags).expect_said(0, &["No space left on device", "kept\n", "more than the backing has free"]);
     assert_eq!(fs::read_to_string(host.path("results/out/x")).expect("published"), "after\n");
 }
 
@@ -275,8 +278,8 @@ fn results_that_do_not_fit_are_held_until_they_do() {
     wait_until("the run is held", || container.exec(&["runseal", "status"]).out.contains("held"));
     let said = container.exec(&["runseal", "resume", "full"]);
     assert!(said.code == 69 && said.err.contains("free space there"), "{said:?}");
-    container.exec(&["rm", "/results/filler"]).expect(0, &[]);
-    container.exec(&["runseal", "resume", "full"]).expect(0, &[]);
+    container.exec(&["rm", "/results/filler"]).expect_said(0, &[]);
+    container.exec(&["runseal", "resume", "full"]).expect_said(0, &[]);
     assert_eq!(container.end().code, 0);
 }
 
@@ -289,7 +292,7 @@ fn a_container_cannot_be_given_a_path_of_the_scratch_and_leave_plain_text_below_
     let script = "cd \"$RUNSEAL_OUTPUT\"; docker run --rm --label=runseal-deploy-test --volume=\"$PWD:/w\" \
         --entrypoint=/bin/sh \"$0\" -c 'echo secret >/w/result'";
     let sealed = ["run", "--", "sh", "-euc", script, &image.name];
-    let said = finish(Command::new(crate::bench::binary()).args(sealed));
+    let said = finish(Command::new(crate::containers::binary()).args(sealed));
     assert!(said.code != 0 && said.err.contains("not a directory"), "{said:?}");
     assert!(Path::new("/run/runseal/mnt").is_file());
 }
@@ -316,14 +319,14 @@ fn the_final_image_of_the_dockerfile_works() {
         text(context.path()),
     ]));
     let image = Image { name };
-    build.expect(0, &[]);
-    run(&[&image.name]).expect(69, &["FAIL  /dev/fuse"]);
+    build.expect_said(0, &[]);
+    run(&[&image.name]).expect_said(69, &["FAIL  /dev/fuse"]);
     let (device, results) = (host.open_device(), host.volume("results", "/results"));
     let script = "id -u; echo done >\"$RUNSEAL_OUTPUT/x\"";
     let flags = [&device, "--cap-add=SYS_ADMIN", &results, &image.name, "run", "--output=/results/out", "--", "sh"];
     let mut flags = flags.to_vec();
     flags.extend(["-euc", script]);
-    let said = run(&flags).expect(0, &["65532\n"]);
+    let said = run(&flags).expect_said(0, &["65532\n"]);
     assert!(!said.err.contains("O_TMPFILE"), "the volume takes nameless files: {said:?}");
     assert_eq!(fs::read_to_string(host.path("results/out/x")).expect("published"), "done\n");
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::bench::{Said, binary, finish, fresh, no_mounts, repository, require, text};
+use crate::containers::{binary, finish, fresh, no_mounts, repository, require};
+use crate::program::{Said, text};
 
 fn engines() -> PathBuf {
     repository().join("target/tools/engines")
@@ -45,7 +46,7 @@ impl Sealed {
     fn new() -> Self {
         let sealed = Self { id: fresh("engine"), dir: tempfile::tempdir().expect("tempdir") };
         let mount = ["mount", "--size=256M", "--run-id", &sealed.id, text(sealed.dir.path())];
-        finish(Command::new(binary()).args(mount)).expect(0, &[]);
+        finish(Command::new(binary()).args(mount)).expect_said(0, &[]);
         sealed
     }
 }
@@ -102,13 +103,13 @@ fn snakemake_works_in_a_sealed_mount() {
     let (plain, sealed, home) =
         (tempfile::tempdir().expect("tempdir"), Sealed::new(), tempfile::tempdir().expect("tempdir"));
     for work in [plain.path(), sealed.dir.path()] {
-        snakemake(work, home.path()).expect(0, &[]);
+        snakemake(work, home.path()).expect_said(0, &[]);
     }
     let expected = contents(&plain.path().join("results"));
     assert_eq!(expected.len(), 2, "{:?}", expected.keys());
     assert_eq!(contents(&sealed.dir.path().join("results")), expected);
     // Nothing is left to do: times and metadata are kept as the engine needs them.
-    snakemake(sealed.dir.path(), home.path()).expect(0, &["Nothing to be done"]);
+    snakemake(sealed.dir.path(), home.path()).expect_said(0, &["Nothing to be done"]);
 }
 
 #[test]
@@ -119,14 +120,14 @@ fn snakemake_works_as_the_command_of_a_run() {
         tempfile::tempdir().expect("tempdir"),
         tempfile::tempdir().expect("tempdir"),
     );
-    snakemake(plain.path(), home.path()).expect(0, &[]);
+    snakemake(plain.path(), home.path()).expect_said(0, &[]);
     let script = "exec \"$0\" --cores=2 --snakefile \"$1\" --config genome=\"$RUNSEAL_INPUT/lambda\" results=\"$RUNSEAL_OUTPUT\"";
     let results = out.path().join("results");
     let mut run = Command::new(binary());
     run.env("HOME", home.path()).env("XDG_CACHE_HOME", home.path());
     run.args(["run", "--input", text(&genome()), "--output", text(&results), "--", "sh", "-euc", script]);
     run.args([&engines().join("bin/snakemake"), &workflow("Snakefile")]);
-    finish(&mut run).expect(0, &[]);
+    finish(&mut run).expect_said(0, &[]);
     let mut published = contents(&results);
     assert!(published.remove(Path::new("runseal-manifest.json")).is_some());
     assert_eq!(published, contents(&plain.path().join("results")));
@@ -139,7 +140,7 @@ fn cwltool_works_in_a_sealed_mount() {
         (tempfile::tempdir().expect("tempdir"), Sealed::new(), tempfile::tempdir().expect("tempdir"));
     let out = tempfile::tempdir().expect("tempdir");
     for (scratch, name) in [(plain.path(), "plain"), (sealed.dir.path(), "sealed")] {
-        cwltool(scratch, &out.path().join(name), home.path()).expect(0, &["sha1$"]);
+        cwltool(scratch, &out.path().join(name), home.path()).expect_said(0, &["sha1$"]);
     }
     let expected = contents(&out.path().join("plain"));
     assert_eq!(expected.len(), 1, "{:?}", expected.keys());

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::bench::{Said, binary, finish, repository, text};
+use crate::containers::{binary, finish, repository};
+use crate::program::{Said, text};
 
 /// A root to install below.
 struct Target {
@@ -40,7 +41,7 @@ impl Target {
     /// Files and links, from the root.
     fn files(&self) -> BTreeSet<String> {
         let said = finish(Command::new("find").current_dir(self.dir.path()).args([".", "-not", "-type", "d"]));
-        said.expect(0, &[]).out.lines().map(|line| line.trim_start_matches('.').to_owned()).collect()
+        said.expect_said(0, &[]).out.lines().map(|line| line.trim_start_matches('.').to_owned()).collect()
     }
 }
 
@@ -52,7 +53,7 @@ fn helper() -> &'static str {
 #[test]
 fn everything_is_installed_once_and_removed_again() {
     let target = Target::new();
-    let said = target.install_binary(&["--prefix", "/usr"]).expect(0, &[]);
+    let said = target.install_binary(&["--prefix", "/usr"]).expect_said(0, &[]);
     let files = target.files();
     for file in [
         "/usr/bin/runseal",
@@ -81,14 +82,14 @@ fn everything_is_installed_once_and_removed_again() {
     assert!(target.read("/usr/lib/systemd/system/runseal.service").contains("ExecStart=/usr/bin/runseal serve"));
     assert!(target.read("/usr/share/man/man8/mount.fuse.runseal.8").contains("fstab"));
     let completions = target.path("/usr/share/bash-completion/completions/runseal");
-    finish(Command::new("bash").arg("-n").arg(completions)).expect(0, &[]);
+    finish(Command::new("bash").arg("-n").arg(completions)).expect_said(0, &[]);
 
-    let again = target.install_binary(&["--prefix", "/usr"]).expect(0, &[]);
+    let again = target.install_binary(&["--prefix", "/usr"]).expect_said(0, &[]);
     assert_eq!((again.out.as_str(), target.files()), ("", files), "the second time there is nothing to do");
 
-    target.install(&["--prefix", "/usr", "--uninstall"]).expect(0, &["removed"]);
+    target.install(&["--prefix", "/usr", "--uninstall"]).expect_said(0, &["removed"]);
     assert_eq!(target.files(), BTreeSet::new());
-    target.install(&["--prefix", "/usr", "--uninstall"]).expect(1, &["/usr/bin/runseal is not there"]);
+    target.install(&["--prefix", "/usr", "--uninstall"]).expect_said(1, &["/usr/bin/runseal is not there"]);
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn units_go_where_systemd_looks_and_name_the_program() {
         ("/usr/", "/usr/lib/systemd/system"),
     ] {
         let target = Target::new();
-        target.install_binary(&["--prefix", prefix]).expect(0, &[]);
+        target.install_binary(&["--prefix", prefix]).expect_said(0, &[]);
         let unit = target.read(&format!("{units}/runseal@.service"));
         assert!(unit.contains(&format!("ExecStart={}/bin/runseal mount", prefix.trim_end_matches('/'))), "{unit}");
     }
@@ -108,14 +109,14 @@ fn units_go_where_systemd_looks_and_name_the_program() {
 #[test]
 fn an_upgrade_replaces_the_program_and_keeps_the_configuration() {
     let target = Target::new();
-    target.install_binary(&[]).expect(0, &[]);
+    target.install_binary(&[]).expect_said(0, &[]);
     let (config, program) = ("/etc/runseal/serve.toml", "/usr/local/bin/runseal");
     fs::write(target.path(config), "[limits]\nruns = 7\n").expect("written");
     fs::write(target.path(program), "#!/bin/sh\n# an older one\n").expect("written");
-    let said = target.install_binary(&[]).expect(0, &["kept", "installed"]);
+    let said = target.install_binary(&[]).expect_said(0, &["kept", "installed"]);
     assert!(said.out.lines().count() == 2, "nothing else changed: {}", said.out);
     assert_eq!(fs::read(target.path(program)).expect("there"), fs::read(binary()).expect("built"));
-    target.install(&["--uninstall"]).expect(0, &["kept", config]);
+    target.install(&["--uninstall"]).expect_said(0, &["kept", config]);
     assert_eq!(target.files(), BTreeSet::from([config.to_owned()]));
     assert_eq!(target.read(config), "[limits]\nruns = 7\n");
 }
@@ -129,10 +130,10 @@ fn wrong_arguments_are_refused_before_anything_is_written() {
         (&["--prefix", "usr"], "absolute"),
         (&["--binary", "/nonexistent"], "/nonexistent"),
     ] {
-        target.install(flags).expect(1, &[word]);
+        target.install(flags).expect_said(1, &[word]);
         assert_eq!(target.files(), BTreeSet::new());
     }
-    target.install(&["--help"]).expect(0, &["usage:", "--uninstall"]);
+    target.install(&["--help"]).expect_said(0, &["usage:", "--uninstall"]);
 }
 
 #[test]
@@ -142,8 +143,8 @@ fn the_umask_of_the_caller_lets_nobody_write_to_what_is_installed() {
     let line = "umask 0; exec \"$0\" --destdir \"$1\" --binary \"$2\"";
     let mut command = Command::new("sh");
     command.args(["-c", line, text(&script), text(target.dir.path()), text(binary())]);
-    finish(&mut command).expect(0, &[]);
+    finish(&mut command).expect_said(0, &[]);
     let open = ["-mindepth", "1", "-not", "-type", "l", "-perm", "/022"];
-    let said = finish(Command::new("find").arg(target.dir.path()).args(open)).expect(0, &[]);
+    let said = finish(Command::new("find").arg(target.dir.path()).args(open)).expect_said(0, &[]);
     assert_eq!(said.out, "");
 }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::bench::{Container, Image, binary, no_docker, no_mounts, repository, require, text, wait_until};
+use crate::containers::{Container, Image, binary, no_docker, no_mounts, repository, require, wait_until};
+use crate::program::text;
 
 /// Highest exposure that `systemd-analyze security` may find, times ten.
 const THRESHOLD: &str = "48";
@@ -70,7 +71,7 @@ impl Machine {
     /// Runs a script that must succeed; what it wrote.
     #[track_caller]
     fn shell(&self, script: &str) -> String {
-        self.container.shell(script).expect(0, &[]).out
+        self.container.shell(script).expect_said(0, &[]).out
     }
 
     fn property(&self, unit: &str, name: &str) -> String {
@@ -100,8 +101,11 @@ impl Machine {
             syswrite $s, "$method $path HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: "
                 . length($body) . "\r\n\r\n$body";
             print while <$s>;"#;
-        let answer =
-            self.container.exec(&["perl", "-MIO::Socket::UNIX", "-e", talk, method, path, body]).expect(0, &[]).out;
+        let answer = self
+            .container
+            .exec(&["perl", "-MIO::Socket::UNIX", "-e", talk, method, path, body])
+            .expect_said(0, &[])
+            .out;
         let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
         (status, answer)
     }
@@ -126,7 +130,7 @@ fn a_mount_is_a_service() {
     // A live run keeps its program.
     machine.shell(&format!("systemctl start {unit}"));
     let uninstall = "/src/scripts/install.sh --prefix /usr --uninstall";
-    machine.container.shell(uninstall).expect(1, &["live runs", "/mnt/scratch"]);
+    machine.container.shell(uninstall).expect_said(1, &["live runs", "/mnt/scratch"]);
     machine.shell(&format!("systemctl stop {unit}"));
 
     // What hangs is killed. Its mount stays, dead, so that nobody goes on below it.
@@ -153,7 +157,10 @@ fn a_mount_is_a_service() {
     // A mountpoint that will not do is told to who started it.
     machine.shell("mkdir -p /mnt/full; touch /mnt/full/x");
     assert_ne!(machine.container.shell("systemctl start runseal@mnt-full").code, 0);
-    machine.container.shell("journalctl --no-pager --unit runseal@mnt-full").expect(0, &["/mnt/full", "not empty"]);
+    machine
+        .container
+        .shell("journalctl --no-pager --unit runseal@mnt-full")
+        .expect_said(0, &["/mnt/full", "not empty"]);
 
     machine.shell(uninstall);
     assert_eq!(machine.property("runseal.service", "LoadState"), "not-found");
@@ -188,7 +195,7 @@ fn a_line_in_fstab_is_a_mount() {
         ("mount -f -t fuse.runseal runseal /fs", 0, ""),
         ("mount -s -t fuse.runseal runseal /fs -o bogus && umount /fs", 0, ""),
     ] {
-        machine.container.shell(command).expect(code, &[word]);
+        machine.container.shell(command).expect_said(code, &[word]);
         assert_eq!(machine.mounts(), "", "{command}");
     }
 }
@@ -270,7 +277,7 @@ fn the_node_daemon_is_a_service_whose_runs_survive_it() {
         let now = machine.property(unit, "MainPID");
         now != daemon && now != "0" && machine.property(unit, "ActiveState") == "active"
     });
-    machine.container.shell("journalctl --no-pager --unit runseal").expect(0, &["watchdog"]);
+    machine.container.shell("journalctl --no-pager --unit runseal").expect_said(0, &["watchdog"]);
     alive("after the watchdog");
 
     let ended = machine.request("DELETE", "/v1/runs/live", "");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use runseal::fs::Time;
 
-use crate::fixture::{Mounted, has, mount, mount_options};
+use crate::scratch_mount::{Mounted, has, mount, mount_options};
 
 // promise: S-20
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use crate::files::forget_cached;
-use crate::fixture::{mount, pattern};
+use crate::scratch_mount::{mount, pattern};
 
 #[test]
 fn sixteen_writers_each_find_their_own_bytes() {

@@ -11,7 +11,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 use nix::unistd::{Whence, lseek};
 
-use crate::fixture::{eventually, mount, pattern};
+use crate::scratch_mount::{eventually, mount, pattern};
 
 const MIB: usize = 1 << 20;
 

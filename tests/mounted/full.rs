@@ -12,7 +12,7 @@ use runseal::backing::AnonBacking;
 use runseal::fs::LossTotals;
 
 use crate::files::forget_cached;
-use crate::fixture::{Mounted, Setup, directory, eventually, has, mount_with, pattern, skip, succeed};
+use crate::scratch_mount::{Mounted, Setup, directory, eventually, has, mount_with, pattern, skip, succeed};
 
 const MIB: usize = 1 << 20;
 /// What may go beyond the limit: that which may be dirty near the end, and twice the slack.

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use runseal::backing::{Backing, MemoryBacking};
 use runseal::fuse::{FuseError, Mount, MountOptions, detach_stale};
 
-use crate::fixture::{
+use crate::scratch_mount::{
     self, PATIENCE, Setup, directory, eventually, mount, mount_options, mount_with, mounts_at, pattern, scratch, skip,
     within,
 };
@@ -77,11 +77,11 @@ fn a_read_only_mount_shows_what_was_put_in_before() {
     let path = base.path().join("mnt");
     fs::create_dir(&path).expect("a mountpoint");
     let options = MountOptions { options: vec!["ro".to_owned()], ..MountOptions::default() };
-    let Some(mount) = fixture::start(scratch, &path, &options) else { return };
+    let Some(mount) = scratch_mount::start(scratch, &path, &options) else { return };
     assert_eq!(fs::read_to_string(path.join("file")).expect("a read"), "staged");
     assert_eq!(File::create(path.join("new")).expect_err("read-only").raw_os_error(), Some(libc::EROFS));
     mount.detach().expect("detach");
-    fixture::ends(mount, &path).expect("the session ends");
+    scratch_mount::ends(mount, &path).expect("the session ends");
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_user_namespace_of_its_own_is_enough() {
     fs::create_dir(&path).expect("a mountpoint");
     let unshare = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private", "--"];
     let probe = Command::new(unshare[0]).args(&unshare[1..]).arg("true").output();
-    if !probe.is_ok_and(|output| output.status.success()) || !fixture::has("unshare") {
+    if !probe.is_ok_and(|output| output.status.success()) || !scratch_mount::has("unshare") {
         return skip("no user namespaces here").unwrap_or(());
     }
     let output = Command::new(unshare[0])
@@ -221,7 +221,7 @@ const PLACE: &str = "RUNSEAL_TEST_MOUNTPOINT";
 fn serves_until_killed() {
     let Some(path) = env::var_os(PLACE).map(PathBuf::from) else { return };
     let (scratch, _) = scratch(path.parent().expect("a parent"), None, 1 << 30, 1000);
-    let Some(mount) = fixture::start(scratch, &path, &MountOptions::default()) else { return };
+    let Some(mount) = scratch_mount::start(scratch, &path, &MountOptions::default()) else { return };
     mount.wait();
 }
 
@@ -240,7 +240,7 @@ fn mounts_writes_and_ends() {
     fs::write(path.join("file"), &data).expect("a write");
     assert!(fs::read(path.join("file")).expect("a read") == data);
     mount.detach().expect("detach");
-    fixture::ends(mount, &path).expect("the session ends");
+    scratch_mount::ends(mount, &path).expect("the session ends");
 }
 
 /// A process that mounts and serves; killed when dropped, and its mount detached.

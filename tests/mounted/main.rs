@@ -5,12 +5,13 @@
 mod attributes;
 mod concurrent;
 mod files;
-mod fixture;
 mod full;
 mod lifecycle;
 mod names;
 mod overlay;
 mod programs;
+#[path = "../support/scratch_mount.rs"]
+mod scratch_mount;
 mod space;
 mod sparse;
 mod suidgid;

@@ -11,7 +11,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use crate::fixture::{mount, mount_options, succeed};
+use crate::scratch_mount::{mount, mount_options, succeed};
 
 // promise: S-01
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount as mount2, umount2};
 
-use crate::fixture::{mount, skip, succeed};
+use crate::scratch_mount::{mount, skip, succeed};
 
 // promise: S-03
 #[test]

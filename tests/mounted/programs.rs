@@ -1,6 +1,6 @@
 //! Programs that ask much of a file system.
 
-use crate::fixture::{has, mount};
+use crate::scratch_mount::{has, mount};
 
 #[test]
 fn sqlite_commits_rolls_back_and_checks_out() {

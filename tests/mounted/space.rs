@@ -8,7 +8,7 @@ use nix::sys::statvfs::statvfs;
 use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 
 use crate::files::forget_cached;
-use crate::fixture::{Setup, eventually, mount_with, pattern};
+use crate::scratch_mount::{Setup, eventually, mount_with, pattern};
 
 const MIB: usize = 1 << 20;
 

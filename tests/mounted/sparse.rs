@@ -10,7 +10,7 @@ use nix::unistd::{Whence, lseek};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::fixture::{Mounted, has, mount, pattern};
+use crate::scratch_mount::{Mounted, has, mount, pattern};
 
 const PAGE: u64 = 4096;
 /// Pages of the files that are made here.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use crate::fixture::{mount_options, skip, succeed};
+use crate::scratch_mount::{mount_options, skip, succeed};
 
 /// Prints one line for each call, caller and mode: what became of the mode, and whether the file capability is left.
 const TABLE: &str = r#"

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::fixture::{mount, mount_options, skip, succeed};
+use crate::scratch_mount::{mount, mount_options, skip, succeed};
 
 // promise: S-02
 #[test]

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Instant;
 
 use crate::files::Aligned;
-use crate::fixture::{Mounted, PATIENCE, Setup, eventually, mount_with, pattern};
 use crate::full::Disk;
+use crate::scratch_mount::{Mounted, PATIENCE, Setup, eventually, mount_with, pattern};
 
 const MIB: usize = 1 << 20;
 const WRITERS: u64 = 16;

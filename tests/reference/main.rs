@@ -5,12 +5,12 @@
 //! instead of tmpfs, for example on a mounted scratch.
 
 mod directory;
-#[allow(dead_code, reason = "shared with the tests of the mount")]
-#[path = "../mounted/fixture.rs"]
-mod fixture;
 mod model;
 mod ops;
 mod scratch;
+#[allow(dead_code, reason = "shared with the tests of the mount")]
+#[path = "../support/scratch_mount.rs"]
+mod scratch_mount;
 mod target;
 
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ fn scratch_and_the_host_agree_on_what_moves_ctime() {
 // promise: S-02
 #[test]
 fn scratch_and_its_mount_agree() {
-    let Some(mounted) = fixture::mount_options(&["suid", "dev"]) else { return };
+    let Some(mounted) = scratch_mount::mount_options(&["suid", "dev"]) else { return };
     compare_with_directory(&mounted.root(), cases().div_ceil(4), false);
     compare_with_directory(&mounted.root(), cases().div_ceil(8), true);
 }

@@ -8,6 +8,7 @@ mod isolation;
 mod keys;
 mod machine;
 mod memory_cgroup;
+#[path = "../support/tap.rs"]
 mod tap;
 mod traces;
 

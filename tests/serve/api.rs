@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::bench::{lives, require_host};
 use crate::node::{ALICE, BOB, Node, mounts_below};
+use crate::program::{lives, require_host};
 
 #[test]
 fn a_run_comes_serves_and_goes() {

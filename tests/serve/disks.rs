@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
-use crate::bench::{lives, require_host, wait_until};
 use crate::node::{Answer, Client, Node, block_on, mounts_below, runs_named};
+use crate::program::{lives, require_host, wait_until};
 
 /// Families that may start at the same time, and one more.
 const MORE_THAN_START: usize = 9;

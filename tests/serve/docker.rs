@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{obstacle, wait_until};
 use crate::engine::{self, Engine};
 use crate::node::{Node, mounts_below};
+use crate::program::{obstacle, wait_until};
 
 pub const BUSYBOX: &str = "/bin/busybox";
 /// A container without a single right, as a user nobody knows.

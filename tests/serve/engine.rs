@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::bench::{PATIENCE, lives, wait_until};
+use crate::program::{PATIENCE, lives, wait_until};
 
 /// Makes a mount namespace that gets the mounts of the machine but not the other way round, and a network namespace (an
 /// engine without a bridge removes `docker0`), and keeps them until its input ends. What no option of the engine leads

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::bench::require_host;
 use crate::node::{BOB, Node, mounts_below};
+use crate::program::require_host;
 
 const MALLORY: u32 = 4001;
 /// Of each operation, once with what the description allows and once with what it does not.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use crate::bench::require_host;
 use crate::node::{ALICE, Node};
+use crate::program::require_host;
 
 /// Sends bytes and reads what comes until the service hangs up.
 fn say(node: &Node, bytes: &[u8]) -> Vec<u8> {
@@ -152,7 +152,7 @@ fn nobody_takes_all_connections() {
     require_host!();
     let node = Node::start("connections_per_user = 2\nconnections = 8");
     let page = || crate::node::block_on(node.call("GET", "/metrics", "")).text;
-    crate::bench::wait_until("nobody else is connected", || page().contains("runseal_connections 1\n"));
+    crate::program::wait_until("nobody else is connected", || page().contains("runseal_connections 1\n"));
     // Root is not counted as a user, but as a connection.
     let held: Vec<_> = (0..8).map(|_| UnixStream::connect(node.socket()).expect("connected")).collect();
     // Each has been accepted once it gets an answer.
@@ -165,7 +165,7 @@ fn nobody_takes_all_connections() {
     }
     node.must_not("GET", "/v1/health", "", "limit");
     drop(held);
-    crate::bench::wait_until("the seats are free", || {
+    crate::program::wait_until("the seats are free", || {
         crate::node::block_on(node.call("GET", "/v1/health", "")).status == 200
     });
     if let Some(answer) = node.call_as(ALICE, "GET", "/v1/health", "") {

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use crate::bench::{PATIENCE, wait_until};
+use crate::program::{PATIENCE, wait_until};
 
 /// A user that is not root; nobody has to know it.
 pub const ALICE: u32 = 61_001;

@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::bench::{lives, require_host, wait_until};
 use crate::node::{ALICE, Node, mounts_below};
+use crate::program::{lives, require_host, wait_until};
 
 #[test]
 fn busy_runs_outlive_a_killed_service_and_are_taken_over() {

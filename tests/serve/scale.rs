@@ -4,8 +4,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bench::require_host;
 use crate::node::{Client, Node, block_on, mounts_below, runs_named};
+use crate::program::require_host;
 
 const RUNS: usize = 200;
 

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::bench::{require_host, wait_until};
 use crate::node::{ALICE, BOB, Node, block_on};
+use crate::program::{require_host, wait_until};
 
 fn check(node: &Node) -> (i32, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_runseal"))

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::aws_double::{
     Credential, Denial, Double, Effect, Fault, INPUT_KEY, KeyState, Layer, OUTPUT_KEY, Wording, World,
 };
-use crate::bench::{phase, require_host, wait_until};
 use crate::node::{ALICE, Answer, BOB, Node, block_on, mounts_below};
+use crate::program::{phase, require_host, wait_until};
 
 const MANIFEST: &str = "out/runseal-manifest.json";
 

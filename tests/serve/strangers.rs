@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::bench::{Said, finish, mounted, require_host, runseal, say, wait_until};
 use crate::node::{ALICE, Answer, BOB, Node, block_on, mounts_below};
+use crate::program::{Said, finish, mounted, require_host, runseal, say, wait_until};
 
 /// A program of a user; killed on drop, with all it has started.
 struct Theirs(Child);

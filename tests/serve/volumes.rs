@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::bench::{lives, require_host, wait_until};
 use crate::node::{Answer, Client, Node, block_on, mounts_below};
+use crate::program::{lives, require_host, wait_until};
 
 /// Configuration of a plugin in the directory of `node`.
 fn configuration(node: &Node) -> String {

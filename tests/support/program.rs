@@ -31,7 +31,7 @@ pub fn obstacle() -> Option<&'static str> {
 /// Leaves the test with a visible reason where it cannot run.
 macro_rules! require_host {
     () => {
-        if let Some(reason) = crate::bench::obstacle() {
+        if let Some(reason) = crate::program::obstacle() {
             println!("SKIP: {}: {reason}", module_path!());
             return;
         }
@@ -52,10 +52,16 @@ pub fn fresh_id() -> String {
 
 /// Waits until `done`; panics with `what` when it takes too long.
 #[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, done);
+}
+
+/// The same, for as long as `patience`.
+#[track_caller]
+pub fn wait_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(start.elapsed() < patience, "not within {patience:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -86,6 +92,16 @@ impl Said {
             assert!(self.err.contains(word), "stderr does not say `{word}`: {self:?}");
         }
         self
+    }
+
+    /// The same, where it does not matter on which stream the words are.
+    #[track_caller]
+    pub fn expect_said(self, code: i32, words: &[&str]) -> Self {
+        let said = self.expect(code, &[]);
+        for word in words {
+            assert!(said.err.contains(word) || said.out.contains(word), "`{word}` is not said: {said:?}");
+        }
+        said
     }
 }
 

@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::program::{Said, text};
 
 /// Longest that anything here may take.
 const PATIENCE: Duration = Duration::from_secs(400);
@@ -58,42 +60,10 @@ pub fn fresh(what: &str) -> String {
     format!("{LABEL}-{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Waits until `done`; panics with `what` when it takes too long.
+/// Waits until `done`; containers are slow to start.
 #[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// What a finished program said and exited with.
-#[derive(Debug)]
-pub struct Said {
-    /// Exit code; -1 for a signal.
-    pub code: i32,
-    /// Standard output.
-    pub out: String,
-    /// Standard error.
-    pub err: String,
-}
-
-impl Said {
-    fn of(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    /// Checks the exit code and that everything in `words` was said.
-    #[track_caller]
-    pub fn expect(self, code: i32, words: &[&str]) -> Self {
-        assert_eq!(self.code, code, "{self:?}");
-        for word in words {
-            assert!(self.err.contains(word) || self.out.contains(word), "`{word}` is not said: {self:?}");
-        }
-        self
-    }
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    crate::program::wait_within(PATIENCE, what, done);
 }
 
 /// Runs `command` to its end, which must come in time.
@@ -150,14 +120,14 @@ impl Image {
         let image = Self { name: fresh(what) };
         let label = format!("LABEL {LABEL}=1");
         let entry = "ENTRYPOINT [\"/bin/runseal\"]";
-        docker(&["import", "--change", &label, "--change", entry, text(archive), &image.name]).expect(0, &[]);
+        docker(&["import", "--change", &label, "--change", entry, text(archive), &image.name]).expect_said(0, &[]);
         image
     }
 
     /// Makes an image of a directory.
     pub fn of(what: &str, tree: &Path) -> Self {
         let archive = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
-        finish(Command::new("tar").arg("-C").arg(tree).arg("-cf").arg(archive.path()).arg(".")).expect(0, &[]);
+        finish(Command::new("tar").arg("-C").arg(tree).arg("-cf").arg(archive.path()).arg(".")).expect_said(0, &[]);
         Self::import(what, archive.path())
     }
 
@@ -205,7 +175,7 @@ fn lay_out(tree: &Path) {
 
 /// By another process: a descriptor for writing that a fork of another test inherits makes the copy ETXTBSY.
 fn copy(from: &Path, to: &Path) {
-    finish(Command::new("cp").arg("-L").arg(from).arg(to)).expect(0, &[]);
+    finish(Command::new("cp").arg("-L").arg(from).arg(to)).expect_said(0, &[]);
 }
 
 /// The program as images take it: some storage drivers of Docker copy it with every layer, so without debug information.
@@ -217,7 +187,7 @@ pub fn copy_program(to: &Path) {
 
 /// The shared libraries of a program, as ldd(1) finds them.
 fn libraries(program: &Path) -> Vec<PathBuf> {
-    let said = finish(Command::new("ldd").arg(program)).expect(0, &[]);
+    let said = finish(Command::new("ldd").arg(program)).expect_said(0, &[]);
     said.out.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
@@ -233,7 +203,7 @@ impl Container {
         let container = Self { name: fresh("container") };
         let mut arguments = vec!["run", "--detach", "--name", &container.name, "--label", LABEL];
         arguments.extend(flags);
-        docker(&arguments).expect(0, &[]);
+        docker(&arguments).expect_said(0, &[]);
         container
     }
 
@@ -251,12 +221,12 @@ impl Container {
 
     /// What `docker inspect` says of it.
     pub fn inspect(&self, template: &str) -> String {
-        docker(&["inspect", "--format", template, &self.name]).expect(0, &[]).out.trim().to_owned()
+        docker(&["inspect", "--format", template, &self.name]).expect_said(0, &[]).out.trim().to_owned()
     }
 
     /// Waits for its end; its exit status and what it said.
     pub fn end(&self) -> Said {
-        let code = docker(&["wait", &self.name]).expect(0, &[]).out.trim().parse().expect("an exit status");
+        let code = docker(&["wait", &self.name]).expect_said(0, &[]).out.trim().parse().expect("an exit status");
         let said = docker(&["logs", &self.name]);
         Said { code, ..said }
     }
@@ -273,9 +243,4 @@ pub fn run(flags: &[&str]) -> Said {
     let mut arguments = vec!["run", "--rm", "--label", LABEL];
     arguments.extend(flags);
     docker(&arguments)
-}
-
-/// A path as an argument.
-pub fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are UTF-8")
 }
