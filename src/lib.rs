@@ -13,10 +13,10 @@
 //! | [`serve`] | the node daemon: one family of processes per run, over HTTP on a Unix socket | `run`, `spec` |
 //! | [`run`] | composition root: one family of processes per run | everything below |
 //! | [`fuse`] | FUSE opcodes to calls of `fs`; mount and session | `fs`, `sys` |
-//! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `s3`, `audit`, `spec` |
-//! | [`preflight`] | proof that the run can finish, before it starts | `policy`, `s3`, `audit`, `spec`, `sys` |
-//! | [`policy`] | IAM and key policies: what a run needs, what is wrong with one | `s3` |
-//! | [`s3`] | objects and keys of AWS, traits and adapter; owns the async runtime | `spec` |
+//! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `aws`, `audit`, `spec` |
+//! | [`preflight`] | proof that the run can finish, before it starts | `policy`, `aws`, `audit`, `spec`, `sys` |
+//! | [`policy`] | IAM and key policies: what a run needs, what is wrong with one | `aws` |
+//! | [`aws`] | objects and keys of AWS, traits and adapter; owns the async runtime | `spec` |
 //! | [`audit`] | what was done with keys and objects, hash-chained | `spec`, `sys` |
 //! | [`fs`] | [`fs::Scratch`]: all file-system semantics, no kernel needed | `store` |
 //! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |
@@ -41,7 +41,7 @@ pub mod preflight;
 
 pub mod policy;
 
-pub mod s3;
+pub mod aws;
 
 pub mod audit;
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 use runseal::audit::Trail;
+use runseal::aws::UploadSettings;
 use runseal::preflight::{Cleared, Code, Finding, Report, Request};
-use runseal::s3::UploadSettings;
 use runseal::spec::{InputSpec, Location, StagingRules};
 
 const PLENTY: u64 = 1 << 40;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::arn::{Arn, partition_of};
-use crate::s3::RUN_ID_CONTEXT;
+use crate::aws::RUN_ID_CONTEXT;
 use crate::spec::s3_arn;
 
 /// `Condition`: operator, key, values.

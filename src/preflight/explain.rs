@@ -10,8 +10,8 @@ use super::kms::{Answers, DryRun, Use, defect};
 use super::repair;
 use super::report::{AwsDetails, Code, Finding};
 use super::trouble::{Attempt, Trouble, directory};
+use crate::aws::{CallError, Cause, Denial, Identity, PolicyKind};
 use crate::policy::Place;
-use crate::s3::{CallError, Cause, Denial, Identity, PolicyKind};
 
 /// What is known besides the trouble itself.
 pub(super) struct Hints<'a> {

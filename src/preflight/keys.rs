@@ -74,7 +74,7 @@ fn path(target: &Path, place: &Place<'_>) -> std::path::PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::Object;
+    use crate::aws::Object;
     use crate::spec::S3Uri;
     use crate::sys::path::{FileKind, Stat};
 

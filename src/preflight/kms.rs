@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 
 use super::probe::{CONCURRENCY, Probe};
 use super::report::{Check, Outcome};
-use crate::s3::{Answer, CallError, EncryptionContext, KeyFacts};
+use crate::aws::{Answer, CallError, EncryptionContext, KeyFacts};
 use crate::spec::{S3Uri, s3_arn};
 use crate::units::rfc3339;
 

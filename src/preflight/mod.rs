@@ -27,7 +27,7 @@ pub use profiles::{AWS_OWNED, Profile, check_key};
 pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Report};
 
 use crate::audit::Trail;
-use crate::s3::{Cloud, Encryption, UploadSettings};
+use crate::aws::{Cloud, Encryption, UploadSettings};
 use crate::spec::{Identity, InputSpec, Location, RunId, S3Uri, StagingRules};
 use crate::sys::beneath::Trust;
 use crate::sys::identity::{assume, is_root_of_machine};

@@ -8,7 +8,7 @@ use super::probe::{CONCURRENCY, Probe};
 use super::report::{Check, Outcome};
 use super::tree::RemoteObject;
 use super::trouble::{Attempt, Trouble, directory};
-use crate::s3::{Answer, CallError, Cause, Encryption, Listed, Object};
+use crate::aws::{Answer, CallError, Cause, Encryption, Listed, Object};
 use crate::spec::S3Uri;
 use crate::units::ByteSize;
 

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use serde_json::json;
 
 use crate::audit::{Caller, Event, Trail};
-use crate::s3::{
+use crate::aws::{
     Answer, CallError, Cloud, Encryption, EncryptionContext, Grant, Identity, KeyFacts, Object, Page, Part,
     UploadSettings, UploadTarget, outcome,
 };

@@ -10,8 +10,8 @@ use super::probe::Probe;
 use super::remote::now;
 use super::report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Report};
 use crate::audit::Trail;
+use crate::aws::{Answer, CallError, Cause, Cloud, EncryptionContext, Grant, KeyFacts};
 use crate::policy;
-use crate::s3::{Answer, CallError, Cause, Cloud, EncryptionContext, Grant, KeyFacts};
 
 /// What HealthLake calls the key that it owns itself.
 pub const AWS_OWNED: &str = "AWS_OWNED_KMS_KEY";

@@ -14,7 +14,7 @@ use super::report::{AwsDetails, Check, Code, Evidence, Finding, Outcome};
 use super::trouble::{Attempt, Trouble, merged};
 use super::upload::{self, Trial};
 use super::{Request, keys};
-use crate::s3::{Answer, CallError, Cause, Cloud, Encryption, Identity, UploadSettings, run_context};
+use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Identity, UploadSettings, run_context};
 use crate::spec::{InputSpec, Location, S3Uri};
 use crate::units::SECTOR_U64;
 

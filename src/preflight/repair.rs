@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::explain::Hints;
 use super::report::Repair;
 use super::trouble::{Attempt, Trouble, directory};
+use crate::aws::PolicyKind;
 use crate::policy::{self, KeyUse, Place};
-use crate::s3::PolicyKind;
 
 /// For a missing permission on a KMS key. A key of another account needs both sides; which one is missing in the same
 /// account, AWS may have said.

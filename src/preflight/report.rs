@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::aws::{Cause, Identity, PolicyKind};
 use crate::policy::Statement;
-use crate::s3::{Cause, Identity, PolicyKind};
 use crate::units::json;
 use crate::units::text::Shown;
 

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 
-use crate::s3::Object;
+use crate::aws::Object;
 use crate::spec::S3Uri;
 use crate::sys::path::{FileKind, Stat};
 

@@ -1,6 +1,6 @@
 //! What went wrong at AWS, before anybody has explained it.
 
-use crate::s3::{CallError, Cause, Encryption};
+use crate::aws::{CallError, Cause, Encryption};
 use crate::spec::S3Uri;
 
 /// What was tried. The order is that of a run.

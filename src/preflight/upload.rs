@@ -4,7 +4,7 @@
 use super::probe::Probe;
 use super::report::{Check, Code, Finding, Outcome};
 use super::trouble::{Attempt, Trouble};
-use crate::s3::{Answer, CallError, Cause, Encryption, Page, UploadSettings, UploadTarget};
+use crate::aws::{Answer, CallError, Cause, Encryption, Page, UploadSettings, UploadTarget};
 use crate::spec::{S3Uri, SAVED};
 
 /// How the names of probes begin.

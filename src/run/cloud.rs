@@ -11,11 +11,11 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
 use crate::audit::{Event, Trail};
-use crate::crypt::KeyShare;
-use crate::s3::{
+use crate::aws::{
     Answer, CallError, Cause, Cloud, CloudConfig, Credentials, Encryption, Object, ObjectStore, Page, Part, Pieces,
     SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome, run_context,
 };
+use crate::crypt::KeyShare;
 use crate::spec::{RunId, RunSpec, Sse};
 
 /// Environment variables that hold credentials of AWS or lead to some by way of a file, a server or a role, but by whose

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::desk::Order;
 use super::report::{Journal, Report};
-use crate::s3::Credentials;
+use crate::aws::Credentials;
 use crate::spec::ResumeSpec;
 use crate::sys::{address, socket};
 

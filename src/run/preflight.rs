@@ -8,8 +8,8 @@ use super::message;
 use super::seal::Room;
 use super::state;
 use crate::audit::Trail;
+use crate::aws::{Cloud, Credentials};
 use crate::preflight::{self, Cleared, Evidence, Profile};
-use crate::s3::{Cloud, Credentials};
 use crate::spec::{KmsKey, RunSpec};
 
 /// What the first phase has found.

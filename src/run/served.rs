@@ -21,7 +21,7 @@ use super::message::{self, Voice};
 use super::report::{Kind, Report};
 use super::state::{self, Record, StateError};
 use super::{END_TIME, STATUS_TIME, accepted, mount};
-use crate::s3::Credentials;
+use crate::aws::Credentials;
 use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
 use crate::sys::path::shown;
 use crate::sys::{address, process};

@@ -4,8 +4,8 @@ use crc_fast::{CrcAlgorithm, Digest as Crc, checksum_combine};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::aws::{ChecksumAlgorithm, Object};
 use crate::fs::{FsError, Scratch};
-use crate::s3::{ChecksumAlgorithm, Object};
 
 /// The full-object checksum that an object is compared with: the cheapest it has.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +108,7 @@ pub(super) fn sha256(scratch: &Scratch, ino: u64, buffer: &mut [u8]) -> Result<[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::s3::Checksum;
+    use crate::aws::Checksum;
 
     const CHECK: &[u8] = b"123456789";
 

@@ -15,10 +15,10 @@ use super::tasks::{self, OnError};
 use super::upload::{NO_UPLOAD, Outgoing, Sender, Uploads};
 use super::{StageError, record_call};
 use crate::audit::Event;
-use crate::fs::Kind;
-use crate::s3::{
+use crate::aws::{
     Answer, CallError, Cause, ChecksumAlgorithm, Part, SseAlgorithm, Stored, UploadSettings, UploadTarget,
 };
+use crate::fs::Kind;
 use crate::spec::S3Uri;
 use crate::units::hex;
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::aws::{CallError, Cause, ChecksumAlgorithm, Encryption};
 use crate::fs::FsError;
-use crate::s3::{CallError, Cause, ChecksumAlgorithm, Encryption};
 use crate::spec::S3Uri;
 use crate::sys::path::shown;
 use crate::units::ByteSize;

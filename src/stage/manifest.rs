@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use super::Totals;
 use super::older::{Because, Older, Retired, decoded};
 use super::plan::{Entry, Plan};
+use crate::aws::{Encryption, Stored};
 use crate::fs::Kind;
-use crate::s3::{Encryption, Stored};
 use crate::spec::RunId;
 use crate::units::{hex, json, rfc3339};
 

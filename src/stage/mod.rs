@@ -39,9 +39,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::audit::{Event, Trail};
+use crate::aws::{Answer, CallError, Cloud, UploadSettings, outcome};
 use crate::fs::{ROOT, Scratch};
 use crate::preflight::{Cleared, Output};
-use crate::s3::{Answer, CallError, Cloud, UploadSettings, outcome};
 use crate::spec::{Identity, RunId, S3Uri, StagingRules};
 use crate::units::hex;
 use download::Download;

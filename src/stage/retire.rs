@@ -14,7 +14,7 @@ use super::older::{Because, Fate, LONGEST, OldEntry, Older, Retired};
 use super::tasks::{self, OnError};
 use super::upload::{Sender, Uploads};
 use super::{StageError, record_call};
-use crate::s3::{CallError, Cause, Object, Stored, UploadTarget};
+use crate::aws::{CallError, Cause, Object, Stored, UploadTarget};
 use crate::spec::S3Uri;
 
 impl Sender {

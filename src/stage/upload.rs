@@ -27,8 +27,8 @@ use super::target::{keys, part_size};
 use super::tasks::{self, OnError};
 use super::{Hold, Progress, StageError, Totals, record_call};
 use crate::audit::Trail;
+use crate::aws::{Cloud, Encryption, ObjectStore, Part, Stored, UploadSettings, UploadTarget};
 use crate::fs::{Attr, FsError, Kind, Scratch};
-use crate::s3::{Cloud, Encryption, ObjectStore, Part, Stored, UploadSettings, UploadTarget};
 use crate::spec::{RunId, S3Uri};
 
 /// Most bytes of results in memory, unless a single part is larger: one of an object of more than 3.6 TiB.

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::{FORMAT, MANIFEST, Name, VERSION, name};
 use super::older::{LONGEST, decoded, is_result};
 use super::pool;
-use crate::s3::CallError;
+use crate::aws::CallError;
 use crate::sys::beneath::Anchor;
 use crate::sys::path::{self, FileKind, Stat, shown};
 use crate::units::hex;

@@ -12,7 +12,7 @@ use super::older::LONGEST;
 use super::record_call;
 use super::verify::{Demands, Difference, Found, Line, Listed, Problem, Verification, VerifyError, other_manifest};
 use crate::audit::Trail;
-use crate::s3::{CallError, Cause, ChecksumAlgorithm, Cloud, ObjectStore};
+use crate::aws::{CallError, Cause, ChecksumAlgorithm, Cloud, ObjectStore};
 use crate::spec::S3Uri;
 
 /// Objects that are looked at at once.

@@ -30,9 +30,9 @@
 use std::process::Command;
 
 use runseal::audit::Trail;
+use runseal::aws::{Cause, PolicyKind, SseAlgorithm, UploadSettings, UploadTarget};
 use runseal::policy::{KeySource, Place, Statement, Use, write};
 use runseal::preflight::{AwsDetails, Cleared, Code, Finding, Report, Request, check};
-use runseal::s3::{Cause, PolicyKind, SseAlgorithm, UploadSettings, UploadTarget};
 use runseal::spec::{InputSpec, Location, S3Uri, StagingRules};
 
 use crate::aws_double::{

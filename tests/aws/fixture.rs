@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints};
+use runseal::aws::{Cloud, CloudConfig, Credentials, Endpoints};
 
 use crate::aws_double::{Double, REGION, World};
 use crate::program::runseal;

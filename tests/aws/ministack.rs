@@ -11,9 +11,9 @@ use std::process::{Child, Command, Stdio};
 
 use futures_util::TryStreamExt;
 use runseal::audit::Trail;
+use runseal::aws::{Cloud, CloudConfig, Credentials, Endpoints, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::policy::{KeySource, Place, Use, write};
 use runseal::preflight::{Cleared, Code, Report, Request, check};
-use runseal::s3::{Cloud, CloudConfig, Credentials, Endpoints, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::spec::{InputSpec, Location, StagingRules};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use runseal::audit::Trail;
+use runseal::aws::{Cause, Cloud, Credentials, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::preflight::{Cleared, Code, Finding, Outcome, Report, Request, check};
-use runseal::s3::{Cause, Cloud, Credentials, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::spec::{AuditDestination, InputSpec, Location, StagingRules};
 
 use crate::aws_double::{

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runseal::audit::Trail;
+use runseal::aws::{Cause, Cloud, UploadSettings};
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
 use runseal::fs::{Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Request, check};
-use runseal::s3::{Cause, Cloud, UploadSettings};
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock, StagingRules};
 use runseal::stage::{Progress, StageError, Stager, Totals};
 use runseal::store::Store;

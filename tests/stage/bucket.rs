@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
-use runseal::s3::{
+use runseal::aws::{
     Answer, CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, DataKey, Encryption, EncryptionContext, Grant,
     Identity, IdentityService, KeyFacts, KeyService, Listed, Object, ObjectStore, Page, Part, Pieces, SseAlgorithm,
     Stored, UploadSettings, UploadTarget,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use runseal::aws::{Cause, Checksum, ChecksumAlgorithm};
 use runseal::fs::{Kind, ROOT};
-use runseal::s3::{Cause, Checksum, ChecksumAlgorithm};
 use runseal::spec::{InputSpec, Location, S3Uri};
 use runseal::stage::{StageError, Stager, Totals};
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
+use runseal::aws::Cause;
 use runseal::fs::ROOT;
-use runseal::s3::Cause;
 use runseal::spec::{Location, S3Uri, StagingRules};
 use runseal::stage::{StageError, Stager, Totals};
 use serde_json::{Value, json};

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::unistd::geteuid;
+use runseal::aws::UploadSettings;
 use runseal::fs::{ROOT, SetAttr};
 use runseal::preflight::{Cleared, Report, Request};
-use runseal::s3::UploadSettings;
 use runseal::spec::{Identity, InputSpec, Location, StagingRules};
 use runseal::stage::{Stager, View};
 use runseal::sys::identity::assume;

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use runseal::audit::Trail;
+use runseal::aws::{Cloud, UploadSettings};
 use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 use runseal::crypt::Keyring;
 use runseal::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Cleared, Report, Request};
-use runseal::s3::{Cloud, UploadSettings};
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock, StagingRules};
 use runseal::stage::{Progress, StageError, Stager, Totals, View};
 use runseal::store::Store;

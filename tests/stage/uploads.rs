@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use runseal::aws::{Cause, SseAlgorithm};
 use runseal::fs::{ROOT, WriteMode};
-use runseal::s3::{Cause, SseAlgorithm};
 use runseal::spec::{Location, S3Uri};
 use runseal::stage::{StageError, Stager, Totals};
 use sha2::{Digest, Sha256};

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use runseal::s3::{CallError, Cause, Cloud, CloudConfig};
+use runseal::aws::{CallError, Cause, Cloud, CloudConfig};
 
 use super::wire::{Wire, reply};
 use super::{config, target};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use runseal::s3::{CallError, Cause, Cloud, CloudConfig, EncryptionContext, ObjectStore, PolicyKind, UploadSettings};
+use runseal::aws::{CallError, Cause, Cloud, CloudConfig, EncryptionContext, ObjectStore, PolicyKind, UploadSettings};
 
 use super::wire::{Wire, kms_error, reply, s3_error, sts_error};
 use super::{all, config, crc, target};

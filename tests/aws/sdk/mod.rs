@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use futures_util::TryStreamExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use runseal::s3::{
+use runseal::aws::{
     CallError, Cause, ChecksumAlgorithm, Cloud, CloudConfig, Credentials, Pieces, UploadSettings, UploadTarget,
 };
 use s3s::auth::SimpleAuth;

@@ -1,4 +1,4 @@
-//! Values of the SDK to values of `s3`, and back.
+//! Values of the SDK to values of `aws`, and back.
 
 use aws_sdk_s3::operation::RequestId;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -6,7 +6,7 @@ use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{ChecksumType, ServerSideEncryption, StorageClass};
 use aws_smithy_types::base64;
 
-use crate::s3::{Answer, Checksum, ChecksumAlgorithm, Encryption, Object, SseAlgorithm, Stored};
+use crate::aws::{Answer, Checksum, ChecksumAlgorithm, Encryption, Object, SseAlgorithm, Stored};
 
 /// `value` with the request id of `output`.
 pub(super) fn answer<T>(value: T, output: &impl RequestId) -> Answer<T> {

@@ -11,7 +11,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::byte_stream::error::Error as StreamError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
-use crate::s3::{CallError, Cause, Denial};
+use crate::aws::{CallError, Cause, Denial};
 
 /// What was looked for when there are no credentials.
 const SOURCES: &str = "no AWS credentials were found. Tried, in this order: AWS_ACCESS_KEY_ID and \
@@ -228,7 +228,7 @@ mod tests {
                 .http_client(create_mock_http_client())
                 .interceptor(MockResponseInterceptor::new().with_rule(&$rule));
             let client = $service::Client::from_conf(config.build());
-            let runtime = crate::s3::runtime().expect("threads");
+            let runtime = crate::aws::runtime().expect("threads");
             let answer = runtime.block_on(client.$operation()$(.$field("x"))*.send());
             call($name, &answer.map(drop).expect_err("the rule refuses"))
         }};

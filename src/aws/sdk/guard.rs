@@ -15,7 +15,7 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
 use super::classify::configuration;
-use crate::s3::{CallError, CloudConfig};
+use crate::aws::{CallError, CloudConfig};
 use crate::sys::path::shown;
 
 /// Where the SDK itself fetches credentials by plain http: instance metadata, ECS and EKS agents, all link-local

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::config::{Patience, Shared};
 use super::convert::{self, answer};
 use super::{Regional, attempts::Attempts, classify};
-use crate::s3::{
+use crate::aws::{
     Answer, CallError, Cause, Checksum, Encryption, Listed, Object, ObjectStore, Page, Part, Pieces, SLOWEST, Stored,
     UploadSettings, UploadTarget,
 };
@@ -72,7 +72,7 @@ impl Objects {
         }
         let Ok(found) = self.checksums(&target.bucket, &target.key, None).await else { return Err(refused) };
         let ours =
-            Checksum { algorithm: crate::s3::ChecksumAlgorithm::Crc64Nvme, value: crc64nvme.to_be_bytes().to_vec() };
+            Checksum { algorithm: crate::aws::ChecksumAlgorithm::Crc64Nvme, value: crc64nvme.to_be_bytes().to_vec() };
         let Answer { value: found, request_id } = found;
         if found.size != size || !found.checksums.contains(&ours) {
             return Err(refused);

@@ -15,7 +15,7 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::classify::configuration;
 use super::guard;
-use crate::s3::{CallError, CloudConfig, Credentials, Endpoints, SLOWEST, Timeouts};
+use crate::aws::{CallError, CloudConfig, Credentials, Endpoints, SLOWEST, Timeouts};
 
 /// What all clients are made from.
 pub(super) struct Shared {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::convert::answer;
 use super::{Regional, classify, config::Shared};
-use crate::s3::{Answer, CallError, Cause, DataKey, EncryptionContext, Grant, KeyFacts, KeyService};
+use crate::aws::{Answer, CallError, Cause, DataKey, EncryptionContext, Grant, KeyFacts, KeyService};
 
 pub(super) struct Keys {
     clients: Regional<Client>,

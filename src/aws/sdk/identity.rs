@@ -5,7 +5,7 @@ use aws_sdk_sts::Client;
 use aws_sdk_sts::config::Builder;
 
 use super::{classify, config::Shared, convert::answer};
-use crate::s3::{Answer, CallError, Identity, IdentityService};
+use crate::aws::{Answer, CallError, Identity, IdentityService};
 
 pub(super) struct Caller {
     client: Client,
