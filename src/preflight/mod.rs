@@ -3,27 +3,16 @@
 //! The checks do what the run will do later, in small: every file is opened for reading, a file is made in the
 //! output. They ask the system instead of guessing from permission bits, and they all run before anything is said.
 
-mod claim;
-mod explain;
-mod inputs;
-mod keys;
-mod kms;
-pub(crate) mod links;
-mod objects;
-mod output;
-mod probe;
-mod profiles;
-mod remote;
-mod repair;
+mod aws;
+mod local;
 mod report;
 pub(crate) mod tree;
-mod trouble;
-mod upload;
 
 use std::fs::File;
 use std::path::PathBuf;
 
-pub use profiles::{AWS_OWNED, Profile, check_key};
+pub use aws::profiles::{AWS_OWNED, Profile, check_key};
+pub(crate) use local::links;
 pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Report};
 
 use crate::audit::Trail;
@@ -32,8 +21,9 @@ use crate::spec::{Identity, InputSpec, Location, RunId, S3Uri, StagingRules};
 use crate::sys::beneath::Trust;
 use crate::sys::identity::{assume, is_root_of_machine};
 use crate::units::ByteSize;
-use probe::Probe;
-use remote::Remote;
+use aws::Remote;
+use aws::probe::Probe;
+use local::{claim, inputs};
 use tree::Tree;
 
 /// Proof that every input can be read and the output be written. Only [`check`] makes one, and it serves once:
@@ -158,15 +148,15 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
         Err(error) => return Err(powerless(&error)),
     };
     let mut remote = match cloud {
-        Some(cloud) if request.needs_cloud() => remote::ask(request, cloud),
+        Some(cloud) if request.needs_cloud() => aws::ask(request, cloud),
         Some(cloud) => {
             identify(cloud, request.trail);
             Remote::default()
         }
-        None => Remote { others: remote::without_cloud(request), ..Remote::default() },
+        None => Remote { others: aws::without_cloud(request), ..Remote::default() },
     };
     tagged.append(&mut remote.inputs);
-    needed += remote::graft(&mut tree, request, remote.found, &mut tagged);
+    needed += aws::graft(&mut tree, request, remote.found, &mut tagged);
     tagged.sort_by_key(|(input, _)| *input);
     let mut findings: Vec<Finding> = tagged.into_iter().map(|(_, finding)| finding).collect();
     if needed > space {
@@ -180,7 +170,7 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
             let _in_their_name = assume().map_err(|error| powerless(&error))?;
             let own = request.on_behalf.is_none() && !rules.shared_output && is_root_of_machine();
             let trust = if own { Trust::Own } else { Trust::Anybody };
-            let output = output::check(path, (overwrite, trust), &read, &mut findings);
+            let output = local::output::check(path, (overwrite, trust), &read, &mut findings);
             claim = claim::take(&output).unwrap_or_else(|finding| {
                 findings.push(finding);
                 None
@@ -188,7 +178,7 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
             Some(Output::Directory(output))
         }
         Some(Location::S3(uri)) => {
-            findings.extend(remote::overlap(uri, inputs));
+            findings.extend(aws::overlap(uri, inputs));
             remote.output.map(|(uri, settings, encryption)| Output::Prefix { uri, settings, encryption })
         }
         None => None,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tar::{Builder, EntryType, Header};
 
-use super::plan::{Plan, TOP};
-use super::survey::{Dereference, View, survey};
+use super::results::plan::{Plan, TOP};
+use super::results::survey::{Dereference, View, survey};
 use super::{Hold, StageError, Totals, inside, outside};
 use crate::fs::{FsError, Kind, ROOT, Scratch};
 

@@ -7,28 +7,14 @@
 mod archive;
 mod buffers;
 mod checksum;
-mod commit;
 mod contents;
-mod download;
 mod error;
-mod fetch;
-mod inherit;
-mod manifest;
-mod older;
-mod place;
-mod plan;
+mod inputs;
 mod pool;
-mod publish;
-mod remains;
-mod retire;
+mod results;
 mod rights;
-mod save;
-mod survey;
-mod target;
 mod tasks;
-mod upload;
 mod verify;
-mod verify_objects;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -44,23 +30,23 @@ use crate::fs::{ROOT, Scratch};
 use crate::preflight::{Cleared, Output};
 use crate::spec::{Identity, RunId, S3Uri, StagingRules};
 use crate::units::hex;
-use download::Download;
 use error::{inside, outside};
-use manifest::Sum;
-use older::Retired;
-use publish::Publication;
+use inputs::objects::Download;
+use results::files::Publication;
+use results::manifest::Sum;
+use results::objects::{Destination, Sender, Uploads};
+use results::older::Retired;
+use results::survey::Dereference;
 use rights::Rights;
-use survey::Dereference;
-use upload::{Destination, Sender, Uploads};
 
 pub use archive::archive;
 pub use contents::Contents;
 pub use error::{Astray, StageError};
-pub use manifest::{Incomplete, MANIFEST};
-pub use remains::Remains;
-pub use survey::View;
+pub use results::manifest::{Incomplete, MANIFEST};
+pub use results::remains::Remains;
+pub use results::survey::View;
+pub use verify::objects::prefix as verify_prefix;
 pub use verify::{Demands, Difference, Problem, Verification, VerifyError, directory as verify_directory};
-pub use verify_objects::prefix as verify_prefix;
 
 /// Requests to S3 under way at once, unless told otherwise. About 15 fill 10 Gbit/s with large parts (S3 User Guide,
 /// "Performance guidelines"); small objects are bound by the latency of each request and want more.
@@ -213,7 +199,7 @@ impl Stager {
     /// credentials of now; only inputs in S3 need it.
     pub fn fetch(&self, into: u64, cloud: Option<&Cloud>) -> Result<Totals, StageError> {
         let Some(cleared) = self.inputs.lock().take() else { return Ok(Totals::default()) };
-        let fetched = fetch::fetch(
+        let fetched = inputs::files::fetch(
             &cleared,
             &self.scratch,
             (&*self.progress, &self.rights()),
