@@ -1,4 +1,4 @@
-//! Errors to exit codes: `sysexits.h` numbers, one exhaustive match.
+//! Errors to exit statuses: one exhaustive match.
 
 use crate::run::CommandError;
 use crate::run::StateError;
@@ -7,137 +7,116 @@ use crate::run::error::{
     VerifyError,
 };
 use crate::serve::{ConfigError, ServeError};
-
-/// Wrong command line.
-pub const USAGE: u8 = 64;
-/// A document is not as it should be: a policy with defects, a trail that was changed.
-pub const DATA: u8 = 65;
-/// An input is missing or cannot be read.
-pub const NO_INPUT: u8 = 66;
-/// Something the machine should offer is not there.
-pub const UNAVAILABLE: u8 = 69;
-/// The system failed: the sealed process died, or a system call that should work did not.
-pub const SYSTEM: u8 = 71;
-/// An output cannot be created.
-pub const CANNOT_CREATE: u8 = 73;
-/// Reading or writing failed on the way.
-pub const IO: u8 = 74;
-/// Results were held, and nobody published them in time (`EX_TEMPFAIL`: another try may succeed).
-pub const UNPUBLISHED: u8 = 75;
-/// No permission.
-pub const NO_PERMISSION: u8 = 77;
-/// The machine or the command line asks for something that cannot be had together.
-pub const CONFIGURATION: u8 = 78;
-/// The command exists but cannot be executed, as a shell says it.
-pub const NOT_EXECUTABLE: u8 = 126;
-/// There is no such command, as a shell says it.
-pub const NOT_FOUND: u8 = 127;
+use crate::units::exit::Exit;
 
 /// The exit code for `error`.
 pub fn code(error: &RunError) -> u8 {
-    match error {
+    let exit = match error {
         RunError::Preflight(report) => preflight(report),
-        RunError::Aws { source } | RunError::RunKey { source, .. } => aws(source.cause).unwrap_or(UNAVAILABLE),
-        RunError::Verify(VerifyError::Unreadable { .. }) => NO_INPUT,
-        RunError::Verify(VerifyError::Unfit { .. }) => DATA,
+        RunError::Aws { source } | RunError::RunKey { source, .. } => aws(source.cause).unwrap_or(Exit::Unavailable),
+        RunError::Verify(VerifyError::Unreadable { .. }) => Exit::NoInput,
+        RunError::Verify(VerifyError::Unfit { .. }) => Exit::Data,
         RunError::Verify(VerifyError::Remote { source, .. }) => aws(source.cause).unwrap_or(fetch(source.cause)),
-        RunError::Audit(AuditError::Key { .. }) => CONFIGURATION,
-        RunError::Audit(_) => CANNOT_CREATE,
-        RunError::Unaudited(_) => IO,
-        RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => CONFIGURATION,
-        RunError::Crypt(_) => SYSTEM,
-        RunError::Backing(_) | RunError::Full(_) | RunError::NothingToPublish { .. } => CANNOT_CREATE,
-        RunError::Space(_) => IO,
+        RunError::Audit(AuditError::Key { .. }) => Exit::Configuration,
+        RunError::Audit(_) => Exit::CannotCreate,
+        RunError::Unaudited(_) => Exit::Io,
+        RunError::Crypt(CryptError::NotLocked(_) | CryptError::NoEngine(_)) => Exit::Configuration,
+        RunError::Crypt(_) => Exit::System,
+        RunError::Backing(_) | RunError::Full(_) | RunError::NothingToPublish { .. } => Exit::CannotCreate,
+        RunError::Space(_) => Exit::Io,
         RunError::Fs(error) => fs(error),
         RunError::Fuse(error) => fuse(error),
-        RunError::Fetch(StageError::Outside { .. }) => NO_INPUT,
+        RunError::Fetch(StageError::Outside { .. }) => Exit::NoInput,
         RunError::Fetch(StageError::Remote { source, .. }) => aws(source.cause).unwrap_or(fetch(source.cause)),
-        RunError::Fetch(StageError::NoCloud { .. }) => UNAVAILABLE,
-        RunError::Fetch(_) | RunError::Discarded(_) => IO,
-        RunError::Unpublished { .. } => UNPUBLISHED,
-        RunError::Command(CommandError::NotFound { .. }) => NOT_FOUND,
-        RunError::Command(CommandError::NotExecutable { .. }) => NOT_EXECUTABLE,
-        RunError::Command(CommandError::View { .. }) => NO_PERMISSION,
-        RunError::Command(CommandError::System { .. }) => SYSTEM,
-        RunError::Namespace(_) | RunError::Identity(IdentityError::Unprivileged) => NO_PERMISSION,
-        RunError::Identity(IdentityError::NoRange | IdentityError::Exhausted(_)) => CONFIGURATION,
-        RunError::Identity(IdentityError::System(_)) => SYSTEM,
-        RunError::State(StateError::InUse(_)) => USAGE,
-        RunError::State(StateError::OutputInUse { .. }) => CANNOT_CREATE,
-        RunError::State(StateError::Unknown(_) | StateError::Locked { .. }) => UNAVAILABLE,
-        RunError::State(StateError::Untrusted { .. }) => NO_PERMISSION,
-        RunError::State(StateError::System { .. } | StateError::InTheWay { .. }) => CANNOT_CREATE,
-        RunError::State(StateError::NoPlace { .. }) => CONFIGURATION,
-        RunError::MemoryLock { .. } => CONFIGURATION,
-        RunError::Report { .. } | RunError::Copy { .. } => CANNOT_CREATE,
-        RunError::Interrupted { signal, .. } => 128 + *signal as u8,
-        RunError::Ended { .. } | RunError::Incomplete(_) | RunError::Beside(_) => IO,
-        RunError::MountLost { .. } | RunError::CutOff | RunError::Lost(_) | RunError::System { .. } => SYSTEM,
-        RunError::Undying { .. } => SYSTEM,
-        RunError::Refused(_) | RunError::Unreachable { .. } => UNAVAILABLE,
-    }
+        RunError::Fetch(StageError::NoCloud { .. }) => Exit::Unavailable,
+        RunError::Fetch(_) | RunError::Discarded(_) => Exit::Io,
+        RunError::Unpublished { .. } => Exit::Unpublished,
+        RunError::Command(CommandError::NotFound { .. }) => Exit::NotFound,
+        RunError::Command(CommandError::NotExecutable { .. }) => Exit::NotExecutable,
+        RunError::Command(CommandError::View { .. }) => Exit::NoPermission,
+        RunError::Command(CommandError::System { .. }) => Exit::System,
+        RunError::Namespace(_) | RunError::Identity(IdentityError::Unprivileged) => Exit::NoPermission,
+        RunError::Identity(IdentityError::NoRange | IdentityError::Exhausted(_)) => Exit::Configuration,
+        RunError::Identity(IdentityError::System(_)) => Exit::System,
+        RunError::State(StateError::InUse(_)) => Exit::Usage,
+        RunError::State(StateError::OutputInUse { .. }) => Exit::CannotCreate,
+        RunError::State(StateError::Unknown(_) | StateError::Locked { .. }) => Exit::Unavailable,
+        RunError::State(StateError::Untrusted { .. }) => Exit::NoPermission,
+        RunError::State(StateError::System { .. } | StateError::InTheWay { .. }) => Exit::CannotCreate,
+        RunError::State(StateError::NoPlace { .. }) => Exit::Configuration,
+        RunError::MemoryLock { .. } => Exit::Configuration,
+        RunError::Report { .. } | RunError::Copy { .. } => Exit::CannotCreate,
+        RunError::Interrupted { signal, .. } => return Exit::by_signal(*signal as i32),
+        RunError::Ended { .. } | RunError::Incomplete(_) | RunError::Beside(_) => Exit::Io,
+        RunError::MountLost { .. } | RunError::CutOff | RunError::Lost(_) | RunError::System { .. } => Exit::System,
+        RunError::Undying { .. } => Exit::System,
+        RunError::Refused(_) | RunError::Unreachable { .. } => Exit::Unavailable,
+    };
+    exit.number()
 }
 
 /// The exit code of `runseal serve`.
-pub fn serve(error: &ServeError) -> u8 {
+pub fn serve(error: &ServeError) -> Exit {
     match error {
-        ServeError::Config(ConfigError::Read { .. }) => NO_INPUT,
-        ServeError::Config(_) | ServeError::Root(_) => CONFIGURATION,
-        ServeError::NotRoot => NO_PERMISSION,
-        ServeError::Socket { .. } => CANNOT_CREATE,
-        ServeError::Unseen(_) => UNAVAILABLE,
-        ServeError::Adopt(_) | ServeError::System { .. } => SYSTEM,
+        ServeError::Config(ConfigError::Read { .. }) => Exit::NoInput,
+        ServeError::Config(_) | ServeError::Root(_) => Exit::Configuration,
+        ServeError::NotRoot => Exit::NoPermission,
+        ServeError::Socket { .. } => Exit::CannotCreate,
+        ServeError::Unseen(_) => Exit::Unavailable,
+        ServeError::Adopt(_) | ServeError::System { .. } => Exit::System,
     }
 }
 
 /// The first finding decides: inputs come first. Why AWS refused weighs more than what it refused.
-fn preflight(report: &PreflightReport) -> u8 {
-    let Some(first) = report.findings.first() else { return SYSTEM };
+fn preflight(report: &PreflightReport) -> Exit {
+    let Some(first) = report.findings.first() else { return Exit::System };
     first.cause().and_then(aws).unwrap_or(finding(first.code))
 }
 
-fn finding(code: Code) -> u8 {
+fn finding(code: Code) -> Exit {
     match code {
-        Code::InputUriNotFound | Code::ImportFailed | Code::InputLinkOutside | Code::ModifiedInputResource => NO_INPUT,
-        Code::InputConflict => USAGE,
-        Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace => CANNOT_CREATE,
-        Code::AssumeRoleFailed | Code::RunKeyFailed | Code::KeyUnfit => UNAVAILABLE,
+        Code::InputUriNotFound | Code::ImportFailed | Code::InputLinkOutside | Code::ModifiedInputResource => {
+            Exit::NoInput
+        }
+        Code::InputConflict => Exit::Usage,
+        Code::ExportFailed | Code::OutputNotEmpty | Code::FileSystemOutOfSpace => Exit::CannotCreate,
+        Code::AssumeRoleFailed | Code::RunKeyFailed | Code::KeyUnfit => Exit::Unavailable,
     }
 }
 
 /// Causes that say more than what was asked for: no right, or nobody to ask.
-fn aws(cause: Cause) -> Option<u8> {
+fn aws(cause: Cause) -> Option<Exit> {
     match cause {
-        Cause::Denied => Some(NO_PERMISSION),
-        Cause::Credentials | Cause::Unreachable | Cause::Configuration => Some(UNAVAILABLE),
+        Cause::Denied => Some(Exit::NoPermission),
+        Cause::Credentials | Cause::Unreachable | Cause::Configuration => Some(Exit::Unavailable),
         Cause::NotFound | Cause::Archived | Cause::KeyState | Cause::KeyKind => None,
         Cause::Precondition | Cause::Corrupt | Cause::Rejected => None,
     }
 }
 
 /// What an input in S3 could not be read for.
-fn fetch(cause: Cause) -> u8 {
+fn fetch(cause: Cause) -> Exit {
     match cause {
-        Cause::NotFound | Cause::Archived | Cause::KeyState | Cause::KeyKind => NO_INPUT,
-        _ => IO,
+        Cause::NotFound | Cause::Archived | Cause::KeyState | Cause::KeyKind => Exit::NoInput,
+        _ => Exit::Io,
     }
 }
 
-fn fs(error: &FsError) -> u8 {
+fn fs(error: &FsError) -> Exit {
     match error {
-        FsError::NoInodes | FsError::Store(_) => CANNOT_CREATE,
-        _ => SYSTEM,
+        FsError::NoInodes | FsError::Store(_) => Exit::CannotCreate,
+        _ => Exit::System,
     }
 }
 
-fn fuse(error: &FuseError) -> u8 {
+fn fuse(error: &FuseError) -> Exit {
     match error {
         FuseError::Device { source, .. } | FuseError::Mount { source, .. } => {
-            if source.kind() == std::io::ErrorKind::PermissionDenied { NO_PERMISSION } else { UNAVAILABLE }
+            if source.kind() == std::io::ErrorKind::PermissionDenied { Exit::NoPermission } else { Exit::Unavailable }
         }
-        FuseError::Mountpoint { .. } => CANNOT_CREATE,
-        FuseError::Option(_) => USAGE,
-        FuseError::Session(_) => SYSTEM,
+        FuseError::Mountpoint { .. } => Exit::CannotCreate,
+        FuseError::Option(_) => Exit::Usage,
+        FuseError::Session(_) => Exit::System,
     }
 }
 

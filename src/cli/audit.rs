@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::audit::{AuditError, Demands, Fault, Summary, Witness, generate, verify};
-use crate::exit;
 use crate::run::error::RunError;
 use crate::sys::path::shown;
+use crate::units::exit::Exit;
 use crate::units::json;
 use crate::units::text::Shown;
 
@@ -104,7 +104,7 @@ fn check(args: &VerifyArgs) -> Result<u8, Failure> {
             Err(fault) => writeln!(out, "{}: {}", shown(&args.file), Shown(fault))?,
         }
     }
-    Ok(if verdict.is_ok() { 0 } else { exit::DATA })
+    Ok(if verdict.is_ok() { 0 } else { Exit::Data.number() })
 }
 
 fn tell(out: &mut impl Write, summary: &Summary, asked: bool) -> io::Result<()> {

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use crate::exit;
 use crate::run::{Verdict, examine};
 
+use crate::units::exit::Exit;
 use crate::units::json;
 use crate::units::text::Shown;
 
@@ -42,5 +42,5 @@ pub fn act(args: DoctorArgs) -> Result<u8, Failure> {
             }
         }
     }
-    Ok(if facts.iter().any(|fact| fact.verdict == Verdict::Fail) { exit::UNAVAILABLE } else { 0 })
+    Ok(if facts.iter().any(|fact| fact.verdict == Verdict::Fail) { Exit::Unavailable.number() } else { 0 })
 }

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use clap::{CommandFactory, Parser};
 
-use crate::exit;
 use crate::run::{knows_mount_option, warn};
 use crate::sys::mount::unescape;
 use crate::sys::path::shown;
+use crate::units::exit::Exit;
 
 use super::explain;
 
@@ -103,8 +103,10 @@ pub fn act(line: impl Iterator<Item = OsString>, perform: impl FnOnce(Vec<OsStri
         // The processes of the mount come back here too, and tell each other how it ended in the codes of runseal.
         code if std::process::id() != caller => code,
         0 => 0,
-        exit::USAGE | exit::NO_PERMISSION => WRONG_INVOCATION,
-        _ => MOUNT_FAILURE,
+        code => match Exit::of(code) {
+            Some(Exit::Usage | Exit::NoPermission) => WRONG_INVOCATION,
+            _ => MOUNT_FAILURE,
+        },
     }
 }
 

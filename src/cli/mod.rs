@@ -26,6 +26,7 @@ use crate::exit;
 use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, hide_credentials, mount_here, warn};
 use crate::serve::ServeError;
 use crate::sys::path::shown;
+use crate::units::exit::Exit;
 use crate::units::text::{Message, Outlet};
 
 /// Encrypted scratch for one run: its key is born and dies with it.
@@ -124,7 +125,7 @@ fn perform(line: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) => {
-            return if explain(&error) { exit::USAGE } else { 0 };
+            return if explain(&error) { Exit::Usage.number() } else { 0 };
         }
     };
     let voice = if cli.quiet { Voice::Quiet } else { Voice::Normal };
@@ -133,13 +134,13 @@ fn perform(line: impl IntoIterator<Item = OsString>) -> u8 {
         Err(failure) => {
             warn(&failure);
             match failure {
-                Failure::Usage(_) => exit::USAGE,
-                Failure::Input { .. } => exit::NO_INPUT,
+                Failure::Usage(_) => Exit::Usage.number(),
+                Failure::Input { .. } => Exit::NoInput.number(),
                 Failure::Run(error) => exit::code(&error),
-                Failure::Serve(error) => exit::serve(&error),
+                Failure::Serve(error) => exit::serve(&error).number(),
                 // A closed pipe is the reader's choice, as of `head`.
                 Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
-                Failure::Output(_) => exit::IO,
+                Failure::Output(_) => Exit::Io.number(),
             }
         }
     }
@@ -186,8 +187,91 @@ fn start_tracing() {
 mod tests {
     use clap::CommandFactory;
 
+    use super::*;
+
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    /// Numbers of two or three digits in `text`.
+    fn numbers(text: &str) -> Vec<u8> {
+        let words = text.split(|c: char| !c.is_ascii_digit()).filter(|word| (2..=3).contains(&word.len()));
+        words.filter_map(|word| word.parse().ok()).collect()
+    }
+
+    #[test]
+    fn help_tells_the_exit_statuses_of_the_one_table() {
+        let command = Cli::command();
+        let help = |name: &str| {
+            let subcommand = command.find_subcommand(name).expect("a subcommand");
+            subcommand.get_after_help().expect("a table of exit statuses").to_string()
+        };
+        for (name, text) in ["run", "preflight", "verify"].map(|name| (name, help(name))) {
+            let unknown: Vec<_> =
+                numbers(&text).into_iter().filter(|number| *number != 128 && Exit::of(*number).is_none()).collect();
+            assert_eq!(unknown, [0; 0], "{name}");
+        }
+        for exit in Exit::ALL {
+            let says = match exit {
+                Exit::Usage => "wrong command line",
+                Exit::Data => continue,
+                Exit::NoInput => "input missing or unreadable",
+                Exit::Unavailable => "machine or AWS lacks something",
+                Exit::System => "the sealed process died",
+                Exit::CannotCreate => "output, backing or report cannot be created",
+                Exit::Io => "reading or writing failed",
+                Exit::Unpublished => "results held in vain",
+                Exit::NoPermission => "no permission",
+                Exit::Configuration => "memory lock or cipher engine not to be had",
+                Exit::NotExecutable => "COMMAND cannot be executed",
+                Exit::NotFound => "COMMAND not found",
+            };
+            assert!(help("run").contains(&format!("{} {says}", exit.number())), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn documents_tell_the_exit_statuses_of_the_one_table() {
+        let read = |name: &str| {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            std::fs::read_to_string(path).expect(name).replace("\n", " ")
+        };
+        for (name, place, exits) in [
+            ("README.md", "the exit status is 75", &[Exit::Unpublished][..]),
+            ("docs/semantics.md", "the exit status is 75", &[Exit::Unpublished]),
+            ("docs/semantics.md", "the exit status is 74", &[Exit::Io]),
+            ("docs/semantics.md", "runseal exits with 71", &[Exit::System]),
+            (
+                "docs/operations.md",
+                "65 if something differs, 66 if there is no manifest, and 74",
+                &[Exit::Data, Exit::NoInput, Exit::Io],
+            ),
+            ("docs/operations.md", "| exit status 69 |", &[Exit::Unavailable]),
+            ("docs/operations.md", "--on-hold=fail`, or a time that fits: exit status 75", &[Exit::Unpublished]),
+            ("docs/operations.md", "resume --incomplete R`: exit status 74", &[Exit::Io]),
+            ("docs/operations.md", "in good order (exit status 143", &[]),
+            (
+                "docs/kms.md",
+                "Exit status: 77 if a permission is missing, 69 if AWS cannot be reached or is not configured, else 66 \
+                 for inputs and 73 for outputs",
+                &[Exit::NoPermission, Exit::Unavailable, Exit::NoInput, Exit::CannotCreate],
+            ),
+        ] {
+            assert!(read(name).contains(place), "{name}: {place}");
+            let told: Vec<_> = numbers(place).into_iter().filter_map(Exit::of).collect();
+            assert_eq!(told, exits, "{name}: {place}");
+        }
+        for name in ["README.md", "docs/semantics.md", "docs/operations.md", "docs/kms.md"] {
+            let text = read(name);
+            for phrase in ["exit status ", "exit status is ", "exits with "] {
+                for rest in text.split(phrase).skip(1) {
+                    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                    let told: Option<u8> = digits.parse().ok();
+                    let known = |told: u8| told == 0 || told > 128 || Exit::of(told).is_some();
+                    assert!(told.is_none_or(known), "{name}: {phrase}{digits}");
+                }
+            }
+        }
     }
 }

@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::aws::DataArgs;
 use super::{Failure, stdout};
-use crate::exit;
 use crate::policy::{Arn, Defect, KeySource, Needs, Place, Policies, Severity, Use, lint, write};
 use crate::spec::{KmsKey, Location, Region, S3Uri};
 use crate::sys::path::shown;
+use crate::units::exit::Exit;
 use crate::units::json;
 use crate::units::text::Shown;
 
@@ -177,7 +177,7 @@ fn check(args: &LintArgs) -> Result<u8, Failure> {
         defects.iter().try_for_each(|defect| tell(&mut out, &args.file, defect))?;
     }
     let worst = if args.strict { Severity::Warning } else { Severity::Error };
-    Ok(if defects.iter().any(|defect| defect.severity <= worst) { exit::DATA } else { 0 })
+    Ok(if defects.iter().any(|defect| defect.severity <= worst) { Exit::Data.number() } else { 0 })
 }
 
 fn tell(out: &mut impl Write, file: &Path, defect: &Defect) -> io::Result<()> {

@@ -15,7 +15,6 @@ use crate::units::text::Shown;
 
 use super::{Failure, aws, stdout, store};
 
-/// The table of `exit.rs`, as far as it can happen here.
 const EXIT_STATUS: &str = "\
 Exit status:
   0  nothing stands in the way             73 the output cannot be written, or the inputs do not fit

@@ -12,7 +12,7 @@ use crate::spec::{
 use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
 use super::{Failure, store};
 
-/// The table of `exit.rs`, for people.
+/// All of `units::exit`, for people; a test holds the two together, here and below.
 const EXIT_STATUS: &str = "\
 Exit status:
   that of COMMAND, or 128 + the number of the signal that killed it; before and after COMMAND:

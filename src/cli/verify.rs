@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::exit;
 use crate::run::{self, Verification, VerifyDemands};
 use crate::spec::{CommandRights, Location, RescueSpec, RunId, RunSpec, StagingRules, StoreSpec, TmpPolicy};
 use crate::units::ByteSize;
+use crate::units::exit::Exit;
 use crate::units::json;
 use crate::units::text::Shown;
 
@@ -100,8 +100,8 @@ pub fn act(args: VerifyArgs) -> Result<u8, Failure> {
     }
     Ok(match () {
         () if intact => 0,
-        () if found.differs() => exit::DATA,
-        () => exit::IO,
+        () if found.differs() => Exit::Data.number(),
+        () => Exit::Io.number(),
     })
 }
 

@@ -15,6 +15,7 @@ use super::view::{self, OF_TEMPORARY_FILES};
 use crate::spec::TmpPolicy;
 use crate::sys::path::shown;
 use crate::sys::process::{self, Inherited, Standing};
+use crate::units::exit::Exit;
 
 /// Directories every scratch starts with.
 pub const INPUT: &str = "input";
@@ -254,7 +255,7 @@ pub fn kill_everything() {
 fn exit_status(ended: WaitStatus) -> Option<u8> {
     match ended {
         WaitStatus::Exited(_, code) => Some(code as u8),
-        WaitStatus::Signaled(_, signal, _) => Some(128 + signal as u8),
+        WaitStatus::Signaled(_, signal, _) => Some(Exit::by_signal(signal as i32)),
         _ => None,
     }
 }

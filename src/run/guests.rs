@@ -13,11 +13,12 @@ use tokio::sync::oneshot;
 
 use super::command::{self, Surroundings};
 use super::control::{ExecOrder, Reply};
+use crate::units::exit::Exit;
 
 /// How long programs whose client is gone may take to end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
-/// What ends with the command has this exit status: 128 + SIGKILL.
-const KILLED: u8 = 137;
+/// What ends with the command has this exit status.
+const KILLED: u8 = Exit::by_signal(Signal::SIGKILL as i32);
 
 /// The guests of a run that are running.
 #[derive(Default)]

@@ -25,13 +25,11 @@ use crate::aws::Credentials;
 use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
 use crate::sys::path::shown;
 use crate::sys::{address, process};
+use crate::units::exit::Exit;
 use crate::units::{ByteSize, json};
 
 /// Name of the hidden subcommand that calls [`mount_here`].
 pub const SUBCOMMAND: &str = "serve-mount";
-/// Exit codes of what is not there and of what should work and does not (`EX_UNAVAILABLE`, `EX_OSERR`).
-const UNAVAILABLE: u8 = 69;
-const SYSTEM: u8 = 71;
 /// How long killed processes may take to be gone. One that waits for a disk may stay until the disk answers.
 const DEATH_TIME: Duration = Duration::from_secs(2);
 /// Longest text of a family that could not mount.
@@ -166,7 +164,8 @@ impl Family {
         credentials: Option<Credentials>,
         patience: Duration,
     ) -> Result<(Self, Vec<String>), NotMounted> {
-        let failed = |source| NotMounted::new(SYSTEM, format!("starting the family of a mount: {source}"));
+        let failed =
+            |source| NotMounted::new(Exit::System.number(), format!("starting the family of a mount: {source}"));
         let mut child = Self::launch(order, credentials).map_err(failed)?;
         let stderr = child.stderr.take().expect("piped");
         // The family lets go of its standard descriptors when it is ready.
@@ -178,13 +177,13 @@ impl Family {
         let findings = text.lines().find_map(|line| serde_json::from_str(line.strip_prefix(FINDINGS)?).ok());
         let said: Vec<_> = text.lines().filter_map(message).collect();
         if !status.success() {
-            let code = status.code().map_or(SYSTEM, |code| code as u8);
+            let code = status.code().map_or(Exit::System.number(), |code| code as u8);
             let message = if said.is_empty() { "the family of the mount died".to_owned() } else { said.join("\n") };
             return Err(NotMounted { findings: findings.unwrap_or_default(), ..NotMounted::new(code, message) });
         }
         match Self::find(&order.id) {
             Ok(family) => Ok((family, said)),
-            Err(_) => Err(NotMounted::new(SYSTEM, "the mount ended as soon as it was ready")),
+            Err(_) => Err(NotMounted::new(Exit::System.number(), "the mount ended as soon as it was ready")),
         }
     }
 
@@ -227,10 +226,10 @@ impl Family {
             if let Err(error) = state::clean(&order.id) {
                 message += &format!("; {error}");
             }
-            return NotMounted::new(UNAVAILABLE, message);
+            return NotMounted::new(Exit::Unavailable.number(), message);
         }
         message += "; its processes are killed, and end when the kernel lets them";
-        NotMounted { left: family.map(Box::new), ..NotMounted::new(UNAVAILABLE, message) }
+        NotMounted { left: family.map(Box::new), ..NotMounted::new(Exit::Unavailable.number(), message) }
     }
 
     /// The family of the live run with this id.

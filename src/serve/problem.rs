@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::run::NotMounted;
 use crate::run::error::RunError;
+use crate::units::exit::Exit;
 use crate::units::json;
 use crate::units::text::Message;
 
@@ -75,24 +76,26 @@ impl Kind {
     ];
 
     /// Name behind [`TYPE_PREFIX`], HTTP status, title, exit code.
-    fn row(self) -> (&'static str, u16, &'static str, u8) {
+    fn row(self) -> (&'static str, u16, &'static str, Exit) {
         match self {
-            Self::Usage => ("usage", 400, "The request makes no sense", 64),
-            Self::NotFound => ("not-found", 404, "There is no such thing", 69),
-            Self::Method => ("method", 405, "The path knows no such method", 64),
-            Self::Forbidden => ("forbidden", 403, "Not allowed", 77),
-            Self::InUse => ("in-use", 409, "The name or directory is taken", 64),
-            Self::Busy => ("busy", 409, "Something else is going on", 69),
-            Self::Held => ("held", 409, "Results would be lost", 69),
-            Self::Limit => ("limit", 429, "A limit of this node is reached", 69),
-            Self::TooLarge => ("too-large", 413, "The request is too large", 64),
-            Self::Timeout => ("timeout", 408, "The request came too slowly", 69),
-            Self::NoInput => ("no-input", 422, "An input is missing or unreadable", 66),
-            Self::CannotCreate => ("cannot-create", 507, "Something cannot be made", 73),
-            Self::Unavailable => ("unavailable", 503, "The node lacks something", 69),
-            Self::System => ("system", 500, "Something that should work did not", 71),
-            Self::Io => ("io", 500, "Reading or writing failed", 74),
-            Self::Configuration => ("configuration", 500, "The node cannot give what is configured", 78),
+            Self::Usage => ("usage", 400, "The request makes no sense", Exit::Usage),
+            Self::NotFound => ("not-found", 404, "There is no such thing", Exit::Unavailable),
+            Self::Method => ("method", 405, "The path knows no such method", Exit::Usage),
+            Self::Forbidden => ("forbidden", 403, "Not allowed", Exit::NoPermission),
+            Self::InUse => ("in-use", 409, "The name or directory is taken", Exit::Usage),
+            Self::Busy => ("busy", 409, "Something else is going on", Exit::Unavailable),
+            Self::Held => ("held", 409, "Results would be lost", Exit::Unavailable),
+            Self::Limit => ("limit", 429, "A limit of this node is reached", Exit::Unavailable),
+            Self::TooLarge => ("too-large", 413, "The request is too large", Exit::Usage),
+            Self::Timeout => ("timeout", 408, "The request came too slowly", Exit::Unavailable),
+            Self::NoInput => ("no-input", 422, "An input is missing or unreadable", Exit::NoInput),
+            Self::CannotCreate => ("cannot-create", 507, "Something cannot be made", Exit::CannotCreate),
+            Self::Unavailable => ("unavailable", 503, "The node lacks something", Exit::Unavailable),
+            Self::System => ("system", 500, "Something that should work did not", Exit::System),
+            Self::Io => ("io", 500, "Reading or writing failed", Exit::Io),
+            Self::Configuration => {
+                ("configuration", 500, "The node cannot give what is configured", Exit::Configuration)
+            }
         }
     }
 
@@ -102,14 +105,14 @@ impl Kind {
     }
 
     fn of_exit(code: u8) -> Self {
-        match code {
-            64 => Self::Usage,
-            66 => Self::NoInput,
-            69 => Self::Unavailable,
-            73 => Self::CannotCreate,
-            74 => Self::Io,
-            77 => Self::Forbidden,
-            78 => Self::Configuration,
+        match Exit::of(code) {
+            Some(Exit::Usage) => Self::Usage,
+            Some(Exit::NoInput) => Self::NoInput,
+            Some(Exit::Unavailable) => Self::Unavailable,
+            Some(Exit::CannotCreate) => Self::CannotCreate,
+            Some(Exit::Io) => Self::Io,
+            Some(Exit::NoPermission) => Self::Forbidden,
+            Some(Exit::Configuration) => Self::Configuration,
             _ => Self::System,
         }
     }
@@ -181,9 +184,16 @@ pub struct Document {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (name, status, title, exit_code) = self.kind.row();
+        let (name, status, title, exit) = self.kind.row();
         let Self { detail, findings, .. } = self;
-        let document = Document { kind: format!("{TYPE_PREFIX}{name}"), title, status, detail, exit_code, findings };
+        let document = Document {
+            kind: format!("{TYPE_PREFIX}{name}"),
+            title,
+            status,
+            detail,
+            exit_code: exit.number(),
+            findings,
+        };
         let body = json::to_vec(&document).expect("strings and numbers only");
         let mut response = body.into_response();
         *response.status_mut() = StatusCode::from_u16(status).expect("the table holds valid numbers");
@@ -208,6 +218,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_manual_tells_their_names_and_numbers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+        let text = std::fs::read_to_string(path).expect("docs/operations.md");
+        let table = text.split("| `urn:runseal:problem:` |").nth(1).expect("the table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let told = rows.flat_map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let (names, numbers): (Vec<_>, Vec<_>) = (cells[1].split(", ").collect(), cells[2].split(", ").collect());
+            let number = |at: usize| numbers.get(at).or(numbers.last()).expect("a number").to_string();
+            names.iter().enumerate().map(|(at, name)| (name.to_string(), number(at))).collect::<Vec<_>>()
+        });
+        let known = Kind::ALL.iter().map(|kind| (format!("`{}`", kind.name()), kind.row().1.to_string()));
+        let (mut told, mut known): (Vec<_>, Vec<_>) = (told.collect(), known.collect());
+        told.sort();
+        known.sort();
+        assert_eq!(told, known);
+    }
+
     // promise: T-44
     #[test]
     fn a_name_in_a_problem_is_escaped() {
@@ -218,7 +247,7 @@ mod tests {
     #[test]
     fn exit_codes_of_a_family_keep_their_meaning() {
         for code in [64, 66, 69, 71, 73, 74, 77, 78] {
-            assert_eq!(Kind::of_exit(code).row().3, code);
+            assert_eq!(Kind::of_exit(code).row().3.number(), code);
         }
         assert_eq!(Kind::of_exit(1), Kind::System);
     }

@@ -1,5 +1,6 @@
-//! Units shared by every layer: the sector, byte sizes people write, bytes, times and text as they are shown.
+//! Units shared by every layer: the sector, byte sizes people write, bytes, times and text as they are shown, exit statuses.
 
+pub mod exit;
 pub mod json;
 pub mod text;
 
