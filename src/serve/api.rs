@@ -20,7 +20,8 @@ use super::model::{
 };
 use super::peer::Caller;
 use super::problem::{Document, Kind, Problem};
-use super::runs::Runs;
+use super::runs::{Results, Runs};
+use super::table::Attempt;
 
 /// What handlers work with.
 pub struct Node {
@@ -150,15 +151,15 @@ async fn end(
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<RunView>, Problem> {
-    let discard = match query.as_deref() {
-        None | Some("" | "discard=false") => false,
-        Some("discard" | "discard=true") => true,
+    let results = match query.as_deref() {
+        None | Some("" | "discard=false") => Results::Keep,
+        Some("discard" | "discard=true") => Results::Discard,
         Some(other) => {
             let detail = format!("query `{other}`: only `discard` and `discard=true` are known");
             return Err(Problem::new(Kind::Usage, detail));
         }
     };
-    Ok(Json(node.runs.end(&id, discard, caller).await?))
+    Ok(Json(node.runs.end(&id, results, caller).await?))
 }
 
 /// Publish what is in `output`; answers when all is there. If that fails the run is held, and nothing is lost
@@ -178,7 +179,7 @@ async fn publish(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Json<RunView>, Problem> {
-    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, false, caller).await?))
+    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, Attempt::First, caller).await?))
 }
 
 /// Publish the results of a held run again
@@ -198,7 +199,7 @@ async fn resume(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Json<RunView>, Problem> {
-    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, true, caller).await?))
+    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, Attempt::Again, caller).await?))
 }
 
 /// Whether the node can take runs

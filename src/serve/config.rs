@@ -301,6 +301,13 @@ impl Config {
     pub fn backing(&self) -> impl Iterator<Item = &Path> {
         self.mounts.backing.iter().map(|directory| directory.get_ref().as_path())
     }
+
+    /// The first directory of `wanted` that may take none, and which may.
+    pub fn foreign_backing(&self, wanted: &[PathBuf]) -> Option<String> {
+        let foreign = wanted.iter().find(|wanted| !self.backing().any(|path| path == *wanted))?;
+        let allowed: Vec<_> = self.backing().map(shown).collect();
+        Some(format!("{}: this node allows {}", shown(foreign), allowed.join(", ")))
+    }
 }
 
 /// Who may change the file, or put another in its place, has the rights of the service.

@@ -5,13 +5,15 @@
 //! | `config` | the TOML file |
 //! | `http`, `wire` | connections, their limits and times; `peer`: who calls; `account`: whom they count as |
 //! | `api`, `model`, `problem` | paths, JSON, errors; `docs/openapi.json` is made from them |
-//! | `runs` | the table of runs: limits, start, end, adoption |
-//! | `staging` | which inputs, outputs and credentials a caller may name |
+//! | `admission` | what a request becomes for this caller: checked, and filled in |
+//! | `table` | the states of runs, drawn, and the limits; knows no process |
+//! | `runs` | the verbs: create, publish, end, adopt |
 //! | `mountpoint` | directories to mount on; `sight`: whether others see what is mounted there |
 //! | `docker`, `volumes` | the volume plugin of Docker, and the volumes behind it |
 //! | `health`, `metrics` | how the node is |
 
 mod account;
+mod admission;
 mod api;
 mod config;
 mod docker;
@@ -24,7 +26,7 @@ mod peer;
 mod problem;
 mod runs;
 mod sight;
-mod staging;
+mod table;
 mod volumes;
 mod wire;
 

@@ -299,6 +299,17 @@ pub enum RunState {
     Ended,
 }
 
+impl RunState {
+    /// All of them, in the order of a life.
+    pub const ALL: [Self; 7] =
+        [Self::Starting, Self::Serving, Self::Publishing, Self::Held, Self::Published, Self::Ending, Self::Ended];
+
+    /// As clients see it.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default()
+    }
+}
+
 /// How a run ended
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

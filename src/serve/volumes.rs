@@ -13,10 +13,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::admission::OF_VOLUMES;
 use super::model::{Owner, RunRequest, RunState, Size};
 use super::peer::Caller;
 use super::problem::{Kind, Problem};
-use super::runs::{OF_VOLUMES, Runs};
+use super::runs::{Results, Runs};
 use crate::spec::RunId;
 use crate::sys::path::shown;
 use crate::sys::replace::replace;
@@ -82,7 +83,7 @@ impl Volumes {
         let volumes = Arc::new(Self { runs, file, table: Mutex::new(table) });
         volumes.save()?;
         for run in unused {
-            if let Err(problem) = volumes.runs.end(run.as_str(), true, Caller::ROOT).await {
+            if let Err(problem) = volumes.runs.end(run.as_str(), Results::Discard, Caller::ROOT).await {
                 tracing::warn!("the run {run} of a volume nobody uses: {problem}");
             }
         }
@@ -158,7 +159,7 @@ impl Volumes {
         })?;
         self.keep(name)?;
         let Some(run) = last else { return Ok(()) };
-        match self.runs.end(run.as_str(), true, Caller::ROOT).await {
+        match self.runs.end(run.as_str(), Results::Discard, Caller::ROOT).await {
             Err(problem) if problem.kind != Kind::NotFound => return Err(problem),
             _ => {}
         }
@@ -230,12 +231,8 @@ impl Volumes {
             };
             read.map_err(|problem| refuse(Kind::Usage, name, format!("option {key}={value}: {problem}")))?;
         }
-        let settings = self.runs.settings();
-        if let Some(wrong) = request.backing.iter().find(|path| !settings.config.backing().any(|known| known == *path))
-        {
-            let known: Vec<_> = settings.config.backing().map(shown).collect();
-            let problem = format!("option backing={}: this node allows {}", shown(wrong), known.join(", "));
-            return Err(refuse(Kind::Usage, name, problem));
+        if let Some(foreign) = self.runs.settings().config.foreign_backing(&request.backing) {
+            return Err(refuse(Kind::Usage, name, format!("option backing={foreign}")));
         }
         let uid = uid.unwrap_or(0);
         request.owner = Some(Owner { uid, gid: gid.unwrap_or(uid) });
