@@ -27,9 +27,9 @@ fn content(criterion: &mut Criterion) {
     let data = vec![0x5a; 1 << 20];
     for (name, backing) in backings() {
         let store = store(backing);
-        let content = Content::new();
+        let content = Content::new(store.clone());
         for offset in (0..FILE).step_by(data.len()) {
-            content.write_at(&store, offset as u64, &data).expect("room");
+            content.write_at(offset as u64, &data).expect("room");
         }
         for size in [4096, 128 << 10, 1 << 20] {
             group.throughput(Throughput::Bytes(size as u64));
@@ -40,27 +40,25 @@ fn content(criterion: &mut Criterion) {
                 (position - position % 4096) as u64
             };
             group.bench_function(BenchmarkId::new(format!("{name}/overwrite"), size), |bench| {
-                bench.iter(|| content.write_at(&store, next(), &data[..size]).expect("room"));
+                bench.iter(|| content.write_at(next(), &data[..size]).expect("room"));
             });
             let mut buf = vec![0; size];
             group.bench_function(BenchmarkId::new(format!("{name}/read"), size), |bench| {
-                bench.iter(|| content.read_at(&store, next(), black_box(&mut buf)).expect("readable"));
+                bench.iter(|| content.read_at(next(), black_box(&mut buf)).expect("readable"));
             });
-            let fresh = Content::new();
+            let fresh = Content::new(store.clone());
             let mut end = 0;
             group.bench_function(BenchmarkId::new(format!("{name}/append"), size), |bench| {
                 bench.iter(|| {
                     if end > FILE as u64 {
-                        fresh.set_size(&store, 0).expect("truncating needs no space");
+                        fresh.set_size(0).expect("truncating needs no space");
                         end = 0;
                     }
-                    fresh.write_at(&store, end, &data[..size]).expect("room");
+                    fresh.write_at(end, &data[..size]).expect("room");
                     end += size as u64;
                 });
             });
-            fresh.clear(&store);
         }
-        content.clear(&store);
     }
     let mut baseline = vec![0; 1 << 20];
     group.throughput(Throughput::Bytes(1 << 20));

@@ -29,56 +29,53 @@ const PIECE: usize = 64 << 10;
 #[test]
 fn whole_sectors_are_encrypted_once_and_written_once() {
     let store = store(Box::new(MemoryBacking::new(4)));
-    let file = Content::new();
+    let file = Content::new(store.clone());
     for (what, offset, length) in [("new", 0, KIB4), ("in place", 0, KIB4), ("new", MIB, MIB), ("in place", MIB, MIB)] {
-        let spent = spent(&store, || file.write_at(&store, offset as u64, &vec![1; length]).expect("room"));
+        let spent = spent(&store, || file.write_at(offset as u64, &vec![1; length]).expect("room"));
         assert_eq!(spent, written(length.div_ceil(PIECE), length), "{length} bytes, {what}");
     }
     for (offset, length) in [(0, KIB4), (MIB, MIB)] {
         let spent = spent(&store, || {
-            file.read_at(&store, offset as u64, &mut vec![0; length]).expect("readable");
+            file.read_at(offset as u64, &mut vec![0; length]).expect("readable");
         });
         assert_eq!(spent, read(1, length), "{length} bytes");
     }
-    file.clear(&store);
 }
 
 #[test]
 fn part_of_a_sector_costs_that_sector() {
     let store = store(Box::new(MemoryBacking::new(4)));
-    let file = Content::new();
-    let new = spent(&store, || file.write_at(&store, 100, b"first").expect("room"));
+    let file = Content::new(store.clone());
+    let new = spent(&store, || file.write_at(100, b"first").expect("room"));
     assert_eq!(new, written(1, KIB4), "nothing is read that was never written");
-    let old = spent(&store, || file.write_at(&store, 50, b"again").expect("room"));
+    let old = spent(&store, || file.write_at(50, b"again").expect("room"));
     assert_eq!(old, StoreStats { bytes_decrypted: KIB4 as u64, backing_reads: 1, ..written(1, KIB4) });
-    let byte = spent(&store, || assert_eq!(file.read_at(&store, 100, &mut [0; 1]).expect("readable"), 1));
+    let byte = spent(&store, || assert_eq!(file.read_at(100, &mut [0; 1]).expect("readable"), 1));
     assert_eq!(byte, read(1, KIB4));
-    file.clear(&store);
 }
 
 #[test]
 fn what_was_written_in_pieces_is_read_in_one() {
     let store = store(Box::new(MemoryBacking::new(4)));
-    let file = Content::new();
+    let file = Content::new(store.clone());
     for piece in 0..MIB / KIB4 {
-        file.write_at(&store, (piece * KIB4) as u64, &[7; KIB4]).expect("room");
+        file.write_at((piece * KIB4) as u64, &[7; KIB4]).expect("room");
     }
-    let whole = spent(&store, || assert_eq!(file.read_at(&store, 0, &mut vec![0; MIB]).expect("readable"), MIB));
+    let whole = spent(&store, || assert_eq!(file.read_at(0, &mut vec![0; MIB]).expect("readable"), MIB));
     assert_eq!(whole, read(1, MIB));
-    file.clear(&store);
 }
 
 #[test]
 fn sharing_truncating_and_deleting_move_no_bytes() {
     let store = store(Box::new(MemoryBacking::new(4)));
-    let (file, copy) = (Content::new(), Content::new());
-    file.write_at(&store, 0, &vec![1; MIB]).expect("room");
+    let (file, copy) = (Content::new(store.clone()), Content::new(store.clone()));
+    file.write_at(0, &vec![1; MIB]).expect("room");
     let nothing = spent(&store, || {
-        copy.copy_from(&store, 0, &file, 0, MIB as u64).expect("room");
-        copy.set_size(&store, 4 * MIB as u64).expect("a size");
-        copy.set_size(&store, KIB4 as u64).expect("a size");
-        copy.clear(&store);
-        file.clear(&store);
+        copy.copy_from(0, &file, 0, MIB as u64).expect("room");
+        copy.set_size(4 * MIB as u64).expect("a size");
+        copy.set_size(KIB4 as u64).expect("a size");
+        drop(copy);
+        drop(file);
     });
     assert_eq!(nothing, StoreStats::default());
 }
@@ -87,22 +84,21 @@ fn sharing_truncating_and_deleting_move_no_bytes() {
 fn the_hot_path_does_not_allocate() {
     let directory = tempfile::tempdir().expect("a directory");
     let store = store(Box::new(AnonBacking::open(&[directory.path().to_owned()]).expect("arena files")));
-    let file = Content::new();
+    let file = Content::new(store.clone());
     let (data, mut buffer) = (vec![1; MIB], vec![0; MIB]);
     // Warm: buffers are in the pool, the key schedule is in its cache, the file is one extent.
-    file.write_at(&store, 0, &data).expect("room");
-    file.read_at(&store, 0, &mut buffer).expect("readable");
+    file.write_at(0, &data).expect("room");
+    file.read_at(0, &mut buffer).expect("readable");
     let mut end = MIB as u64;
     for length in [KIB4, MIB] {
         let data = &data[..length];
-        assert_eq!(allocations(|| file.write_at(&store, 0, data).expect("room")), 0, "{length} in place");
-        assert_eq!(allocations(|| file.write_at(&store, end, data).expect("room")), 0, "{length} appended");
+        assert_eq!(allocations(|| file.write_at(0, data).expect("room")), 0, "{length} in place");
+        assert_eq!(allocations(|| file.write_at(end, data).expect("room")), 0, "{length} appended");
         end += length as u64;
-        let count = allocations(|| _ = file.read_at(&store, 0, &mut buffer[..length]).expect("readable"));
+        let count = allocations(|| _ = file.read_at(0, &mut buffer[..length]).expect("readable"));
         assert_eq!(count, 0, "{length} read");
     }
-    assert_eq!(allocations(|| file.write_at(&store, 10, b"part").expect("room")), 0, "part of a sector");
-    file.clear(&store);
+    assert_eq!(allocations(|| file.write_at(10, b"part").expect("room")), 0, "part of a sector");
 }
 
 #[test]

@@ -1,43 +1,33 @@
 //! Regular files: bytes in and out.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::{Fallocate, FsError, Scratch, Time, WriteMode};
-use crate::store::{Content, Store};
-use crate::units::SECTOR_U64;
+use crate::store::SizePolicy;
 
 /// Largest size of a file: `off_t` ends there.
 const MAX_SIZE: u64 = i64::MAX as u64;
-/// Bytes of one block as `st_blocks` counts them.
-const BLOCK: u64 = 512;
-
-/// A content, and the store it gives everything back to when it goes.
-pub(super) struct File {
-    content: Content,
-    store: Arc<Store>,
-}
 
 impl Scratch {
     /// Reads at `offset` up to the end of `buf` or of the file; returns the bytes read.
     pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         let inode = self.inode(ino)?;
-        let file = inode.file()?;
+        let content = inode.content()?;
         self.losses.read(ino, offset..offset.saturating_add(buf.len() as u64));
-        Ok(file.content.read_at(&file.store, offset, buf)?)
+        Ok(content.read_at(offset, buf)?)
     }
 
     /// Writes all of `data` at `offset`.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<(), FsError> {
         let inode = self.inode(ino)?;
-        let file = inode.file()?;
+        let content = inode.content()?;
         if data.is_empty() {
             return Ok(());
         }
         let range = offset..end(offset, data.len() as u64)?;
         let written = match mode.accepted {
-            true => file.content.write_back_at(&file.store, offset, data),
-            false => file.content.write_at(&file.store, offset, data),
+            true => content.write_back_at(offset, data),
+            false => content.write_at(offset, data),
         };
         match written {
             Ok(()) => self.losses.mend(ino, range),
@@ -55,17 +45,17 @@ impl Scratch {
     /// Reserves, zeroes or frees a range (fallocate(2)).
     pub fn fallocate(&self, ino: u64, offset: u64, len: u64, mode: Fallocate) -> Result<(), FsError> {
         let inode = self.inode(ino)?;
-        let File { content, store } = inode.file()?;
+        let content = inode.content()?;
         if len == 0 {
             return Err(FsError::Invalid);
         }
         let range = offset..end(offset, len)?;
         match mode {
-            Fallocate::Allocate { keep_size } => content.allocate(store, offset, len, keep_size)?,
-            Fallocate::Punch => content.punch(store, offset, len)?,
+            Fallocate::Allocate { keep_size } => content.allocate(offset, len, policy(keep_size))?,
+            Fallocate::Punch => content.punch(offset, len)?,
             Fallocate::Zero { keep_size } => {
-                content.punch(store, offset, len)?;
-                content.allocate(store, offset, len, keep_size)?;
+                content.punch(offset, len)?;
+                content.allocate(offset, len, policy(keep_size))?;
             }
         }
         if !matches!(mode, Fallocate::Allocate { .. }) {
@@ -86,7 +76,7 @@ impl Scratch {
         len: u64,
     ) -> Result<u64, FsError> {
         let (source, target) = (self.inode(from)?, self.inode(to)?);
-        let (source, file) = (source.file()?, target.file()?);
+        let (source, content) = (source.content()?, target.content()?);
         let len = len.min(source.size().saturating_sub(from_offset));
         if len == 0 {
             return Ok(0);
@@ -97,7 +87,7 @@ impl Scratch {
         }
         self.losses.read(from, from_offset..from_offset + len);
         let range = to_offset..to_offset + len;
-        let copied = file.content.copy_from(&file.store, to_offset, &source.content, from_offset, len);
+        let copied = content.copy_from(to_offset, source, from_offset, len);
         match copied {
             Ok(_) => self.losses.mend(to, range),
             Err(_) => self.losses.lose(to, range),
@@ -110,48 +100,27 @@ impl Scratch {
     /// Whether space is reserved in a file that is not written yet and can be, which takes memory.
     pub fn has_reserved(&self, ino: u64) -> bool {
         self.store.metadata().extents() > 0
-            && self.inode(ino).is_ok_and(|inode| inode.file().is_ok_and(|file| file.content.has_reserved()))
+            && self.inode(ino).is_ok_and(|inode| inode.content().is_ok_and(|content| content.has_reserved()))
     }
 
     /// Sectors that a file takes, reserved ones included; 0 for what is no file.
     pub fn allocated(&self, ino: u64) -> u64 {
-        self.inode(ino).ok().and_then(|inode| Some(inode.file().ok()?.content.sectors())).unwrap_or(0)
+        self.inode(ino).ok().and_then(|inode| Some(inode.content().ok()?.sectors())).unwrap_or(0)
     }
 
     /// First range of data that ends behind `offset`, cut at `offset`.
     pub fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>, FsError> {
         let inode = self.inode(ino)?;
-        Ok(inode.file()?.content.next_data(offset))
+        Ok(inode.content()?.next_data(offset))
     }
 }
 
-impl File {
-    pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { content: Content::new(), store }
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.content.size()
-    }
-
-    pub(super) fn blocks(&self) -> u64 {
-        self.content.sectors() * (SECTOR_U64 / BLOCK)
-    }
-
-    pub(super) fn set_size(&self, size: u64) -> Result<(), FsError> {
-        end(0, size)?;
-        Ok(self.content.set_size(&self.store, size)?)
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        self.content.clear(&self.store);
-    }
+fn policy(keep_size: bool) -> SizePolicy {
+    if keep_size { SizePolicy::Keep } else { SizePolicy::Grow }
 }
 
 /// The end of a range, if a file may be that large.
-fn end(offset: u64, len: u64) -> Result<u64, FsError> {
+pub(super) fn end(offset: u64, len: u64) -> Result<u64, FsError> {
     offset.checked_add(len).filter(|&end| end <= MAX_SIZE).ok_or(FsError::TooLarge)
 }
 

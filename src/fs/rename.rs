@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 
-use super::dir::{Directory, Entries, entry_memory};
-use super::inode::{Inode, Meta, Node, inode_memory};
-use super::namespace::check_name;
+use super::names::check_name;
+use super::node::{Directory, Entries, Inode, Meta, Node, entry_memory, inode_memory};
 use super::{Caller, FsError, Kind, ROOT, RenameFlags, Scratch, Time};
 
 impl Scratch {

@@ -1,6 +1,6 @@
 //! Set-user-ID and set-group-ID: what takes them away.
 
-use super::inode::{GROUP_EXECUTE, SETGID, SETUID};
+use super::node::{GROUP_EXECUTE, SETGID, SETUID};
 use super::{FsError, Kind, Scratch};
 
 /// A change after which set-user-ID or set-group-ID may promise what is no longer so.

@@ -27,23 +27,23 @@ pub(super) struct BufferPool {
 
 impl BufferPool {
     /// Borrows buffers for one operation. The content of `cipher` is arbitrary, `plain` is zero.
-    pub fn take(&self) -> Lease<'_> {
+    pub fn take(&self) -> BufferLease<'_> {
         let pooled = self.free.lock().pop();
         let buffers = pooled.unwrap_or_else(|| Buffers {
             cipher: vec![0; PIECE_SECTORS * SECTOR].into_boxed_slice(),
             plain: Box::new([0; SECTOR]),
         });
-        Lease { pool: self, buffers: Some(buffers) }
+        BufferLease { pool: self, buffers: Some(buffers) }
     }
 }
 
 /// Buffers that go back to their pool when dropped.
-pub(super) struct Lease<'a> {
+pub(super) struct BufferLease<'a> {
     pool: &'a BufferPool,
     buffers: Option<Buffers>,
 }
 
-impl std::ops::Deref for Lease<'_> {
+impl std::ops::Deref for BufferLease<'_> {
     type Target = Buffers;
 
     fn deref(&self) -> &Buffers {
@@ -51,13 +51,13 @@ impl std::ops::Deref for Lease<'_> {
     }
 }
 
-impl std::ops::DerefMut for Lease<'_> {
+impl std::ops::DerefMut for BufferLease<'_> {
     fn deref_mut(&mut self) -> &mut Buffers {
         self.buffers.as_mut().expect("taken in drop only")
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for BufferLease<'_> {
     fn drop(&mut self) {
         if let Some(mut buffers) = self.buffers.take() {
             // An ordinary store is enough: the buffer lives on in the pool, so the compiler cannot drop it as dead.

@@ -1,7 +1,7 @@
 //! The encrypted store: plaintext above, ciphertext below. Knows no paths and no inodes.
 //!
 //! A [`Content`] is the bytes of one file; the [`Store`] is what all contents of a run share. Down from here:
-//! `content` cuts a byte range ([`range`]), finds or allocates sectors ([`extent`], [`alloc`], [`space`]), has the
+//! `content` cuts a byte range ([`range`]), finds or allocates sectors ([`layout`], [`extent`], [`alloc`], [`space`]), has the
 //! keyring encrypt them into a pooled buffer ([`buffer`]), and writes that to the backing. [`headroom`] is the space
 //! behind the limit, for data that somebody was told is written already; [`budget`] is the memory for what is known
 //! of files.
@@ -12,6 +12,7 @@ mod buffer;
 mod content;
 mod extent;
 mod headroom;
+mod layout;
 mod range;
 mod space;
 #[cfg(test)]
@@ -25,8 +26,8 @@ use serde::Serialize;
 
 use self::alloc::Run;
 pub use self::budget::Budget;
-use self::buffer::{BufferPool, CHUNK_SECTORS};
-pub use self::content::Content;
+use self::buffer::{BufferLease, BufferPool, CHUNK_SECTORS};
+pub use self::content::{Content, SizePolicy};
 use self::extent::Extent;
 pub use self::headroom::Pressure;
 use self::space::{Claim, Space};
@@ -176,6 +177,32 @@ impl Store {
         self.keyring.wipe();
     }
 
+    /// Working memory of one operation.
+    fn buffers(&self) -> BufferLease<'_> {
+        self.buffers.take()
+    }
+
+    /// A fresh key slot with one reference.
+    fn take_slot(&self) -> Result<SlotId, StoreError> {
+        Ok(self.keyring.acquire()?)
+    }
+
+    /// One more reference to a live slot, for the time of a writing.
+    fn lease(&self, slot: SlotId) -> SlotLease<'_> {
+        self.keyring.retain(slot, 1);
+        SlotLease { store: self, slot }
+    }
+
+    /// Gives references to a slot back; the key goes with the last.
+    fn release_slot(&self, slot: SlotId, references: u32) {
+        self.keyring.release(slot, references);
+    }
+
+    /// One more reference to the sectors of an extent.
+    fn share(&self, extent: &Extent) {
+        self.space.share(extent);
+    }
+
     /// Refuses one more extent for somebody who learns of it, when the memory for them is taken.
     fn check_metadata(&self, claim: Claim) -> Result<(), StoreError> {
         if claim == Claim::Limit && self.metadata.extents() == 0 { Err(StoreError::NoSpace) } else { Ok(()) }
@@ -188,8 +215,14 @@ impl Store {
 
     /// Encrypts `plain` (whole sectors) and writes it to a place with fresh sequence numbers. Takes up to
     /// [`CHUNK_SECTORS`] sectors and returns what it wrote, perhaps less if space is fragmented; the charge and one
-    /// reference to `slot` per sector pass to the returned extent.
-    fn place(&self, slot: SlotId, plain: &[u8], cipher: &mut [u8], claim: Claim) -> Result<Extent, StoreError> {
+    /// reference to the slot per sector pass to the returned extent.
+    fn place(
+        &self,
+        lease: &SlotLease<'_>,
+        plain: &[u8],
+        cipher: &mut [u8],
+        claim: Claim,
+    ) -> Result<Extent, StoreError> {
         let wanted = (plain.len() / SECTOR).min(CHUNK_SECTORS) as u64;
         self.check_latch()?;
         self.check_metadata(claim)?;
@@ -198,11 +231,11 @@ impl Store {
         }
         for site in self.space.sites(claim) {
             let Some((arena, run)) = self.space.allocate(site, wanted) else { continue };
-            let extent = extent_of(arena, run, slot);
+            let extent = extent_of(arena, run, lease.slot);
             match self.write_extent(&extent, &plain[..run.len as usize * SECTOR], cipher) {
                 Ok(()) => {
                     self.space.discharge(wanted - run.len);
-                    self.keyring.retain(slot, extent.len);
+                    self.keyring.retain(lease.slot, extent.len);
                     return Ok(extent);
                 }
                 Err(error) => {
@@ -241,6 +274,22 @@ impl Store {
         }
         self.space.discharge(wanted);
         Err(StoreError::NoSpace)
+    }
+
+    /// Encrypts `plain` into reserved space, with fresh sequence numbers; one reference to the slot per sector passes to
+    /// the returned extent.
+    fn fill(
+        &self,
+        lease: &SlotLease<'_>,
+        reserved: Extent,
+        plain: &[u8],
+        cipher: &mut [u8],
+    ) -> Result<Extent, StoreError> {
+        let seq = self.space.sequence(reserved.arena, u64::from(reserved.len));
+        let extent = Extent { seq, slot: lease.slot, ..reserved };
+        self.write_extent(&extent, plain, cipher)?;
+        self.keyring.retain(lease.slot, extent.len);
+        Ok(extent)
     }
 
     /// Encrypts `plain` (whole sectors, as long as the extent) and writes it there, piece by piece.
@@ -285,9 +334,21 @@ impl Store {
         for extent in extents {
             let freed = self.space.release(extent);
             if !extent.is_reserved() && freed > 0 {
-                self.keyring.release(extent.slot, freed as u32);
+                self.release_slot(extent.slot, freed as u32);
             }
         }
+    }
+}
+
+/// A reference to a key slot while something is encrypted under it: the slot cannot die meanwhile.
+struct SlotLease<'a> {
+    store: &'a Store,
+    slot: SlotId,
+}
+
+impl Drop for SlotLease<'_> {
+    fn drop(&mut self) {
+        self.store.release_slot(self.slot, 1);
     }
 }
 

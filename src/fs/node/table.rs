@@ -8,13 +8,13 @@ use hashbrown::HashTable;
 use parking_lot::RwLock;
 use rustc_hash::FxBuildHasher;
 
-use super::ROOT;
 use super::inode::{Inode, Meta, Node};
+use crate::fs::ROOT;
 
 const SHARDS: usize = 64;
 
 /// All living inodes. Its locks are leaves: nothing else is locked while one is held.
-pub(super) struct Table {
+pub struct Table {
     shards: [RwLock<HashTable<Arc<Inode>>>; SHARDS],
     next: AtomicU64,
     live: AtomicU64,
@@ -22,7 +22,7 @@ pub(super) struct Table {
 
 impl Table {
     /// A table that holds the root directory.
-    pub(super) fn new(meta: Meta, node: Node) -> Self {
+    pub fn new(meta: Meta, node: Node) -> Self {
         let table = Self {
             shards: std::array::from_fn(|_| RwLock::default()),
             next: AtomicU64::new(ROOT + 1),
@@ -32,12 +32,12 @@ impl Table {
         table
     }
 
-    pub(super) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+    pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
         self.shard(ino).read().find(hash(ino), |inode| inode.ino == ino).cloned()
     }
 
     /// Makes an inode with a number never used before.
-    pub(super) fn create(&self, meta: Meta, node: Node) -> Arc<Inode> {
+    pub fn create(&self, meta: Meta, node: Node) -> Arc<Inode> {
         self.live.fetch_add(1, Ordering::Relaxed);
         let inode = Arc::new(Inode::new(self.next.fetch_add(1, Ordering::Relaxed), meta, node));
         self.put(inode.clone());
@@ -45,7 +45,7 @@ impl Table {
     }
 
     /// Strikes out a dead inode, unless somebody did; its content goes with the last `Arc`.
-    pub(super) fn remove(&self, ino: u64) -> Option<Arc<Inode>> {
+    pub fn remove(&self, ino: u64) -> Option<Arc<Inode>> {
         // The shard is unlocked before the inode is dropped: clearing a content may take long.
         let removed = {
             let mut shard = self.shard(ino).write();
@@ -57,23 +57,23 @@ impl Table {
         removed
     }
 
-    pub(super) fn newest(&self) -> u64 {
+    pub fn newest(&self) -> u64 {
         self.next.load(Ordering::Relaxed) - 1
     }
 
-    pub(super) fn live(&self) -> u64 {
+    pub fn live(&self) -> u64 {
         self.live.load(Ordering::Relaxed)
     }
 
     /// Every inode, one shard at a time.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&Arc<Inode>)) {
+    pub fn for_each(&self, mut visit: impl FnMut(&Arc<Inode>)) {
         for shard in &self.shards {
             shard.read().iter().for_each(&mut visit);
         }
     }
 
     /// The shards, to be locked one after the other.
-    pub(super) fn shards(&self) -> &[RwLock<HashTable<Arc<Inode>>>] {
+    pub fn shards(&self) -> &[RwLock<HashTable<Arc<Inode>>>] {
         &self.shards
     }
 
@@ -93,8 +93,8 @@ fn hash(ino: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Time;
     use super::*;
+    use crate::fs::Time;
 
     fn table() -> Table {
         Table::new(meta(), Node::Symlink([].into()))

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hashbrown::HashTable;
 use parking_lot::RwLock;
 
-use super::FsError;
 use super::inode::Inode;
+use crate::fs::FsError;
 
 /// Cookies of `.` and `..`; real entries start at [`PAGE`].
-pub(super) const COOKIE_SELF: u64 = 1;
+pub const COOKIE_SELF: u64 = 1;
 /// See [`COOKIE_SELF`].
-pub(super) const COOKIE_PARENT: u64 = 2;
+pub const COOKIE_PARENT: u64 = 2;
 
 /// Cookies in a row that share a page.
 const PAGE: u64 = 64;
@@ -25,11 +25,11 @@ const ENTRY_SIZE: u64 = 20;
 /// Bytes of memory that an entry counts as, without its name: its place in a page, in the index, and a page.
 const ENTRY_MEMORY: u64 = 160;
 /// The same for a directory: its own fields, a page and an index.
-pub(super) const DIRECTORY_MEMORY: u64 = 832;
+pub const DIRECTORY_MEMORY: u64 = 832;
 
 /// The directory part of an inode.
-pub(super) struct Directory {
-    pub(super) entries: RwLock<Entries>,
+pub struct Directory {
+    pub entries: RwLock<Entries>,
     /// Inode number behind `..`; changed under the rename mutex only.
     parent: AtomicU64,
     /// Entries there are or are about to be, and [`DEAD`]. It decides between a thread that inserts (holding this
@@ -38,28 +38,28 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(parent: u64) -> Self {
+    pub fn new(parent: u64) -> Self {
         Self { entries: RwLock::new(Entries::default()), parent: AtomicU64::new(parent), population: AtomicU64::new(0) }
     }
 
-    pub(super) fn parent(&self) -> u64 {
+    pub fn parent(&self) -> u64 {
         self.parent.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_parent(&self, ino: u64) {
+    pub fn set_parent(&self, ino: u64) {
         self.parent.store(ino, Ordering::Release);
     }
 
-    pub(super) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         self.population.load(Ordering::Acquire) & DEAD != 0
     }
 
-    pub(super) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         ((self.population.load(Ordering::Relaxed) & !DEAD) + 2) * ENTRY_SIZE
     }
 
     /// Announces an entry; a removed directory takes none.
-    pub(super) fn reserve(&self) -> Result<(), FsError> {
+    pub fn reserve(&self) -> Result<(), FsError> {
         self.population
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n & DEAD == 0).then_some(n + 1))
             .map_err(|_| FsError::NotFound)?;
@@ -67,12 +67,12 @@ impl Directory {
     }
 
     /// An entry is gone, or did not come after [`Directory::reserve`].
-    pub(super) fn release(&self) {
+    pub fn release(&self) {
         self.population.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Removes the directory if it is empty.
-    pub(super) fn die(&self) -> Result<(), FsError> {
+    pub fn die(&self) -> Result<(), FsError> {
         self.population
             .compare_exchange(0, DEAD, Ordering::AcqRel, Ordering::Acquire)
             .map_err(|_| FsError::NotEmpty)?;
@@ -85,7 +85,7 @@ impl Directory {
 /// Entries live in pages of 64 cookies in a row. That costs half of a tree with a node per entry. A page holds no gaps,
 /// and leaves when its last entry does.
 #[derive(Default)]
-pub(super) struct Entries {
+pub struct Entries {
     /// Cookie / [`PAGE`] to its page. No page is empty.
     pages: BTreeMap<u64, Page>,
     index: HashTable<Indexed>,
@@ -116,13 +116,13 @@ struct Indexed {
 }
 
 impl Entries {
-    pub(super) fn get(&self, name: &[u8]) -> Option<&Arc<Inode>> {
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Inode>> {
         let cookie = self.cookie(name)?;
         Some(&entry(&self.pages, cookie).inode)
     }
 
     /// Adds an entry. `name` is not there yet.
-    pub(super) fn insert(&mut self, name: &[u8], inode: Arc<Inode>) {
+    pub fn insert(&mut self, name: &[u8], inode: Arc<Inode>) {
         let cookie = self.next_cookie();
         let page = self.pages.entry(cookie / PAGE).or_default();
         page.push(cookie % PAGE, Entry { name: name.into(), inode });
@@ -131,7 +131,7 @@ impl Entries {
     }
 
     /// Takes an entry out.
-    pub(super) fn remove(&mut self, name: &[u8]) -> Option<Arc<Inode>> {
+    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Inode>> {
         let cookie = self.unindex_name(name)?;
         let number = cookie / PAGE;
         let page = self.pages.get_mut(&number).expect("an indexed cookie has its page");
@@ -144,21 +144,21 @@ impl Entries {
     }
 
     /// Puts another inode behind an existing name; the place in the listing stays.
-    pub(super) fn replace(&mut self, name: &[u8], inode: Arc<Inode>) -> Option<Arc<Inode>> {
+    pub fn replace(&mut self, name: &[u8], inode: Arc<Inode>) -> Option<Arc<Inode>> {
         let cookie = self.cookie(name)?;
         Some(std::mem::replace(&mut self.entry_mut(cookie).inode, inode))
     }
 
     /// Gives an entry a name that is not there yet. It keeps its place in the listing: a program that renames what
     /// it lists comes to an end.
-    pub(super) fn rename(&mut self, old: &[u8], new: &[u8]) {
+    pub fn rename(&mut self, old: &[u8], new: &[u8]) {
         let Some(cookie) = self.unindex_name(old) else { return };
         self.entry_mut(cookie).name = new.into();
         self.index_name(new, cookie);
     }
 
     /// Entries behind `cookie` in the order of their creation.
-    pub(super) fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &[u8], &Arc<Inode>)> {
+    pub fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &[u8], &Arc<Inode>)> {
         let from = cookie.saturating_add(1);
         let pages = self.pages.range(from / PAGE..);
         pages.flat_map(|(number, page)| page.entries(number * PAGE)).skip_while(move |entry| entry.0 < from)
@@ -238,7 +238,7 @@ impl Page {
 }
 
 /// Bytes of memory that an entry with this name counts as.
-pub(super) fn entry_memory(name: &[u8]) -> u64 {
+pub fn entry_memory(name: &[u8]) -> u64 {
     ENTRY_MEMORY + name.len() as u64
 }
 
@@ -259,8 +259,8 @@ fn spread(hash: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::inode::{Meta, Node};
-    use super::super::{Kind, Time};
     use super::*;
+    use crate::fs::{Kind, Time};
 
     fn inode(ino: u64) -> Arc<Inode> {
         let meta = Meta::root(0, 0, 0, Time::default());

@@ -5,29 +5,32 @@ use std::cell::LazyCell;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::acl::Acl;
-use super::dir::{DIRECTORY_MEMORY, Directory};
-use super::file::File;
-use super::xattr::Extended;
-use super::{Attr, Caller, FsError, Kind, SetAttr, SetTime, Time};
+use super::directory::{DIRECTORY_MEMORY, Directory};
+use super::extended::Extended;
+use crate::fs::{Attr, Caller, FsError, Kind, SetAttr, SetTime, Time};
+use crate::store::Content;
+use crate::units::SECTOR_U64;
 
-pub(super) const SETUID: u32 = 0o4000;
-pub(super) const SETGID: u32 = 0o2000;
+pub const SETUID: u32 = 0o4000;
+pub const SETGID: u32 = 0o2000;
+/// Bytes of one block as `st_blocks` counts them.
+const BLOCK: u64 = 512;
 const STICKY: u32 = 0o1000;
-pub(super) const GROUP_EXECUTE: u32 = 0o010;
+pub const GROUP_EXECUTE: u32 = 0o010;
 
 /// Bytes of memory that an inode counts as, with its key slot, an extent and its place in the table; not its names.
 const INODE_MEMORY: u64 = 320;
 
 /// One object of the file system.
-pub(super) struct Inode {
-    pub(super) ino: u64,
+pub struct Inode {
+    pub ino: u64,
     meta: Mutex<Meta>,
-    pub(super) node: Node,
+    pub node: Node,
 }
 
 /// What an inode is.
-pub(super) enum Node {
-    File(File),
+pub enum Node {
+    File(Content),
     /// Boxed, so that the many files do not pay for the size of the few directories.
     Directory(Box<Directory>),
     Symlink(Box<[u8]>),
@@ -41,10 +44,10 @@ pub(super) enum Node {
 ///
 /// Invariant: an inode with an entry in a directory has `nlink` > 0, so whoever finds it under that directory's lock
 /// may take a reference. An inode whose `nlink` is 0 never gets a link again.
-pub(super) struct Meta {
-    pub(super) nlink: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub struct Meta {
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
     /// `07777`
     mode: u16,
     atime: Stamp,
@@ -52,7 +55,7 @@ pub(super) struct Meta {
     ctime: Stamp,
     references: u64,
     /// `None` when nothing is in it.
-    pub(super) extended: Option<Box<Extended>>,
+    pub extended: Option<Box<Extended>>,
 }
 
 /// A [`Time`] in 12 bytes instead of 16: there are three in every inode.
@@ -64,32 +67,32 @@ struct Stamp {
 }
 
 impl Inode {
-    pub(super) fn new(ino: u64, meta: Meta, node: Node) -> Self {
+    pub fn new(ino: u64, meta: Meta, node: Node) -> Self {
         Self { ino, meta: Mutex::new(meta), node }
     }
 
-    pub(super) fn meta(&self) -> MutexGuard<'_, Meta> {
+    pub fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock()
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         self.node.kind()
     }
 
-    pub(super) fn is_directory(&self) -> bool {
+    pub fn is_directory(&self) -> bool {
         matches!(self.node, Node::Directory(_))
     }
 
-    pub(super) fn directory(&self) -> Result<&Directory, FsError> {
+    pub fn directory(&self) -> Result<&Directory, FsError> {
         match &self.node {
             Node::Directory(directory) => Ok(directory),
             _ => Err(FsError::NotDirectory),
         }
     }
 
-    pub(super) fn file(&self) -> Result<&File, FsError> {
+    pub fn content(&self) -> Result<&Content, FsError> {
         match &self.node {
-            Node::File(file) => Ok(file),
+            Node::File(content) => Ok(content),
             Node::Directory(_) => Err(FsError::IsDirectory),
             Node::Symlink(_) | Node::Special { .. } => Err(FsError::Invalid),
         }
@@ -97,12 +100,12 @@ impl Inode {
 
     /// The attributes. Size and space are read after the lock is released: the content has a lock of its own, and
     /// no attribute waits for it.
-    pub(super) fn attr(&self) -> Attr {
+    pub fn attr(&self) -> Attr {
         let mut attr = self.meta.lock().attr(self.ino, self.kind());
         match &self.node {
-            Node::File(file) => {
-                attr.size = file.size();
-                attr.blocks = file.blocks();
+            Node::File(content) => {
+                attr.size = content.size();
+                attr.blocks = content.sectors() * (SECTOR_U64 / BLOCK);
             }
             Node::Directory(directory) => attr.size = directory.size(),
             Node::Symlink(target) => attr.size = target.len() as u64,
@@ -112,12 +115,12 @@ impl Inode {
     }
 
     /// Bytes of memory it counts as, without names and extents.
-    pub(super) fn memory(&self) -> u64 {
+    pub fn memory(&self) -> u64 {
         inode_memory(&self.meta.lock(), &self.node)
     }
 
     /// Takes a reference; `false` when the inode is already dead.
-    pub(super) fn acquire(&self) -> bool {
+    pub fn acquire(&self) -> bool {
         let mut meta = self.meta.lock();
         let alive = !meta.is_dead();
         meta.references += u64::from(alive);
@@ -125,19 +128,19 @@ impl Inode {
     }
 
     /// Whether the kernel knows it, most likely.
-    pub(super) fn is_referenced(&self) -> bool {
+    pub fn is_referenced(&self) -> bool {
         self.meta.lock().references > 0
     }
 
     /// Gives references back; `true` when the inode is dead now.
-    pub(super) fn release(&self, count: u64) -> bool {
+    pub fn release(&self, count: u64) -> bool {
         let mut meta = self.meta.lock();
         meta.references = meta.references.saturating_sub(count);
         meta.is_dead()
     }
 
     /// Takes away one link of a file, or the life of a directory; `true` when the inode is dead now.
-    pub(super) fn unlink(&self, now: Time) -> bool {
+    pub fn unlink(&self, now: Time) -> bool {
         let mut meta = self.meta.lock();
         meta.nlink = if self.is_directory() { 0 } else { meta.nlink - 1 };
         meta.changed(now);
@@ -156,7 +159,7 @@ impl Node {
             }
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         match self {
             Node::File(_) => Kind::File,
             Node::Directory(_) => Kind::Directory,
@@ -168,13 +171,13 @@ impl Node {
 
 impl Meta {
     /// Attributes of a directory nobody has made: the root.
-    pub(super) fn root(mode: u32, uid: u32, gid: u32, now: Time) -> Self {
+    pub fn root(mode: u32, uid: u32, gid: u32, now: Time) -> Self {
         Self::new(Kind::Directory, mode, uid, gid, now)
     }
 
     /// Attributes of a new object in the directory `self`, without references: group and set-group-ID bit are
     /// inherited from a set-group-ID directory, the ACL from the default ACL, which also replaces the umask.
-    pub(super) fn child(&self, kind: Kind, mode: u32, caller: &Caller, now: Time) -> Self {
+    pub fn child(&self, kind: Kind, mode: u32, caller: &Caller, now: Time) -> Self {
         let inherits = self.mode() & SETGID != 0;
         let gid = if inherits { self.gid } else { caller.gid };
         let mut mode = match kind {
@@ -207,33 +210,33 @@ impl Meta {
         }
     }
 
-    pub(super) fn mode(&self) -> u32 {
+    pub fn mode(&self) -> u32 {
         u32::from(self.mode)
     }
 
     /// One more reference, to an inode known to be alive or about to be.
-    pub(super) fn add_reference(&mut self) {
+    pub fn add_reference(&mut self) {
         self.references += 1;
     }
 
     /// Replaces the permission bits and nothing else: the caller keeps an ACL in step.
-    pub(super) fn set_permissions(&mut self, permissions: u32) {
+    pub fn set_permissions(&mut self, permissions: u32) {
         self.mode = (self.mode & !0o777) | (permissions & 0o777) as u16;
     }
 
     /// The status changed.
-    pub(super) fn changed(&mut self, now: Time) {
+    pub fn changed(&mut self, now: Time) {
         self.ctime = now.into();
     }
 
     /// The content, or the entries of a directory, changed.
-    pub(super) fn modified(&mut self, now: Time) {
+    pub fn modified(&mut self, now: Time) {
         self.mtime = now.into();
         self.ctime = now.into();
     }
 
     /// Clears these bits of the mode.
-    pub(super) fn clear(&mut self, bits: u32) {
+    pub fn clear(&mut self, bits: u32) {
         self.mode &= !bits as u16;
     }
 
@@ -244,7 +247,7 @@ impl Meta {
     }
 
     /// Applies everything of `set` but the size, which has been set already.
-    pub(super) fn set(&mut self, set: &SetAttr, kind: Kind) {
+    pub fn set(&mut self, set: &SetAttr, kind: Kind) {
         if *set == SetAttr::default() {
             return;
         }
@@ -302,7 +305,7 @@ impl Meta {
 }
 
 /// Bytes of memory that an inode counts as, without names and extents.
-pub(super) fn inode_memory(meta: &Meta, node: &Node) -> u64 {
+pub fn inode_memory(meta: &Meta, node: &Node) -> u64 {
     node.memory() + meta.extended.as_ref().map_or(0, |extended| extended.memory())
 }
 
@@ -329,9 +332,9 @@ impl From<Stamp> for Time {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{CALLER, scratch};
-    use super::super::{FsError, ROOT, RenameFlags, Scratch};
     use super::*;
+    use crate::fs::testing::{CALLER, scratch};
+    use crate::fs::{FsError, ROOT, RenameFlags, Scratch};
 
     const NONE: SetAttr =
         SetAttr { mode: None, uid: None, gid: None, size: None, atime: None, mtime: None, ctime: None };

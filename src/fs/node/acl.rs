@@ -1,6 +1,6 @@
 //! POSIX access control lists, in the form the kernel passes them as extended attributes (acl(5), `posix_acl_xattr.h`).
 
-use super::FsError;
+use crate::fs::FsError;
 
 const VERSION: u32 = 2;
 const HEADER: usize = 4;
@@ -11,7 +11,7 @@ const NO_ID: u32 = u32::MAX;
 /// A valid list: one entry each for owner, group and others, any number of named users and groups, and a mask when
 /// somebody is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Acl(Box<[Entry]>);
+pub struct Acl(Box<[Entry]>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
@@ -40,12 +40,12 @@ pub fn acl_permissions(value: &[u8]) -> Result<Option<u32>, FsError> {
 
 impl Acl {
     /// Bytes of memory it takes.
-    pub(super) fn memory(&self) -> u64 {
+    pub fn memory(&self) -> u64 {
         size_of_val(&*self.0) as u64
     }
 
     /// Decodes a list; `None` is the empty one, which removes an ACL.
-    pub(super) fn decode(value: &[u8]) -> Result<Option<Self>, FsError> {
+    pub fn decode(value: &[u8]) -> Result<Option<Self>, FsError> {
         if value.is_empty() {
             return Ok(None);
         }
@@ -65,7 +65,7 @@ impl Acl {
         if acl.is_valid() { Ok(Some(acl)) } else { Err(FsError::Invalid) }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(HEADER + ENTRY * self.0.len());
         value.extend(VERSION.to_le_bytes());
         self.0.iter().for_each(|entry| entry.encode(&mut value));
@@ -73,22 +73,22 @@ impl Acl {
     }
 
     /// Whether permission bits alone can say the same.
-    pub(super) fn is_minimal(&self) -> bool {
+    pub fn is_minimal(&self) -> bool {
         self.0.len() == 3
     }
 
     /// The permission bits that show this list: the group bits show the mask if there is one.
-    pub(super) fn permissions(&self) -> u32 {
+    pub fn permissions(&self) -> u32 {
         self.0.iter().filter_map(|e| Some(u32::from(e.permissions) << self.shift(e.tag)?)).sum()
     }
 
     /// Keeps the list in step with new permission bits (chmod(2)).
-    pub(super) fn set_permissions(&mut self, mode: u32) {
+    pub fn set_permissions(&mut self, mode: u32) {
         self.for_each_shown(|permissions, shift| *permissions = (mode >> shift & 7) as u8);
     }
 
     /// Takes away what `mode` does not grant, and returns `mode` without what the list does not grant.
-    pub(super) fn restrict(&mut self, mode: u32) -> u32 {
+    pub fn restrict(&mut self, mode: u32) -> u32 {
         self.for_each_shown(|permissions, shift| *permissions &= (mode >> shift & 7) as u8);
         mode & !0o777 | self.permissions()
     }
