@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::spec::{
-    AuditDestination, AuditSpec, AwsSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse, StagingRules,
+    AuditDestination, AuditSpec, AwsSpec, DataSpec, InputSpec, KmsKey, Location, Region, RoleArn, Sse, StagingRules,
 };
 
 use super::Failure;
@@ -44,22 +44,9 @@ pub struct DataArgs {
     keep_set_id: bool,
 }
 
-/// The same, checked.
-#[derive(Debug)]
-pub struct Data {
-    /// Inputs, in the order given.
-    pub inputs: Vec<InputSpec>,
-    /// The output.
-    pub output: Option<Location>,
-    /// Whether existing results may be replaced.
-    pub overwrite: bool,
-    /// How links and results of before are treated.
-    pub rules: StagingRules,
-}
-
 impl DataArgs {
     /// Parses, and makes paths absolute: the sealed process works in `/`.
-    pub fn into_data(self) -> Result<Data, Failure> {
+    pub fn into_data(self) -> Result<DataSpec, Failure> {
         let exists = |path: &Path| path.symlink_metadata().is_ok();
         let input = |text: &OsString| {
             let InputSpec { source, target } = InputSpec::parse(text, exists).map_err(usage)?;
@@ -69,7 +56,7 @@ impl DataArgs {
         let output = self.output.as_deref().map(output_location).transpose()?;
         let Self { overwrite, keep_old, dereference, allow_empty, shared_output, keep_set_id, .. } = self;
         let rules = StagingRules { dereference, keep_old, allow_empty, shared_output, keep_set_id };
-        Ok(Data { inputs, output, overwrite, rules })
+        Ok(DataSpec { inputs, output, overwrite, rules, ..DataSpec::default() })
     }
 }
 
@@ -163,7 +150,7 @@ mod tests {
         aws: AwsArgs,
     }
 
-    fn parse(flags: &[&str]) -> Result<(Data, AwsSpec, Option<AuditSpec>), String> {
+    fn parse(flags: &[&str]) -> Result<(DataSpec, AwsSpec, Option<AuditSpec>), String> {
         let both = Both::try_parse_from([&["x"], flags].concat()).map_err(|error| error.to_string())?;
         let data = both.data.into_data().map_err(|error| error.to_string())?;
         let (aws, audit) = both.aws.into_spec(data.output.as_ref()).map_err(|error| error.to_string())?;

@@ -25,6 +25,7 @@ use clap::{Parser, Subcommand};
 use crate::exit;
 use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, hide_credentials, mount_here, warn};
 use crate::serve::ServeError;
+use crate::spec::NoProgram;
 use crate::sys::path::shown;
 use crate::units::exit::Exit;
 use crate::units::text::{Message, Outlet};
@@ -88,6 +89,12 @@ enum Failure {
     /// The answer could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
+}
+
+impl From<NoProgram> for Failure {
+    fn from(error: NoProgram) -> Self {
+        Self::Usage(error.to_string())
+    }
 }
 
 /// Entry point of the binary.
@@ -164,7 +171,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),
         Action::FlushResults { scratch, below } => Ok(flush_here(&scratch, &below).map(|()| 0)?),
-        Action::ServedMount => Ok(mount_here(std::io::stdin())?),
+        Action::ServedMount => Ok(mount_here(std::io::stdin(), exit::code)?),
     }
 }
 

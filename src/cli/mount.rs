@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::exit;
 use crate::run::{self, Voice};
-use crate::spec::{MountSpec, RootSpec};
+use crate::spec::{DataSpec, Foreground, Purpose, RunSpec, ServeSpec};
 
 use super::{Failure, store};
 
@@ -27,8 +28,8 @@ pub struct MountArgs {
 
 pub fn act(args: MountArgs, voice: Voice) -> Result<u8, Failure> {
     let (id, store) = args.store.into_spec()?;
-    let (mountpoint, options, foreground) = (args.mountpoint, args.options, args.foreground);
-    let spec =
-        MountSpec { id, store, mountpoint, options, foreground, root: RootSpec::default(), note: None, staging: None };
-    Ok(run::mount(spec, None, voice)?)
+    let foreground = if args.foreground { Foreground::Stay } else { Foreground::Leave };
+    let serving = ServeSpec { options: args.options, foreground, ..ServeSpec::new(args.mountpoint) };
+    let spec = RunSpec { id, store, data: DataSpec::default(), purpose: Purpose::Serve(serving) };
+    Ok(run::run(spec, None, voice, exit::code)?)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::exit;
 use crate::run::error::{PreflightReport, RunError};
 use crate::run::{self, AWS_OWNED, Check, CheckOutcome, Evidence, Profile};
-use crate::spec::{CommandRights, KmsKey, RescueSpec, RunSpec, TmpPolicy};
+use crate::spec::{DataSpec, KmsKey};
 
 use crate::units::json;
 use crate::units::text::Shown;
@@ -58,34 +58,16 @@ fn key(text: &str) -> Result<String, String> {
 }
 
 pub fn act(args: PreflightArgs) -> Result<u8, Failure> {
-    let aws::Data { inputs, output, overwrite, rules } = args.data.into_data()?;
-    let (aws, audit) = args.aws.into_spec(output.as_ref())?;
+    let data = args.data.into_data()?;
+    let (aws, audit) = args.aws.into_spec(data.output.as_ref())?;
+    let data = DataSpec { aws, audit, ..data };
     let (id, store) = args.store.into_spec()?;
-    let (tmp, report, rescue, command) = (TmpPolicy::default(), None, RescueSpec::default(), Vec::new());
-    let (record_command, rights, on_behalf) = (false, CommandRights::default(), None);
-    let spec = RunSpec {
-        id,
-        store,
-        inputs,
-        output,
-        overwrite,
-        rules,
-        on_behalf,
-        aws,
-        tmp,
-        audit,
-        report,
-        record_command,
-        rescue,
-        rights,
-        command,
-    };
     let checked = match (&args.key, args.profile) {
-        (Some(key), Some(profile)) => run::check_key(&spec, key, profile),
-        _ if spec.inputs.is_empty() && spec.output.is_none() && spec.aws.run_key.is_none() => {
+        (Some(key), Some(profile)) => run::check_key(&id, &data, key, profile),
+        _ if data.inputs.is_empty() && data.output.is_none() && data.aws.run_key.is_none() => {
             return Err(Failure::Usage("nothing to check: give --input, --output, --run-key-kms or --key".to_owned()));
         }
-        _ => run::preflight(&spec, args.explain),
+        _ => run::preflight(&id, &store, &data, args.explain),
     };
     let (verdict, status) = match checked {
         Ok(evidence) => (Verdict { cleared: true, report: PreflightReport { findings: Vec::new(), evidence } }, 0),

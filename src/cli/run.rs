@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use crate::exit;
 use crate::run::{self, Voice};
 use crate::spec::{
-    AwsSpec, CommandRights, Isolate, LostWrites, OnFailure, OnHold, RescueSpec, RunSpec, SavePattern, TmpPolicy,
+    AwsSpec, CommandRights, CommandSpec, DataSpec, Isolate, LostWrites, OnFailure, OnHold, Purpose, RescueSpec,
+    RunSpec, SavePattern, TmpPolicy,
 };
 
-use super::aws::{AWS_HEADING, AwsArgs, Data, DataArgs};
+use super::aws::{AWS_HEADING, AwsArgs, DataArgs};
 use super::{Failure, store};
 
 /// All of `units::exit`, for people; a test holds the two together, here and below.
@@ -84,36 +85,24 @@ pub struct RunArgs {
 }
 
 pub fn act(args: RunArgs, voice: Voice) -> Result<u8, Failure> {
-    let Data { inputs, output, overwrite, rules } = args.data.into_data()?;
-    let (aws, audit) = args.aws.into_spec(output.as_ref())?;
+    let data = args.data.into_data()?;
+    let (aws, audit) = args.aws.into_spec(data.output.as_ref())?;
     let aws = AwsSpec { concurrency: args.concurrency, keep_credentials: args.keep_aws_credentials, ..aws };
+    let data = DataSpec { aws, audit, ..data };
     let (id, store) = args.store.into_spec()?;
-    let (tmp, report, record_command, command) = (args.tmp, args.report, args.record_command, args.command);
     if args.on_failure == OnFailure::Hold && args.on_hold == Some(OnHold::Fail) {
         return Err(Failure::Usage(
             "--on-failure=hold holds the scratch, --on-hold=fail holds nothing: give one".into(),
         ));
     }
     let RunArgs { on_hold, on_failure, lost_writes, save, keep_capabilities, isolate, .. } = args;
-    let rights = CommandRights { keep_capabilities, isolate };
-    let rescue = RescueSpec { on_hold, on_failure, lost_writes, save };
-    let on_behalf = None;
-    let spec = RunSpec {
-        id,
-        store,
-        inputs,
-        output,
-        overwrite,
-        rules,
-        on_behalf,
-        aws,
-        tmp,
-        audit,
-        report,
-        record_command,
-        rescue,
-        rights,
-        command,
+    let command = CommandSpec {
+        argv: args.command.try_into()?,
+        tmp: args.tmp,
+        report: args.report,
+        record_command: args.record_command,
+        rescue: RescueSpec { on_hold, on_failure, lost_writes, save },
+        rights: CommandRights { keep_capabilities, isolate },
     };
-    Ok(run::run(spec, voice, exit::code)?)
+    Ok(run::run(RunSpec { id, store, data, purpose: Purpose::Command(command) }, None, voice, exit::code)?)
 }

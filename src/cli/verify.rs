@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::run::{self, Verification, VerifyDemands};
-use crate::spec::{CommandRights, Location, RescueSpec, RunId, RunSpec, StagingRules, StoreSpec, TmpPolicy};
+use crate::spec::{DataSpec, Location, RunId};
 use crate::units::ByteSize;
 use crate::units::exit::Exit;
 use crate::units::json;
@@ -74,24 +74,8 @@ pub fn act(args: VerifyArgs) -> Result<u8, Failure> {
     }
     let demands = VerifyDemands { manifest, manifest_sha256, allow_extra, stored_checksums };
     let (aws, audit) = args.aws.into_spec(None)?;
-    let spec = RunSpec {
-        id: RunId::random()?,
-        store: StoreSpec::default(),
-        inputs: Vec::new(),
-        output: None,
-        overwrite: false,
-        on_behalf: None,
-        rules: StagingRules::default(),
-        aws,
-        tmp: TmpPolicy::default(),
-        audit,
-        report: None,
-        record_command: false,
-        rescue: RescueSpec::default(),
-        rights: CommandRights::default(),
-        command: Vec::new(),
-    };
-    let found = run::verify(&spec, &output, &demands)?;
+    let data = DataSpec { aws, audit, ..DataSpec::default() };
+    let found = run::verify(&RunId::random()?, &data, &output, &demands)?;
     let intact = found.differences.is_empty();
     if args.json {
         json::write_pretty(stdout(), &Verdict { intact, verification: &found })?;

@@ -39,7 +39,7 @@ pub struct CpArgs {
 }
 
 pub fn exec(args: ExecArgs) -> Result<u8, Failure> {
-    Ok(run::exec(&args.run, args.command)?)
+    Ok(run::exec(&args.run, args.command.try_into()?)?)
 }
 
 pub fn cp(args: CpArgs) -> Result<u8, Failure> {

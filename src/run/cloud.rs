@@ -16,7 +16,7 @@ use crate::aws::{
     SseAlgorithm, Stored, UploadSettings, UploadTarget, outcome, run_context,
 };
 use crate::crypt::KeyShare;
-use crate::spec::{RunId, RunSpec, Sse};
+use crate::spec::{AwsSpec, DataSpec, RunId, Sse};
 
 /// Environment variables that hold credentials of AWS or lead to some by way of a file, a server or a role, but by whose
 /// name one cannot tell (AWS SDKs and Tools Reference Guide, "Environment variables"; older SDKs and tools).
@@ -96,17 +96,21 @@ impl Connector {
     ///
     /// # Errors
     /// The configuration makes no sense, or this build has no S3.
-    pub fn connect(self, spec: &RunSpec, credentials: Option<Credentials>) -> Result<Arc<Cloud>, CallError> {
-        let mut cloud = Cloud::connect(&config(spec, credentials))?;
+    pub fn connect(
+        self,
+        run: &RunId,
+        aws: &AwsSpec,
+        credentials: Option<Credentials>,
+    ) -> Result<Arc<Cloud>, CallError> {
+        let mut cloud = Cloud::connect(&config(run, aws, credentials))?;
         let Self { cut, requests } = self;
         cloud.objects = Arc::new(Switched { objects: cloud.objects.clone(), cut, requests });
         Ok(Arc::new(cloud))
     }
 }
 
-fn config(spec: &RunSpec, credentials: Option<Credentials>) -> CloudConfig {
-    let aws = &spec.aws;
-    let default = CloudConfig::new(spec.id.clone());
+fn config(run: &RunId, aws: &AwsSpec, credentials: Option<Credentials>) -> CloudConfig {
+    let default = CloudConfig::new(run.clone());
     CloudConfig {
         role_arn: aws.role.as_ref().map(|role| role.as_str().to_owned()),
         profile: aws.profile.clone(),
@@ -120,14 +124,14 @@ fn config(spec: &RunSpec, credentials: Option<Credentials>) -> CloudConfig {
 }
 
 /// What every upload of the run has in common.
-pub fn uploads(spec: &RunSpec) -> UploadSettings {
-    let sse = spec.aws.sse.map(|sse| match sse {
+pub fn uploads(data: &DataSpec) -> UploadSettings {
+    let sse = data.aws.sse.map(|sse| match sse {
         Sse::Aes256 => SseAlgorithm::Aes256,
         Sse::Kms => SseAlgorithm::Kms,
         Sse::KmsDsse => SseAlgorithm::KmsDsse,
     });
-    let kms_key = spec.aws.sse_kms_key.as_ref().map(ToString::to_string);
-    UploadSettings { sse, kms_key, overwrite: spec.overwrite }
+    let kms_key = data.aws.sse_kms_key.as_ref().map(ToString::to_string);
+    UploadSettings { sse, kms_key, overwrite: data.overwrite }
 }
 
 /// Has KMS draw a data key for `run` under `key`. CloudTrail shows the run as encryption context. Blocks; the ciphertext

@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{AccessFlags, Pid, eaccess};
 
 use super::view::{self, OF_TEMPORARY_FILES};
-use crate::spec::TmpPolicy;
+use crate::spec::{Argv, TmpPolicy};
 use crate::sys::path::shown;
 use crate::sys::process::{self, Inherited, Standing};
 use crate::units::exit::Exit;
@@ -121,7 +121,7 @@ pub struct Surroundings<'a> {
 /// Starts the command in the scratch, with the environment the README promises.
 ///
 /// As another user it leads a session: in the session of this process it could type into its terminal (`TIOCSTI`).
-pub fn start(argv: &[OsString], surroundings: Surroundings<'_>) -> Result<Pid, CommandError> {
+pub fn start(argv: &Argv, surroundings: Surroundings<'_>) -> Result<Pid, CommandError> {
     let apart = matches!(surroundings.standing, Standing::Other(_));
     let mut prepared = prepared(argv, surroundings)?;
     if apart {
@@ -133,7 +133,7 @@ pub fn start(argv: &[OsString], surroundings: Surroundings<'_>) -> Result<Pid, C
 /// Starts a program beside the command, on these standard streams and in a session of its own; with `terminal`, the
 /// first of them is the terminal that controls it.
 pub fn start_beside(
-    argv: &[OsString],
+    argv: &Argv,
     surroundings: Surroundings<'_>,
     [input, output, errors]: [OwnedFd; 3],
     terminal: Option<&OsStr>,
@@ -156,12 +156,12 @@ struct Prepared<'a> {
 }
 
 /// The one way into a run: every program gets its environment and its view here.
-fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> Result<Prepared<'a>, CommandError> {
+fn prepared<'a>(argv: &'a Argv, surroundings: Surroundings<'_>) -> Result<Prepared<'a>, CommandError> {
     let Surroundings { scratch, run_id, tmp, withheld, inherited, standing } = surroundings;
-    let (name, arguments) = argv.split_first().expect("the command line demands a command");
+    let name = argv.program.as_os_str();
     let mut command = Command::new(name);
     command
-        .args(arguments)
+        .args(&argv.arguments)
         .current_dir(scratch.join(WORK))
         .env("RUNSEAL_RUN_ID", run_id)
         .env("RUNSEAL_SCRATCH", scratch)
@@ -187,7 +187,7 @@ fn prepared<'a>(argv: &'a [OsString], surroundings: Surroundings<'_>) -> Result<
         command.env_remove(name);
     }
     // What a variable names that they do not get, does not show through either.
-    let view = view::plan(tmp, scratch, argv, given.into_iter());
+    let view = view::plan(tmp, scratch, &argv.words().collect::<Vec<_>>(), given.into_iter());
     let (refused, writer) = io::pipe().map_err(|source| CommandError::System { name: name.to_owned(), source })?;
     process::prepare(&mut command, inherited, view, writer.into(), standing);
     Ok(Prepared { name, command, refused })

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::desk::Order;
 use super::report::{Journal, Report};
 use crate::aws::Credentials;
-use crate::spec::ResumeSpec;
+use crate::spec::{Argv, ResumeSpec};
 use crate::sys::{address, socket};
 
 /// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
@@ -58,8 +58,8 @@ pub struct ResumeOrder {
 
 /// A program to run beside the command.
 pub struct ExecOrder {
-    /// Program and arguments; never empty.
-    pub argv: Vec<OsString>,
+    /// Program and arguments.
+    pub argv: Argv,
     /// Kind of the terminal that its standard streams are (`TERM`), if they are one.
     pub terminal: Option<OsString>,
     /// Its standard streams. They go beside the line, as descriptors.
@@ -96,7 +96,7 @@ struct Line<'a> {
 
 #[derive(Serialize, Deserialize)]
 struct ExecLine {
-    argv: Vec<OsString>,
+    argv: Argv,
     terminal: Option<OsString>,
 }
 
@@ -180,7 +180,7 @@ impl Request {
         let credentials = credentials.map(own);
         match (request, exec, copy) {
             ("status", ..) => Ok(Self::Status),
-            ("exec", Some(ExecLine { argv, terminal }), _) if !argv.is_empty() => {
+            ("exec", Some(ExecLine { argv, terminal }), _) => {
                 Ok(Self::Exec(ExecOrder { argv, terminal, streams: Vec::new() }))
             }
             ("copy", _, Some(CopyLine { path, bare })) => {
@@ -428,7 +428,7 @@ mod tests {
             let Request::Resume(back) = there_and_back(Request::Resume(order)) else { panic!("not what was asked") };
             assert_eq!((back.spec, back.credentials.is_none()), (spec, true));
         }
-        let argv: Vec<OsString> = vec!["sh".into(), OsString::from_vec(b"\xff\n".to_vec())];
+        let argv = Argv { program: "sh".into(), arguments: vec![OsString::from_vec(b"\xff\n".to_vec())] };
         let order = ExecOrder { argv: argv.clone(), terminal: Some("vt100".into()), streams: Vec::new() };
         let Request::Exec(back) = there_and_back(Request::Exec(order)) else { panic!("not what was asked") };
         assert_eq!((back.argv, back.terminal), (argv, Some("vt100".into())));

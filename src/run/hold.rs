@@ -22,7 +22,7 @@ use super::workflow::{DISCARDED, Run, counted};
 use super::{flush, message};
 use crate::aws::{CallError, Credentials};
 use crate::preflight;
-use crate::spec::{Location, OnHold, ResumeSpec, RunId, RunSpec};
+use crate::spec::{DataSpec, Location, OnHold, ResumeSpec, RunId};
 use crate::stage::Stager;
 use crate::sys::mount::mount_table;
 
@@ -44,7 +44,7 @@ impl Run {
                 }
                 Err(error) => error,
             };
-            if self.spec.rescue.on_hold == Some(OnHold::Fail) {
+            if self.rescue().on_hold == Some(OnHold::Fail) {
                 return Err(RunError::Unpublished { held: None, source: error });
             }
             answer(waiting.take(), Reply::refused(format!("still held: {error}")));
@@ -71,67 +71,68 @@ impl Run {
         order: ResumeOrder,
     ) -> Result<Result<Published, PublishError>, RunError> {
         let ResumeOrder { credentials, spec: resume } = order;
-        let spec = match self.changed_by(&resume) {
-            Ok(spec) => spec,
+        let data = match self.changed_by(&resume) {
+            Ok(data) => data,
             Err(error) => return Ok(Err(error)),
         };
-        if let Err(source) = self.reconnect(&spec, credentials).await? {
+        if let Err(source) = self.reconnect(&data, credentials).await? {
             return Ok(Err(PublishError::Aws { source }));
         }
-        match self.redirect(spec, stager.clone()).await? {
+        match self.redirect(data, stager.clone()).await? {
             Ok(()) => self.publish(stager, from, seal, &resume).await,
             Err(error) => Ok(Err(error)),
         }
     }
 
-    /// What the run is to do from now on.
-    fn changed_by(&self, resume: &ResumeSpec) -> Result<RunSpec, PublishError> {
-        let mut spec = self.spec.clone();
-        spec.overwrite |= resume.overwrite;
+    /// Where results are to go from now on, and how.
+    fn changed_by(&self, resume: &ResumeSpec) -> Result<DataSpec, PublishError> {
+        let mut data = self.spec.data.clone();
+        data.overwrite |= resume.overwrite;
         if let Some(output) = &resume.output {
-            spec.output = Some(output.clone());
+            data.output = Some(output.clone());
         }
         if let Some(Location::Path(path)) = &resume.output {
             if path.starts_with(&self.mountpoint) {
                 return Err(PublishError::InScratch(path.clone()));
             }
-            (spec.aws.sse, spec.aws.sse_kms_key) = (None, None);
+            (data.aws.sse, data.aws.sse_kms_key) = (None, None);
         }
         if resume.sse.is_some() || resume.sse_kms_key.is_some() {
             let (sse, key) = (resume.sse, resume.sse_kms_key.clone());
-            spec.aws = spec.aws.with_encryption(sse, key, spec.output.as_ref())?;
+            data.aws = data.aws.with_encryption(sse, key, data.output.as_ref())?;
         }
-        Ok(spec)
+        Ok(data)
     }
 
-    /// Has results go where `spec` says, if that is elsewhere or otherwise than before: then only after the same checks.
-    async fn redirect(&mut self, spec: RunSpec, stager: Arc<Stager>) -> Result<Result<(), PublishError>, RunError> {
-        let encryption = |spec: &RunSpec| (spec.aws.sse, spec.aws.sse_kms_key.clone());
-        let moved = spec.output != self.spec.output;
-        if moved || encryption(&spec) != encryption(&self.spec) {
-            let (cloud, trail, new) = (self.cloud.clone(), self.trail.clone(), spec.clone());
+    /// Has results go where `data` says, if that is elsewhere or otherwise than before: then only after the same checks.
+    async fn redirect(&mut self, data: DataSpec, stager: Arc<Stager>) -> Result<Result<(), PublishError>, RunError> {
+        let encryption = |data: &DataSpec| (data.aws.sse, data.aws.sse_kms_key.clone());
+        let moved = data.output != self.spec.data.output;
+        if moved || encryption(&data) != encryption(&self.spec.data) {
+            let (cloud, trail, new) = (self.cloud.clone(), self.trail.clone(), data.clone());
+            let run = self.spec.id.clone();
             let check = beside(move || {
                 // What this run has put into the same output is no reason against it; keys of others are still refused.
-                let cleared = check_output(&new, new.overwrite || !moved, cloud.as_deref(), &trail)?;
+                let cleared = check_output(&run, &new, new.overwrite || !moved, cloud.as_deref(), &trail)?;
                 let encryption = cleared.result_encryption().map(ToString::to_string);
                 if let Some((remains, error)) = stager.redirect(cleared, new.overwrite, cloud.as_deref()) {
-                    message::warn(format_args!("run {}: {remains}; they could not be removed: {error}", new.id));
+                    message::warn(format_args!("run {}: {remains}; they could not be removed: {error}", run));
                 }
                 Ok(encryption)
             });
             match self.desk.guard("checking the output", Stake::Results, check).await? {
-                Ok(encryption) => self.note_redirection(&spec, encryption),
+                Ok(encryption) => self.note_redirection(&data, encryption),
                 Err(report) => return Ok(Err(PublishError::Preflight(report))),
             }
-        } else if spec.overwrite {
+        } else if data.overwrite {
             stager.allow_overwrite();
         }
-        self.spec = spec;
+        self.spec.data = data;
         Ok(Ok(()))
     }
 
-    fn note_redirection(&self, spec: &RunSpec, result_encryption: Option<String>) {
-        if let Some(output) = spec.output.clone() {
+    fn note_redirection(&self, data: &DataSpec, result_encryption: Option<String>) {
+        if let Some(output) = data.output.clone() {
             self.desk.journal.record(Event::Redirected { output });
         }
         if let Some(facts) = self.desk.journal.snapshot().aws {
@@ -150,16 +151,17 @@ impl Run {
         if seal.latched() && !resume.incomplete {
             return Ok(Err(PublishError::Stopped));
         }
-        self.spec.rules = resume.rules(self.spec.rules);
-        stager.set_rules(self.spec.rules);
+        let rules = resume.rules(self.spec.data.rules);
+        self.spec.data.rules = rules;
+        stager.set_rules(rules);
         self.desk.phase(Phase::Publish);
         let journal = self.desk.journal.clone();
         let hands_on_rights = self.hands_on_rights;
         let (cloud, requests) = (self.cloud.clone(), self.switch.counter());
         let before = self.switch.requests();
         let (scratch, latched, wanted) = (seal.scratch.clone(), seal.latched(), resume.incomplete);
-        let policy = self.spec.rescue.lost_writes;
-        let (mountpoint, asked, rules) = (self.mountpoint.clone(), self.spec.output.is_some(), self.spec.rules);
+        let policy = self.rescue().lost_writes;
+        let (mountpoint, asked) = (self.mountpoint.clone(), self.spec.data.output.is_some());
         let work = beside(move || {
             if let Some(mounted) = mounted_below(&mountpoint.join(OUTPUT)) {
                 return Err(PublishError::Covered(mounted));
@@ -208,8 +210,8 @@ impl Run {
         });
         match self.desk.guard(PUBLISHING, Stake::Results, work).await? {
             // A run that holds nothing is no use to anybody; a mount may still be filled.
-            Err(PublishError::Empty { elsewhere }) if elsewhere.has_no_files() && self.service.is_none() => {
-                let output = self.spec.output.as_ref().map(ToString::to_string).unwrap_or_default();
+            Err(PublishError::Empty { elsewhere }) if elsewhere.has_no_files() && self.spec.command().is_some() => {
+                let output = self.spec.data.output.as_ref().map(ToString::to_string).unwrap_or_default();
                 Err(RunError::NothingToPublish { output })
             }
             published => Ok(published),
@@ -275,16 +277,17 @@ impl Run {
     /// A new connection for the next attempt: credentials may have been renewed, or come from whoever resumes.
     async fn reconnect(
         &mut self,
-        spec: &RunSpec,
+        data: &DataSpec,
         credentials: Option<Credentials>,
     ) -> Result<Result<(), CallError>, RunError> {
-        if !spec.uses_aws() || credentials.is_none() && self.entrusted {
+        if !data.uses_aws() || credentials.is_none() && self.entrusted {
             return Ok(Ok(()));
         }
         self.entrusted |= credentials.is_some();
-        let (spec, trail, connector) = (spec.clone(), self.trail.clone(), self.switch.connector());
+        let (run, aws, trail) = (self.spec.id.clone(), data.aws.clone(), self.trail.clone());
+        let connector = self.switch.connector();
         let connect = beside(move || {
-            let cloud = connector.connect(&spec, credentials)?;
+            let cloud = connector.connect(&run, &aws, credentials)?;
             let identity = preflight::identify(&cloud, &trail);
             Ok((cloud, identity))
         });
@@ -303,7 +306,7 @@ impl Run {
     /// Waits until somebody resumes or discards, as long as `--on-hold` allows.
     async fn wait_held(&mut self, why: &Trouble<'_>, seal: &Seal) -> Release {
         let mut insistence = Insistence::default();
-        let mut patience = Patience::new(self.spec.rescue.on_hold);
+        let mut patience = Patience::new(self.rescue().on_hold);
         let mut children = signal(SignalKind::child()).ok();
         self.say_limit(&patience);
         // A visitor may have ended before anybody listened.
@@ -318,7 +321,7 @@ impl Run {
                 tick = patience.tick() => match tick {
                     // Somebody is at work in it.
                     Tick::Over(_) if self.guests.count() > 0 => {
-                        patience = Patience::new(self.spec.rescue.on_hold);
+                        patience = Patience::new(self.rescue().on_hold);
                         continue;
                     }
                     Tick::Over(limit) => return Release::Forgotten(limit),

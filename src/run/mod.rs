@@ -57,9 +57,9 @@ use self::error::{RunError, system};
 pub use self::flush::{SUBCOMMAND as FLUSH_RESULTS, flush_here};
 use self::identity::Identity;
 pub use self::message::{Voice, warn};
-pub use self::mount::mount;
 pub use self::namespace::NamespaceError;
 use self::place::Place;
+use self::preflight::trail;
 pub use self::preflight::{check_key, preflight};
 use self::report::{Destination, Event, Outcome};
 pub use self::report::{Phase, Report};
@@ -72,11 +72,10 @@ use self::supervisor::Supervisor;
 use self::terminal::Terminal;
 pub use self::verify::verify;
 pub use self::visit::{copy, exec};
-use crate::audit::Trail;
 pub use crate::aws::Credentials;
 pub use crate::fuse::knows_option as knows_mount_option;
 pub use crate::preflight::{AWS_OWNED, Check, Evidence, Outcome as CheckOutcome, Profile};
-use crate::spec::{RunSpec, TmpPolicy};
+use crate::spec::{CommandSpec, Purpose, RunSpec, TmpPolicy};
 pub use crate::stage::{Demands as VerifyDemands, Verification};
 use crate::sys::environment;
 use crate::sys::process::{self, Inherited, Side};
@@ -86,14 +85,26 @@ const END_TIME: Duration = Duration::from_secs(30);
 /// How long `status` waits for one run.
 const STATUS_TIME: Duration = Duration::from_secs(3);
 
-/// A sealed run, from the first check to the last message; `code` is the table of exit codes. Returns in two processes:
-/// in the sealed one as soon as its work is done, in the supervisor when the sealed one has ended; both with the exit
-/// status of `runseal`.
-pub fn run(spec: RunSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
-    command::check(&spec.command[0])?;
-    let destination = spec.report.as_deref().map(claim_report).transpose()?;
+/// A run, from the first check to the last message; `code` is the table of exit codes. With `credentials`, AWS is asked
+/// with those alone. Returns in each process of the family as it ends, with the exit status of `runseal`; only the
+/// caller's own is the one the user waits for.
+pub fn run(
+    spec: RunSpec,
+    credentials: Option<Credentials>,
+    voice: Voice,
+    code: fn(&RunError) -> u8,
+) -> Result<u8, RunError> {
+    match spec.purpose.clone() {
+        Purpose::Command(command) => run_command(spec, command, voice, code),
+        Purpose::Serve(serving) => mount::mount(spec, serving, credentials, voice),
+    }
+}
+
+fn run_command(spec: RunSpec, command: CommandSpec, voice: Voice, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
+    command::check(&command.argv.program)?;
+    let destination = command.report.as_deref().map(claim_report).transpose()?;
     let mut report = Report::of(&spec);
-    let result = match start(spec, voice, &report) {
+    let result = match start(spec, command, voice, &report) {
         Ok(Started::Sealed(result)) => return result,
         Ok(Started::Supervisor(supervisor, place, state)) => {
             let terminal = Terminal::remember();
@@ -144,19 +155,19 @@ enum Started {
     Supervisor(Supervisor, Place, State),
 }
 
-fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
+fn start(spec: RunSpec, command: CommandSpec, voice: Voice, report: &Report) -> Result<Started, RunError> {
     // Opened as the user, in the user's view of the tree, before anything else happens.
-    let trail = spec.audit.as_ref().map(|audit| Trail::of(audit, spec.id.as_str())).transpose()?.unwrap_or_default();
+    let trail = trail(&spec.id, &spec.data)?;
     // Even if nothing is at AWS yet: results may be sent there in the end.
     process::make_paths_absolute(&cloud::PATH_VARIABLES).map_err(system("reading the environment"))?;
     let inherited = Inherited::capture().map_err(system("reading the signal mask"))?;
-    let mut state = State::create(&spec.id, spec.output.as_ref())?;
-    let place = Place::claim(state.base(), spec.tmp == TmpPolicy::Scratch, spec.rights.isolate.is_some())?;
+    let mut state = State::create(&spec.id, spec.data.output.as_ref())?;
+    let place = Place::claim(state.base(), command.tmp == TmpPolicy::Scratch, command.rights.isolate.is_some())?;
     let mut record = Record::of(report, place.mountpoint.clone());
     state.record(&record)?;
     let (signals, link, sealed_link) = supervisor::connections()?;
     let socket = control::listen(&state.socket()).map_err(system("opening the control socket"))?;
-    let identity = spec.rights.isolate.as_ref().map(Identity::claim).transpose()?;
+    let identity = command.rights.isolate.as_ref().map(Identity::claim).transpose()?;
     let visitors = if identity.is_some() { Visitors::RootOnly } else { Visitors::Owner };
     let isolation = namespace::enter()?;
     match process::fork().map_err(system("fork"))? {
@@ -164,7 +175,7 @@ fn start(spec: RunSpec, voice: Voice, report: &Report) -> Result<Started, RunErr
             state.disown();
             drop((signals, link));
             let seat = Seat { link: sealed_link, report: report.clone(), socket, inherited, voice, visitors };
-            Ok(Started::Sealed(sealed::run(spec, trail, place, isolation, identity, seat)))
+            Ok(Started::Sealed(sealed::run(spec, &command.rights, trail, place, isolation, identity, seat)))
         }
         Side::Parent(sealed) => {
             drop((sealed_link, socket));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::Report;
 use crate::audit::Event;
-use crate::spec::RunSpec;
+use crate::spec::{CommandSpec, RunSpec};
 
 /// What the kernel writes where nobody has logged in (audit(8), `AUDIT_UID_UNSET`).
 const NOBODY_LOGGED_IN: u32 = u32::MAX;
@@ -31,13 +31,14 @@ impl Origin {
     pub fn of(spec: &RunSpec) -> Self {
         let uid = getuid();
         let host = nix::sys::utsname::uname().map(|machine| machine.nodename().to_string_lossy().into_owned());
-        let words = || spec.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let words =
+            |command: &CommandSpec| command.argv.words().map(|word| word.to_string_lossy().into_owned()).collect();
         Self {
             user: name(uid),
             uid: uid.as_raw(),
             login_uid: login_uid(),
             host: host.unwrap_or_default(),
-            command: spec.record_command.then(words),
+            command: spec.command().filter(|command| command.record_command).map(words),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::state;
 use crate::audit::Trail;
 use crate::aws::{Cloud, Credentials};
 use crate::preflight::{self, Cleared, Evidence, Profile};
-use crate::spec::{KmsKey, RunSpec};
+use crate::spec::{DataSpec, KmsKey, RunId, StoreSpec};
 
 /// What the first phase has found.
 pub struct Ready {
@@ -25,22 +25,24 @@ pub struct Ready {
 impl Ready {
     /// Finds room, connects, and checks inputs and output. Blocks.
     pub fn make(
-        spec: &RunSpec,
+        run: &RunId,
+        store: &StoreSpec,
+        data: &DataSpec,
         connector: Connector,
         credentials: Option<Credentials>,
         explain: bool,
         trail: &Trail,
     ) -> Result<Self, RunError> {
-        let room = Room::find(&spec.store)?;
-        let cloud = if spec.uses_aws() { Some(connect(spec, connector, credentials)?) } else { None };
+        let room = Room::find(store)?;
+        let cloud = if data.uses_aws() { Some(connect(run, data, connector, credentials)?) } else { None };
         let request = preflight::Request {
-            run: &spec.id,
-            inputs: &spec.inputs,
-            output: spec.output.as_ref(),
-            uploads: &cloud::uploads(spec),
-            rules: spec.rules,
-            on_behalf: spec.on_behalf.as_ref(),
-            run_key: spec.aws.run_key.as_ref().map(KmsKey::as_str),
+            run,
+            inputs: &data.inputs,
+            output: data.output.as_ref(),
+            uploads: &cloud::uploads(data),
+            rules: data.rules,
+            on_behalf: data.on_behalf.as_ref(),
+            run_key: data.aws.run_key.as_ref().map(KmsKey::as_str),
             explain,
             space: room.size,
             trail,
@@ -51,32 +53,33 @@ impl Ready {
 }
 
 /// Checks what `runseal run` would check, and answers with what was tried; what stands in the way is an error. Nothing
-/// is started, and the command of `spec` plays no part.
-pub fn preflight(spec: &RunSpec, explain: bool) -> Result<Evidence, RunError> {
-    if let Some(output) = &spec.output {
-        state::check_output(output, spec.id.as_str())?;
+/// is started.
+pub fn preflight(run: &RunId, store: &StoreSpec, data: &DataSpec, explain: bool) -> Result<Evidence, RunError> {
+    if let Some(output) = &data.output {
+        state::check_output(output, run.as_str())?;
     }
-    let trail = trail(spec)?;
-    let ready = Ready::make(spec, Switch::new().connector(), None, explain, &trail);
+    let trail = trail(run, data)?;
+    let ready = Ready::make(run, store, data, Switch::new().connector(), None, explain, &trail);
     tell_gap(&trail);
     Ok(ready?.cleared.evidence().clone())
 }
 
-/// Checks the output of `spec` alone, as [`Ready::make`] does. `replacing` is for this check only. Blocks.
+/// Checks the output of `data` alone, as [`Ready::make`] does. `replacing` is for this check only. Blocks.
 pub fn check_output(
-    spec: &RunSpec,
+    run: &RunId,
+    data: &DataSpec,
     replacing: bool,
     cloud: Option<&Cloud>,
     trail: &Trail,
 ) -> Result<Cleared, preflight::Report> {
-    let uploads = cloud::uploads(&RunSpec { overwrite: replacing, ..spec.clone() });
+    let uploads = cloud::uploads(&DataSpec { overwrite: replacing, ..data.clone() });
     let output = preflight::Request {
-        run: &spec.id,
+        run,
         inputs: &[],
-        output: spec.output.as_ref(),
+        output: data.output.as_ref(),
         uploads: &uploads,
-        rules: spec.rules,
-        on_behalf: spec.on_behalf.as_ref(),
+        rules: data.rules,
+        on_behalf: data.on_behalf.as_ref(),
         run_key: None,
         explain: false,
         space: u64::MAX,
@@ -86,9 +89,9 @@ pub fn check_output(
 }
 
 /// Checks that `key` is what a system of AWS asks of one.
-pub fn check_key(spec: &RunSpec, key: &str, profile: Profile) -> Result<Evidence, RunError> {
-    let trail = trail(spec)?;
-    let cloud = connect(spec, Switch::new().connector(), None)?;
+pub fn check_key(run: &RunId, data: &DataSpec, key: &str, profile: Profile) -> Result<Evidence, RunError> {
+    let trail = trail(run, data)?;
+    let cloud = connect(run, data, Switch::new().connector(), None)?;
     let checked = preflight::check_key(key, profile, &cloud, &trail);
     tell_gap(&trail);
     Ok(checked?)
@@ -100,14 +103,16 @@ pub(super) fn tell_gap(trail: &Trail) {
     }
 }
 
-pub(super) fn trail(spec: &RunSpec) -> Result<Trail, RunError> {
-    Ok(spec.audit.as_ref().map(|audit| Trail::of(audit, spec.id.as_str())).transpose()?.unwrap_or_default())
+/// The audit trail of a run; one that takes nothing if none is to be kept.
+pub(super) fn trail(run: &RunId, data: &DataSpec) -> Result<Trail, RunError> {
+    Ok(data.audit.as_ref().map(|audit| Trail::of(audit, run.as_str())).transpose()?.unwrap_or_default())
 }
 
 pub(super) fn connect(
-    spec: &RunSpec,
+    run: &RunId,
+    data: &DataSpec,
     connector: Connector,
     credentials: Option<Credentials>,
 ) -> Result<Arc<Cloud>, RunError> {
-    connector.connect(spec, credentials).map_err(|source| RunError::Aws { source })
+    connector.connect(run, &data.aws, credentials).map_err(|source| RunError::Aws { source })
 }

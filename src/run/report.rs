@@ -354,7 +354,7 @@ impl Report {
         }
     }
 
-    /// The report of a sealed run that starts now.
+    /// The report of a run that starts now, as it was ordered.
     pub fn of(spec: &RunSpec) -> Self {
         let input = |input: &InputSpec| InputFacts { source: input.source.to_string(), target: shown(&input.target) };
         let trail = |audit: &AuditSpec| AuditFacts {
@@ -363,12 +363,13 @@ impl Report {
             head: None,
             problem: None,
         };
+        let kind = if spec.command().is_some() { Kind::Run } else { Kind::Mount };
         Self {
             origin: Some(Origin::of(spec)),
-            inputs: spec.inputs.iter().map(input).collect(),
-            output: spec.output.as_ref().map(ToString::to_string),
-            audit: spec.audit.as_ref().map(trail),
-            ..Self::new(spec.id.clone(), Kind::Run)
+            inputs: spec.data.inputs.iter().map(input).collect(),
+            output: spec.data.output.as_ref().map(ToString::to_string),
+            audit: spec.data.audit.as_ref().map(trail),
+            ..Self::new(spec.id.clone(), kind)
         }
     }
 

@@ -28,7 +28,7 @@ use super::supervisor::Signals;
 use super::workflow::Run;
 use crate::audit::Trail;
 use crate::fuse::MountOptions;
-use crate::spec::{MemoryLock, RootSpec, RunSpec, StoreSpec};
+use crate::spec::{CommandRights, MemoryLock, RootSpec, RunSpec, StoreSpec};
 use crate::sys::capability::{self, Sets};
 use crate::sys::memory;
 use crate::sys::process::{Inherited, Standing, limit_core};
@@ -59,13 +59,14 @@ pub struct Seat {
 /// `identity` is the user of the command, if it has one of its own.
 pub fn run(
     spec: RunSpec,
+    rights: &CommandRights,
     trail: Trail,
     place: Place,
     isolation: Isolation,
     identity: Option<Identity>,
     seat: Seat,
 ) -> Result<u8, RunError> {
-    let standing = standing_of_command(&spec, isolation, identity.as_ref());
+    let standing = standing_of_command(rights, isolation, identity.as_ref());
     let enclose = || {
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
         namespace::seal_view(&place)?;
@@ -75,16 +76,16 @@ pub fn run(
         Ok(())
     };
     let mountpoint = place.mountpoint.clone();
-    live(seat, enclose, |desk| Run::new(spec, Arc::new(trail), mountpoint, standing, desk).work())
+    live(seat, enclose, |desk| Run::new(spec, trail, mountpoint, standing, None, desk).work())
 }
 
 /// As whom the command runs, and what it may. Root of a container without the right to mount is root in its namespace, and
 /// its programs expect to be.
-fn standing_of_command(spec: &RunSpec, isolation: Isolation, identity: Option<&Identity>) -> Standing {
+fn standing_of_command(rights: &CommandRights, isolation: Isolation, identity: Option<&Identity>) -> Standing {
     match (isolation, identity) {
         (_, Some(identity)) => Standing::Other(identity.id),
         (Isolation::UserNamespace, _) if !geteuid().is_root() => Standing::Plain,
-        _ if spec.rights.keep_capabilities => Standing::Same,
+        _ if rights.keep_capabilities => Standing::Same,
         _ => Standing::Bounded,
     }
 }

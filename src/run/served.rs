@@ -20,9 +20,9 @@ use super::error::{RunError, system};
 use super::message::{self, Voice};
 use super::report::{Kind, Report};
 use super::state::{self, Record, StateError};
-use super::{END_TIME, STATUS_TIME, accepted, mount};
+use super::{END_TIME, STATUS_TIME, accepted, run};
 use crate::aws::Credentials;
-use crate::spec::{MountSpec, RootSpec, RunId, StagingSpec, StoreSpec};
+use crate::spec::{DataSpec, Purpose, RootSpec, RunId, RunSpec, ServeSpec, StoreSpec};
 use crate::sys::path::shown;
 use crate::sys::{address, process};
 use crate::units::exit::Exit;
@@ -61,14 +61,14 @@ pub struct MountOrder {
     /// Permission bits of the root of the scratch.
     pub mode: u32,
     /// What is copied in before the mount is ready, and out when somebody asks.
-    pub staging: Option<StagingSpec>,
+    pub staging: Option<DataSpec>,
     /// What the service wants to find again in [`Family::record`].
     pub note: serde_json::Value,
 }
 
 impl MountOrder {
-    fn into_spec(self) -> MountSpec {
-        MountSpec {
+    fn into_spec(self) -> RunSpec {
+        RunSpec {
             id: self.id,
             store: StoreSpec {
                 backing: self.backing,
@@ -76,12 +76,13 @@ impl MountOrder {
                 memory: Some(self.memory),
                 ..StoreSpec::default()
             },
-            mountpoint: self.mountpoint,
-            options: self.options,
-            foreground: false,
-            root: RootSpec { owner: Some(self.owner), mode: Some(self.mode) },
-            note: Some(self.note),
-            staging: self.staging,
+            data: self.staging.unwrap_or_default(),
+            purpose: Purpose::Serve(ServeSpec {
+                options: self.options,
+                root: RootSpec { owner: Some(self.owner), mode: Some(self.mode) },
+                note: Some(self.note),
+                ..ServeSpec::new(self.mountpoint)
+            }),
         }
     }
 }
@@ -108,12 +109,12 @@ impl NotMounted {
 
 /// Mounts as `order` says: a line of JSON of a [`MountOrder`], perhaps one more with credentials. For the process that
 /// [`Family::start`] starts; dies with its parent until the mount is ready.
-pub fn mount_here(mut order: impl Read) -> Result<u8, RunError> {
+pub fn mount_here(mut order: impl Read, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
     process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
     // The service may be spared when memory runs out; what works for its users is not.
     process::give_up_oom_protection().map_err(system("/proc/self/oom_score_adj"))?;
     let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
-    let result = mount(order.into_spec(), credentials, Voice::Quiet).map_err(discreet);
+    let result = run(order.into_spec(), credentials, Voice::Quiet, code).map_err(discreet);
     if let Err(RunError::Preflight(report)) = &result
         && let Ok(findings) = json::to_vec(&report.findings)
     {

@@ -3,17 +3,17 @@
 use super::cloud::Switch;
 use super::error::RunError;
 use super::preflight::{connect, tell_gap, trail};
-use crate::spec::{Location, RunSpec};
+use crate::spec::{DataSpec, Location, RunId};
 use crate::stage::{Demands, Verification, verify_directory, verify_prefix};
 
-/// Compares the results at `output` with their manifest; AWS is spoken to as `spec` says. Blocks.
-pub fn verify(spec: &RunSpec, output: &Location, demands: &Demands) -> Result<Verification, RunError> {
+/// Compares the results at `output` with their manifest; AWS is spoken to as `data` says. Blocks.
+pub fn verify(run: &RunId, data: &DataSpec, output: &Location, demands: &Demands) -> Result<Verification, RunError> {
     let uri = match output {
         Location::Path(path) => return Ok(verify_directory(path, demands)?),
         Location::S3(uri) => uri,
     };
-    let trail = trail(spec)?;
-    let cloud = connect(spec, Switch::new().connector(), None)?;
+    let trail = trail(run, data)?;
+    let cloud = connect(run, data, Switch::new().connector(), None)?;
     let verified = verify_prefix(uri, &cloud, &trail, demands);
     trail.sync();
     tell_gap(&trail);

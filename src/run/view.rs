@@ -27,7 +27,7 @@ const OF_SOFTWARE: [&str; 6] = ["PATH", "LIB", "LIBS", "_HOME", "_PREFIX", "_ENV
 pub fn plan(
     policy: TmpPolicy,
     scratch: &Path,
-    argv: &[OsString],
+    argv: &[&OsStr],
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> PrivateView {
     let mut view = PrivateView::default();
@@ -46,8 +46,8 @@ pub fn plan(
 
 /// What shows through, by its path below the directory that is covered. What lies in another one of them is shown only if
 /// it can be written and that cannot.
-fn shown(argv: &[OsString], variables: BTreeMap<OsString, OsString>) -> BTreeMap<PathBuf, (PathBuf, Access)> {
-    let arguments = argv.iter().flat_map(|argument| {
+fn shown(argv: &[impl AsRef<OsStr>], variables: BTreeMap<OsString, OsString>) -> BTreeMap<PathBuf, (PathBuf, Access)> {
+    let arguments = argv.iter().map(AsRef::as_ref).flat_map(|argument| {
         let value = argument.as_bytes().split(|&byte| byte == b'=').next_back().unwrap_or_default();
         [Path::new(argument), Path::new(OsStr::from_bytes(value))].map(whole).into_iter().flatten().collect::<Vec<_>>()
     });

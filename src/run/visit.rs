@@ -19,6 +19,7 @@ use super::control::{self, CopyOrder, ExecOrder, Reply, Request};
 use super::error::{RunError, system};
 use super::state::{self, Record};
 use super::{accepted, message};
+use crate::spec::Argv;
 use crate::sys::path;
 use crate::sys::terminal::{Raw, copy_size, open_like};
 
@@ -27,7 +28,7 @@ const PLAIN: &str = "dumb";
 
 /// Runs a program beside the command of a live or held run, on the standard streams of this process; on a terminal of its
 /// own if they are one. Returns its exit status.
-pub fn exec(run: &str, argv: Vec<OsString>) -> Result<u8, RunError> {
+pub fn exec(run: &str, argv: Argv) -> Result<u8, RunError> {
     let (record, socket) = state::find(run)?;
     let (input, output) = (io::stdin(), io::stdout());
     let reply = if input.is_terminal() && output.is_terminal() {

@@ -21,6 +21,7 @@ use super::flush;
 use super::guests::Guests;
 use super::hold::Published;
 use super::message;
+use super::mount::detach_stdio;
 use super::origin::start_of;
 use super::place::TEMPORARY;
 use super::preflight::Ready;
@@ -34,7 +35,7 @@ use crate::crypt::KeyShare;
 use crate::fs::ROOT;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
-use crate::spec::{OnFailure, RootSpec, RunSpec, SAVED, TmpPolicy};
+use crate::spec::{CommandSpec, Foreground, OnFailure, Purpose, RescueSpec, RootSpec, RunSpec, SAVED, TmpPolicy};
 use crate::stage::{self, Stager, Totals, View};
 use crate::sys::memory;
 use crate::sys::path::shown;
@@ -65,27 +66,20 @@ pub struct Run {
     pub(super) credentials: Option<Credentials>,
     /// Whether somebody else than this machine has given credentials. Then those of the machine are never used.
     pub(super) entrusted: bool,
-    /// For a mount that serves, in place of a command.
-    pub(super) service: Option<Service>,
     /// Programs of `runseal exec`.
     pub(super) guests: Guests,
 }
 
-/// What makes a run of a mount: no command, everybody who may sees it, and it ends when it is told to.
-pub struct Service {
-    /// Of the mount.
-    pub options: MountOptions,
-    /// Of the scratch.
-    pub root: RootSpec,
-    /// Credentials to use in place of what would be found.
-    pub credentials: Option<Credentials>,
-    /// To be called when all is there.
-    pub ready: Option<Box<dyn FnOnce() -> std::io::Result<()>>>,
-}
-
 impl Run {
-    /// A run that has not begun.
-    pub fn new(spec: RunSpec, trail: Arc<Trail>, mountpoint: PathBuf, standing: Standing, desk: Desk) -> Self {
+    /// A run that has not begun. With `credentials`, those of the machine are never used.
+    pub fn new(
+        spec: RunSpec,
+        trail: Trail,
+        mountpoint: PathBuf,
+        standing: Standing,
+        credentials: Option<Credentials>,
+        desk: Desk,
+    ) -> Self {
         Self {
             spec,
             mountpoint,
@@ -96,26 +90,12 @@ impl Run {
                 Standing::Same | Standing::Bounded => false,
             },
             desk,
-            trail,
+            trail: Arc::new(trail),
             switch: Switch::new(),
             cloud: None,
-            credentials: None,
-            entrusted: false,
-            service: None,
-            guests: Guests::default(),
-        }
-    }
-
-    /// The same for a mount.
-    pub fn of_mount(spec: RunSpec, mountpoint: PathBuf, mut service: Service, desk: Desk) -> Self {
-        let credentials = service.credentials.take();
-        let entrusted = credentials.is_some();
-        let trail = Arc::new(Trail::default());
-        Self {
+            entrusted: credentials.is_some(),
             credentials,
-            entrusted,
-            service: Some(service),
-            ..Self::new(spec, trail, mountpoint, Standing::Same, desk)
+            guests: Guests::default(),
         }
     }
 
@@ -134,7 +114,7 @@ impl Run {
     async fn phases(&mut self) -> Result<(Outcome, u8), RunError> {
         // Before there are credentials in this process.
         let memory_locked = lock_memory(self.spec.store.memory_lock)?;
-        if self.spec.aws.run_key.is_some() {
+        if self.spec.data.aws.run_key.is_some() {
             // The data key passes through buffers of libraries, as base 64.
             memory::wipe_freed();
         }
@@ -158,9 +138,9 @@ impl Run {
 
     async fn preflight(&mut self) -> Result<Ready, RunError> {
         self.desk.phase(Phase::Preflight);
-        let (spec, trail, connector) = (self.spec.clone(), self.trail.clone(), self.switch.connector());
-        let credentials = self.credentials.take();
-        let check = beside(move || Ready::make(&spec, connector, credentials, false, &trail));
+        let RunSpec { id, store, data, .. } = self.spec.clone();
+        let (trail, connector, credentials) = (self.trail.clone(), self.switch.connector(), self.credentials.take());
+        let check = beside(move || Ready::make(&id, &store, &data, connector, credentials, false, &trail));
         let ready = self.desk.guard("checking inputs and output", Stake::Nothing, check).await??;
         for Check { probe, subject, detail, .. } in ready.cleared.evidence().warnings() {
             message::warn(format_args!("preflight warns: {probe}: {subject}: {detail}"));
@@ -186,17 +166,15 @@ impl Run {
 
     async fn seal(&mut self, room: Room, keys: KeySource) -> Result<Seal, RunError> {
         self.desk.phase(Phase::Seal);
-        // "Other" can only be those of the run: nobody else sees the mount.
-        let (options, root) = match &self.service {
-            Some(service) => (service.options.clone(), service.root),
-            None => {
+        let (options, allow_other, root) = match &self.spec.purpose {
+            Purpose::Serve(serving) => (serving.options.clone(), geteuid().is_root(), serving.root),
+            // "Other" can only be those of the run: nobody else sees the mount.
+            Purpose::Command(_) => {
                 let owner = self.user_of_command().map(|id| (id, id));
-                (
-                    MountOptions { allow_other: true, ..MountOptions::default() },
-                    RootSpec { owner, ..RootSpec::default() },
-                )
+                (Vec::new(), true, RootSpec { owner, ..RootSpec::default() })
             }
         };
+        let options = MountOptions { options, allow_other, ..MountOptions::default() };
         make_seal(room, &self.spec.store, root, self.mountpoint.clone(), options, keys, &self.desk).await
     }
 
@@ -218,7 +196,7 @@ impl Run {
     }
 
     fn close_trail(&self) {
-        let Some(audit) = &self.spec.audit else { return };
+        let Some(audit) = &self.spec.data.audit else { return };
         self.trail.sync();
         let head = self.trail.head();
         let problem = self.trail.problem().map(str::to_owned);
@@ -234,25 +212,21 @@ impl Run {
     }
 
     async fn in_scratch(&mut self, cleared: preflight::Cleared, seal: &Seal) -> Result<(Outcome, u8), RunError> {
-        let input = seal.make_dir(INPUT, 0o755)?;
-        // What is published takes its bits from here: those a directory made by the user would have.
-        let output = seal.make_dir(OUTPUT, 0o777 & !self.desk.inherited.umask.bits())?;
-        seal.make_dir(WORK, 0o755)?;
-        seal.make_dir(TMP, 0o1777)?;
+        let [input, output] = self.lay_out(seal)?;
         let meter = Arc::new(Meter::new(self.desk.voice));
         let stager = Stager::new(cleared, seal.scratch.clone(), self.spec.id.clone(), meter, self.trail.clone());
-        let stager = match self.spec.aws.concurrency {
+        let stager = match self.spec.data.aws.concurrency {
             Some(requests) => stager.with_concurrency(requests.into()),
             None => stager,
         };
-        let stager = match self.service.as_ref().and_then(|service| service.root.owner) {
+        let stager = match self.spec.serving().and_then(|serving| serving.root.owner) {
             Some(owner) => stager.with_owner(owner),
             None => stager,
         };
         let stager = Arc::new(stager.with_view(self.view()));
         self.desk.watch(seal);
 
-        if !self.spec.inputs.is_empty() {
+        if !self.spec.data.inputs.is_empty() {
             self.fetch(stager.clone(), input).await?;
         }
         if self.user_of_command().is_some() {
@@ -261,22 +235,56 @@ impl Run {
         if let Some(problem) = self.trail.problem() {
             return Err(RunError::Unaudited(problem.to_owned()));
         }
-        if let Some(ready) = self.service.as_mut().and_then(|service| service.ready.take()) {
-            ready().map_err(system("letting go of the caller"))?;
-            self.desk.watch_tree(seal);
-            let result = self.attend(stager.clone(), output, seal).await;
-            self.leave(stager).await;
-            return result;
+        match self.spec.purpose.clone() {
+            Purpose::Serve(serving) => {
+                if serving.foreground == Foreground::Leave {
+                    detach_stdio().map_err(system("letting go of the caller"))?;
+                }
+                self.desk.watch_tree(seal);
+                let result = self.attend(stager.clone(), output, seal).await;
+                self.leave(stager).await;
+                result
+            }
+            Purpose::Command(command) => self.command(&command, stager, output, seal).await,
         }
+    }
+
+    /// Makes the directories that a scratch starts with, and answers those of inputs and of results. A mount without data is
+    /// empty, and everything in it is its user's.
+    fn lay_out(&self, seal: &Seal) -> Result<[u64; 2], RunError> {
+        if self.spec.command().is_none() && self.spec.data.is_nothing() {
+            return Ok([ROOT; 2]);
+        }
+        let input = seal.make_dir(INPUT, 0o755)?;
+        // What is published takes its bits from here: those a directory made by the user would have.
+        let output = seal.make_dir(OUTPUT, 0o777 & !self.desk.inherited.umask.bits())?;
+        seal.make_dir(WORK, 0o755)?;
+        seal.make_dir(TMP, 0o1777)?;
+        Ok([input, output])
+    }
+
+    /// What becomes of it in trouble.
+    pub(super) fn rescue(&self) -> RescueSpec {
+        self.spec.command().map(|command| command.rescue.clone()).unwrap_or_default()
+    }
+
+    /// Runs the command, and publishes what it leaves if it succeeds.
+    async fn command(
+        &mut self,
+        command: &CommandSpec,
+        stager: Arc<Stager>,
+        output: u64,
+        seal: &Seal,
+    ) -> Result<(Outcome, u8), RunError> {
         let before = seal.inodes();
-        let status = self.command(seal).await?;
+        let status = self.wait_for_command(command, seal).await?;
         self.clear();
         self.take_over(output, seal);
         if status != 0 {
             self.command_failed(status, seal.inodes() > before, stager, seal).await?;
             return Ok((Outcome::CommandFailed, status));
         }
-        if self.spec.output.is_none() && stager.results(output).is_empty() {
+        if self.spec.data.output.is_none() && stager.results(output).is_empty() {
             return Ok((Outcome::Succeeded, 0));
         }
         match self.publish_or_hold(stager.clone(), output, seal).await {
@@ -292,7 +300,7 @@ impl Run {
     /// Where links of the command may say that the scratch is.
     fn view(&self) -> View {
         let mut aliases: Vec<(PathBuf, PathBuf)> = vec![("/var/run".into(), "/run".into())];
-        if self.service.is_none() && self.spec.tmp == TmpPolicy::Scratch {
+        if self.spec.command().is_some_and(|command| command.tmp == TmpPolicy::Scratch) {
             aliases.extend(TEMPORARY.map(|covered| (covered.into(), self.mountpoint.join(TMP))));
         }
         View { mountpoint: self.mountpoint.clone(), aliases }
@@ -301,7 +309,8 @@ impl Run {
     /// Serves until it is told to end; publishes when asked.
     async fn attend(&mut self, stager: Arc<Stager>, from: u64, seal: &Seal) -> Result<(Outcome, u8), RunError> {
         let id = self.spec.id.clone();
-        let mut pending = self.spec.output.is_some();
+        let mut pending = self.spec.data.output.is_some();
+        let is_plain = self.spec.data.is_nothing();
         self.desk.phase(Phase::Serving);
         loop {
             match self.desk.next().await {
@@ -310,7 +319,7 @@ impl Run {
                 Order::MountEnded | Order::Orphaned => return Err(RunError::CutOff),
                 Order::Request(Request::End { discard, remove_published }, reply) if discard || !pending => {
                     self.desk.farewell.order(remove_published, reply);
-                    if !remove_published {
+                    if !remove_published || is_plain {
                         self.desk.farewell.answer("ending");
                     }
                     break;
@@ -339,7 +348,12 @@ impl Run {
                     let _ = reply.send(is_open(&self.mountpoint));
                 }
                 Order::Request(_, reply) => {
-                    let _ = reply.send(Reply::refused(format!("run {id} has nothing to publish, or has done so")));
+                    let none = if is_plain {
+                        "a mount has nothing to resume".to_owned()
+                    } else {
+                        format!("run {id} has nothing to publish, or has done so")
+                    };
+                    let _ = reply.send(Reply::refused(none));
                 }
                 Order::Signal { .. } => {}
             }
@@ -357,10 +371,10 @@ impl Run {
     }
 
     /// Starts the command and waits for it; orders reach it as signals.
-    async fn command(&mut self, seal: &Seal) -> Result<u8, RunError> {
+    async fn wait_for_command(&mut self, spec: &CommandSpec, seal: &Seal) -> Result<u8, RunError> {
         let mut children = signal(SignalKind::child()).map_err(system("watching children"))?;
         self.desk.phase(Phase::Command);
-        let pid = command::start(&self.spec.command, self.surroundings())?;
+        let pid = command::start(&spec.argv, self.surroundings())?;
         let apart = self.user_of_command().is_some();
         let mut running = Running { pid, apart, interrupts: 0, deadline: None };
         loop {
@@ -389,11 +403,11 @@ impl Run {
 
     /// Where and as what programs of this run start.
     fn surroundings(&self) -> Surroundings<'_> {
-        let withheld = self.spec.uses_aws() && !self.spec.aws.keep_credentials;
+        let withheld = self.spec.data.uses_aws() && !self.spec.data.aws.keep_credentials;
         Surroundings {
             scratch: &self.mountpoint,
             run_id: self.spec.id.as_str(),
-            tmp: self.spec.tmp,
+            tmp: self.spec.command().map_or(TmpPolicy::Host, |command| command.tmp),
             withheld: if withheld { cloud::leads_to_credentials } else { |_| false },
             inherited: self.desk.inherited,
             standing: self.standing,
@@ -448,9 +462,10 @@ impl Run {
         stager: Arc<Stager>,
         seal: &Seal,
     ) -> Result<(), RunError> {
-        let lost = if self.spec.output.is_some() { "; nothing was published" } else { "" };
+        let rescue = self.rescue();
+        let lost = if self.spec.data.output.is_some() { "; nothing was published" } else { "" };
         message::warn(format_args!("the command ended with status {status}{lost}"));
-        if !self.spec.rescue.save.is_empty() {
+        if !rescue.save.is_empty() {
             self.take_over(ROOT, seal);
             let saved = self.save(stager).await;
             if self.user_of_command().is_some() {
@@ -458,10 +473,10 @@ impl Run {
             }
             saved?;
         }
-        if self.spec.rescue.on_failure == OnFailure::Hold {
+        if rescue.on_failure == OnFailure::Hold {
             self.hold_scratch(status, seal).await;
         } else if left_files {
-            let what = if self.spec.rescue.save.is_empty() { "what" } else { "all else that" };
+            let what = if rescue.save.is_empty() { "what" } else { "all else that" };
             message::warn(format_args!(
                 "{what} it left in the scratch is gone; next time --save GLOB publishes files such as logs even \
                  then, and --on-failure=hold keeps the scratch for `runseal exec` and `runseal cp`"
@@ -476,7 +491,7 @@ impl Run {
         let time: String = self.desk.journal.snapshot().started.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
         let name = format!("{SAVED}{}.{time}", self.spec.id);
         let (scratch, hands_on_rights) = (self.mountpoint.clone(), self.hands_on_rights);
-        let (cloud, rescue) = (self.cloud.clone(), self.spec.rescue.clone());
+        let (cloud, rescue) = (self.cloud.clone(), self.rescue());
         let work = beside(move || {
             if let Err(error) = flush::flush_results(&scratch, Path::new(""), hands_on_rights) {
                 message::warn(error);

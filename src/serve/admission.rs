@@ -13,7 +13,7 @@ use super::peer::Caller;
 use super::problem::{Kind, Problem};
 use super::runs::Settings;
 use crate::run::Credentials;
-use crate::spec::{AwsSpec, Identity, InputSpec, Location, RunId, StagingRules, StagingSpec};
+use crate::spec::{AwsSpec, DataSpec, Identity, InputSpec, Location, RunId, StagingRules};
 use crate::sys::identity::groups_of;
 use crate::sys::path::shown;
 
@@ -27,7 +27,7 @@ pub struct Admitted {
     /// All that is known of it before it starts.
     pub view: RunView,
     /// What is to be staged, if anything is.
-    pub staging: Option<StagingSpec>,
+    pub staging: Option<DataSpec>,
     /// Credentials that came with the request.
     pub credentials: Option<Credentials>,
 }
@@ -128,7 +128,7 @@ fn staging(
     credentials: Option<&Credentials>,
     config: &Config,
     caller: Caller,
-) -> Result<Option<StagingSpec>, Problem> {
+) -> Result<Option<DataSpec>, Problem> {
     let exists = |path: &Path| caller.is_root() && path.symlink_metadata().is_ok();
     let parse = |text: &String| InputSpec::parse(OsStr::new(text), exists).map_err(usage);
     let inputs = request.inputs.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
@@ -169,7 +169,7 @@ fn staging(
     }
     let local = places.clone().any(|place| place.s3().is_none());
     let on_behalf = if local { identity(caller.owner(request.owner)?)? } else { None };
-    Ok(Some(StagingSpec { inputs, output, overwrite, rules, aws, on_behalf }))
+    Ok(Some(DataSpec { inputs, output, overwrite, rules, aws, on_behalf, audit: None }))
 }
 
 fn check_aws(wanted: &AwsRequest, caller: Caller) -> Result<(), Problem> {
@@ -193,7 +193,7 @@ fn identity(owner: Owner) -> Result<Option<Identity>, Problem> {
 }
 
 /// Inputs as they are shown.
-fn shown_inputs(staging: &StagingSpec) -> Vec<String> {
+fn shown_inputs(staging: &DataSpec) -> Vec<String> {
     let shown = |input: &InputSpec| format!("{}={}", input.source, shown(&input.target));
     staging.inputs.iter().map(shown).collect()
 }

@@ -81,7 +81,7 @@ pub enum Sse {
 }
 
 /// The audit trail of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditSpec {
     /// Where it goes.
     pub destination: AuditDestination,
@@ -90,7 +90,8 @@ pub struct AuditSpec {
 }
 
 /// Where the audit trail goes: `--audit`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AuditDestination {
     /// A file, to which several runs may append.
     File(PathBuf),

@@ -4,8 +4,11 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// What a command may beyond the user who started it, and whether it runs as that user at all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CommandRights {
     /// Whether a command of root keeps the capabilities that reach the process with the key.
     pub keep_capabilities: bool,
@@ -14,7 +17,8 @@ pub struct CommandRights {
 }
 
 /// A user of its own for the command of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Isolate {
     /// One of those that /etc/subuid and /etc/subgid give to the name `runseal`.
     Subordinate,

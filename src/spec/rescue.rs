@@ -4,8 +4,11 @@ use std::path::{Component, Path};
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// `--on-hold`: how long results that could not be published are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnHold {
     /// Until somebody resumes or discards.
     Wait,
@@ -47,7 +50,8 @@ impl FromStr for OnHold {
 }
 
 /// `--on-failure`: what becomes of the scratch when the command fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
     /// It is destroyed.
     #[default]
@@ -57,7 +61,8 @@ pub enum OnFailure {
 }
 
 /// `--lost-writes`: what becomes of results when data was lost that is no result itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum LostWrites {
     /// They are held: they may depend on it.
     #[default]
@@ -71,7 +76,8 @@ pub enum LostWrites {
 pub const SAVED: &str = "runseal-failed-";
 
 /// `--save`: which files are published even if the command fails, by their path below the scratch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SavePattern(glob::Pattern);
 
 /// Why a text is no [`SavePattern`].
@@ -93,8 +99,23 @@ impl FromStr for SavePattern {
     }
 }
 
+impl TryFrom<String> for SavePattern {
+    type Error = SavePatternError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SavePattern> for String {
+    fn from(pattern: SavePattern) -> Self {
+        pattern.0.as_str().to_owned()
+    }
+}
+
 /// What becomes of a run in trouble.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RescueSpec {
     /// How long results are held; `None` leaves it to whether there is a terminal.
     pub on_hold: Option<OnHold>,
