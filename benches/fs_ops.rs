@@ -8,11 +8,11 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
-use runseal::fs::{Caller, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, WriteMode};
+use runseal::fs::{Creator, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, WriteMode};
 use runseal::spec::{EngineChoice, MemoryLock};
 use runseal::store::Store;
 
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+const CALLER: Creator = Creator { uid: 0, gid: 0, umask: 0 };
 /// Entries of the directory that the operations find themselves in.
 const ENTRIES: u64 = 100_000;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
-use runseal::fs::{Attr, Caller, FsError, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, SetAttr, WriteMode};
+use runseal::fs::{Attr, Creator, FsError, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, SetAttr, WriteMode};
 use runseal::spec::{EngineChoice, MemoryLock};
 use runseal::store::Store;
 
@@ -17,7 +17,7 @@ const THREADS: u64 = 8;
 const STEPS: u64 = 15_000;
 /// Far more than the test takes on a busy machine.
 const DEADLOCK: Duration = Duration::from_secs(120);
-const CALLER: Caller = Caller { uid: 1, gid: 1, umask: 0 };
+const CALLER: Creator = Creator { uid: 1, gid: 1, umask: 0 };
 const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
 
 fn scratch() -> Scratch {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use runseal::backing::Backing;
 use runseal::crypt::Keyring;
-use runseal::fs::{Caller, Fallocate, FsError, Kind, NAME_MAX, ROOT, Scratch, ScratchOptions, WriteMode, XattrMode};
+use runseal::fs::{Creator, Fallocate, FsError, Kind, NAME_MAX, ROOT, Scratch, ScratchOptions, WriteMode, XattrMode};
 use runseal::spec::{EngineChoice, MemoryLock};
 use runseal::store::Store;
 
@@ -105,7 +105,7 @@ fn memory() {
 fn a_directory_of_very_many_files() {
     let files = std::env::var("RUNSEAL_FILES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
     let fs = scratch(2 << 30).0;
-    let caller = Caller { uid: 0, gid: 0, umask: 0 };
+    let caller = Creator { uid: 0, gid: 0, umask: 0 };
     let before = ALLOCATED.load(Ordering::Relaxed);
     let data = [1; 4096];
     for i in 0..files {
@@ -146,7 +146,7 @@ fn a_directory_of_very_many_files() {
 /// Does something again and again that is to cost memory, with a number that counts up, until it is refused.
 type Work = fn(&Scratch, u64) -> Result<(), FsError>;
 
-const CALLER: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
+const CALLER: Creator = Creator { uid: 1000, gid: 1000, umask: 0 };
 const SECTOR: u64 = 4096;
 
 /// What an ordinary user can do to take much and be counted for little.

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 
 use self::node::{Directory, Entries, Inode, Losses, Meta, Node, Table};
 pub use self::node::{Loss, LossChanges, LossTotals, acl_permissions};
-pub use self::suidgid::{Change, Standing};
+pub use self::suidgid::{Change, Relation};
 pub use self::types::*;
 use crate::store::Store;
 pub use crate::store::{Pressure, StoreError};

@@ -1,7 +1,7 @@
 //! Names: looking up, making, linking, removing. Moving is in `rename.rs`, listing in `listing.rs`.
 
 use super::node::{Directory, Inode, Node, entry_memory, inode_memory};
-use super::{Attr, Caller, FsError, Kind, LINK_MAX, NAME_MAX, Scratch, Time};
+use super::{Attr, Creator, FsError, Kind, LINK_MAX, NAME_MAX, Scratch, Time};
 use crate::store::Content;
 
 /// Longest target of a symbolic link: `PATH_MAX` without the NUL byte.
@@ -35,7 +35,7 @@ impl Scratch {
         kind: Kind,
         mode: u32,
         rdev: u32,
-        caller: &Caller,
+        caller: &Creator,
     ) -> Result<Attr, FsError> {
         let node = match kind {
             Kind::File => Node::File(Content::new(self.store.clone())),
@@ -47,12 +47,12 @@ impl Scratch {
     }
 
     /// Makes a directory. Takes a reference.
-    pub fn mkdir(&self, parent: u64, name: &[u8], mode: u32, caller: &Caller) -> Result<Attr, FsError> {
+    pub fn mkdir(&self, parent: u64, name: &[u8], mode: u32, caller: &Creator) -> Result<Attr, FsError> {
         self.make(parent, name, mode, caller, Node::Directory(Box::new(Directory::new(parent))))
     }
 
     /// Makes a symbolic link to `target`, of 1 to 4095 bytes. Takes a reference.
-    pub fn symlink(&self, parent: u64, name: &[u8], target: &[u8], caller: &Caller) -> Result<Attr, FsError> {
+    pub fn symlink(&self, parent: u64, name: &[u8], target: &[u8], caller: &Creator) -> Result<Attr, FsError> {
         match target.len() {
             0 => Err(FsError::NotFound),
             1..=TARGET_MAX => self.make(parent, name, 0o777, caller, Node::Symlink(target.into())),
@@ -115,7 +115,7 @@ impl Scratch {
         Ok(inode.attr())
     }
 
-    fn make(&self, parent: u64, name: &[u8], mode: u32, caller: &Caller, node: Node) -> Result<Attr, FsError> {
+    fn make(&self, parent: u64, name: &[u8], mode: u32, caller: &Creator, node: Node) -> Result<Attr, FsError> {
         check_new_name(name)?;
         let parent = self.inode(parent)?;
         let directory = parent.directory()?;

@@ -6,7 +6,7 @@ use parking_lot::RwLockWriteGuard;
 
 use super::names::check_name;
 use super::node::{Directory, Entries, Inode, Meta, Node, entry_memory, inode_memory};
-use super::{Caller, FsError, Kind, ROOT, RenameFlags, Scratch, Time};
+use super::{Creator, FsError, Kind, ROOT, RenameFlags, Scratch, Time};
 
 impl Scratch {
     /// Moves a name, replacing what has the new one (renameat2(2)). Two names of one inode stay as they are.
@@ -103,7 +103,7 @@ impl Scratch {
 
 /// What overlayfs takes for a removed file: a character device 0:0, made by root.
 fn whiteout(parent: &Inode, now: Time) -> (Meta, Node) {
-    let meta = parent.meta().child(Kind::CharDevice, 0, &Caller { uid: 0, gid: 0, umask: 0 }, now);
+    let meta = parent.meta().child(Kind::CharDevice, 0, &Creator { uid: 0, gid: 0, umask: 0 }, now);
     (meta, Node::Special { kind: Kind::CharDevice, rdev: 0 })
 }
 

@@ -18,7 +18,7 @@ pub enum Change {
 
 /// What whoever makes a change is to the file (credentials(7), capabilities(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Relation {
     /// Owns the file, or is root.
     pub owner: bool,
     /// Has `CAP_FSETID`.
@@ -29,13 +29,13 @@ pub struct Standing {
 
 impl Scratch {
     /// Takes set-user-ID and set-group-ID away as Linux 6.2 does for `change`. To be called before the change, so that no
-    /// bit stands for contents it was not given to. `standing` gets owner and group of the file, and is asked only where
+    /// bit stands for contents it was not given to. `relation` gets owner and group of the file, and is asked only where
     /// there are such bits. Returns whether the mode is another one now.
     pub fn kill_suidgid(
         &self,
         ino: u64,
         change: Change,
-        standing: impl FnOnce(u32, u32) -> Standing,
+        relation: impl FnOnce(u32, u32) -> Relation,
     ) -> Result<bool, FsError> {
         let inode = self.inode(ino)?;
         let (mode, uid, gid) = {
@@ -45,9 +45,9 @@ impl Scratch {
         if mode & (SETUID | SETGID) == 0 {
             return Ok(false);
         }
-        let standing = standing(uid, gid);
-        let killed = mode & change.kills(inode.kind(), mode, standing);
-        if killed != 0 && change == Change::SameOwner && !standing.owner {
+        let relation = relation(uid, gid);
+        let killed = mode & change.kills(inode.kind(), mode, relation);
+        if killed != 0 && change == Change::SameOwner && !relation.owner {
             return Err(FsError::NotPermitted);
         }
         inode.meta().clear(killed);
@@ -57,12 +57,12 @@ impl Scratch {
 
 impl Change {
     /// `setattr_should_drop_suidgid`, `chown_common` and `posix_acl_update_mode` of the kernel.
-    fn kills(self, kind: Kind, mode: u32, standing: Standing) -> u32 {
-        let stranger = !standing.member && !standing.fsetid;
+    fn kills(self, kind: Kind, mode: u32, relation: Relation) -> u32 {
+        let stranger = !relation.member && !relation.fsetid;
         // Without group execute the bit once meant mandatory locking.
         let setgid = if stranger || mode & GROUP_EXECUTE != 0 { SETGID } else { 0 };
         match self {
-            Self::Contents if kind == Kind::File && !standing.fsetid => SETUID | setgid,
+            Self::Contents if kind == Kind::File && !relation.fsetid => SETUID | setgid,
             Self::Owner | Self::SameOwner if kind != Kind::Directory => SETUID | setgid,
             Self::AccessAcl if stranger => SETGID,
             Self::Contents | Self::Owner | Self::SameOwner | Self::AccessAcl => 0,
@@ -76,9 +76,9 @@ mod tests {
     use super::super::testing::{CALLER, scratch};
     use super::*;
 
-    const NOBODY: Standing = Standing { owner: false, fsetid: false, member: false };
-    const MEMBER: Standing = Standing { member: true, ..NOBODY };
-    const ROOT_USER: Standing = Standing { owner: true, fsetid: true, member: false };
+    const NOBODY: Relation = Relation { owner: false, fsetid: false, member: false };
+    const MEMBER: Relation = Relation { member: true, ..NOBODY };
+    const ROOT_USER: Relation = Relation { owner: true, fsetid: true, member: false };
 
     // promise: S-23
     #[test]
@@ -86,7 +86,7 @@ mod tests {
         let fs = scratch();
         let file = fs.mknod(ROOT, b"f", Kind::File, 0o644, 0, &CALLER).unwrap().ino;
         let dir = fs.dir(ROOT, "d").ino;
-        for (ino, change, standing, before, after) in [
+        for (ino, change, relation, before, after) in [
             (file, Change::Contents, NOBODY, 0o6755, 0o755),
             (file, Change::Contents, NOBODY, 0o6745, 0o745),
             (file, Change::Contents, MEMBER, 0o6745, 0o2745),
@@ -98,7 +98,7 @@ mod tests {
             (file, Change::Owner, NOBODY, 0o6745, 0o745),
             (dir, Change::Owner, NOBODY, 0o6755, 0o6755),
             (file, Change::SameOwner, ROOT_USER, 0o6745, 0o2745),
-            (file, Change::SameOwner, Standing { owner: true, ..NOBODY }, 0o6745, 0o745),
+            (file, Change::SameOwner, Relation { owner: true, ..NOBODY }, 0o6745, 0o745),
             (file, Change::SameOwner, MEMBER, 0o2745, 0o2745),
             (file, Change::AccessAcl, NOBODY, 0o6755, 0o4755),
             (file, Change::AccessAcl, MEMBER, 0o6755, 0o6755),
@@ -108,9 +108,9 @@ mod tests {
             fs.chmod(ino, before);
             let changed = fs.kill_suidgid(ino, change, |uid, gid| {
                 assert_eq!((uid, gid), (CALLER.uid, CALLER.gid));
-                standing
+                relation
             });
-            assert_eq!(fs.attr(ino).mode, after, "{before:o} {change:?} {standing:?}");
+            assert_eq!(fs.attr(ino).mode, after, "{before:o} {change:?} {relation:?}");
             assert_eq!(changed.unwrap(), before != after);
         }
     }

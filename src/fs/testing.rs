@@ -1,13 +1,13 @@
 //! What the tests of this layer share.
 
-use super::{Attr, Caller, DirEntry, FsError, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, SetAttr};
+use super::{Attr, Creator, DirEntry, FsError, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, SetAttr};
 use crate::backing::MemoryBacking;
 use crate::crypt::Keyring;
 use crate::spec::{EngineChoice, MemoryLock};
 use crate::store::Store;
 
 /// Whoever makes things when it does not matter who.
-pub(super) const CALLER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
+pub(super) const CALLER: Creator = Creator { uid: 1000, gid: 100, umask: 0o022 };
 
 /// 1 GiB of space and of memory.
 pub(super) fn scratch() -> Scratch {

@@ -139,7 +139,7 @@ pub struct Attr {
 
 /// Who creates something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub struct Creator {
     /// File-system user id.
     pub uid: u32,
     /// File-system group id.

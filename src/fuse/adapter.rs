@@ -1,33 +1,28 @@
-//! The adapter: one method per opcode, which decodes, calls [`Scratch`] and replies. No state of its own.
+//! The adapter: what each opcode does. Decoded by `dispatch`, answered from [`Scratch`]. No state of its own.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
-    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, WriteFlags,
 };
 use zeroize::Zeroizing;
 
-use super::convert::{
-    absent, fallocate_mode, file_attr, file_type, from_system, node_kind, rename_flags, set_time, xattr_mode,
-};
-use super::counters::{Counters, Opcode};
-use super::cpu_latency::CpuLatency;
-use super::errno::errno;
+use super::convert::{absent, fallocate_mode, file_attr, file_type, node_kind, xattr_mode};
+use super::counters::Counters;
+use super::cpu_latency::LatencyHolder;
+use super::dispatch::{Call, Opcode};
 use super::gate::Gate;
 use super::init::{Negotiated, negotiate};
 use super::notifier::{Notice, Notices, pass_on};
-use super::requester::standing;
+use super::requester::relation;
 use super::seek::{Seek, Wanted};
-use crate::fs::{Attr, Caller, Change, FsError, Kind, NAME_MAX, Scratch, SetAttr, WriteMode};
+use crate::fs::{Attr, Change, Creator, FsError, Kind, NAME_MAX, RenameFlags, Scratch, SetAttr, WriteMode};
 use crate::units::SECTOR;
 
 /// How long the kernel may trust entries and attributes: without end, since every change comes through it.
@@ -35,14 +30,14 @@ const FOREVER: Duration = Duration::from_secs(1 << 30);
 /// Inode numbers are never used twice, so there are no generations.
 const GENERATION: Generation = Generation(0);
 /// The attribute that carries the access ACL.
-const ACCESS_ACL: &str = "system.posix_acl_access";
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 /// There are no open files here.
 const NO_HANDLE: FileHandle = FileHandle(0);
 /// Most bytes copied by one request, so that a worker comes back; the kernel asks again for the rest.
 const MOST_COPIED: u64 = 1 << 30;
 
 /// What the adapter learned from the kernel, for those who hold the mount.
-pub(super) struct Shared {
+pub(super) struct Connection {
     /// Requests so far.
     pub counters: Counters,
     /// What the kernel is to be told.
@@ -50,10 +45,10 @@ pub(super) struct Shared {
     /// Set by INIT.
     pub negotiated: OnceLock<Negotiated>,
     /// Set where the machine lets this process ask for processors that wake fast.
-    pub latency: OnceLock<CpuLatency>,
+    pub latency: OnceLock<LatencyHolder>,
 }
 
-impl Shared {
+impl Connection {
     pub(super) fn new() -> Self {
         Self {
             counters: Counters::new(),
@@ -62,22 +57,25 @@ impl Shared {
             latency: OnceLock::new(),
         }
     }
+    pub(super) fn count(&self, opcode: Opcode) {
+        self.counters.count(opcode);
+    }
 }
 
 /// [`Scratch`] as the kernel sees it.
 pub(super) struct Adapter {
     scratch: Arc<Scratch>,
     gate: Arc<Gate>,
-    shared: Arc<Shared>,
+    connection: Arc<Connection>,
     may: InitFlags,
     granted: InitFlags,
 }
 
 impl Adapter {
     /// `may`: the capabilities to use of those the kernel has.
-    pub(super) fn new(scratch: Arc<Scratch>, shared: Arc<Shared>, may: InitFlags) -> Self {
-        let gate = Arc::new(Gate::new(scratch.clone(), shared.notices.clone()));
-        Self { scratch, gate, shared, may, granted: InitFlags::empty() }
+    pub(super) fn new(scratch: Arc<Scratch>, connection: Arc<Connection>, may: InitFlags) -> Self {
+        let gate = Arc::new(Gate::new(scratch.clone(), connection.notices.clone()));
+        Self { scratch, gate, connection, may, granted: InitFlags::empty() }
     }
 
     /// The gate at write(2).
@@ -87,231 +85,167 @@ impl Adapter {
 
     /// Takes set-user-ID and set-group-ID away if `change` by the sender of `request` does (HANDLE_KILLPRIV_V2).
     /// The kernel remembers the mode across changes of contents, and executes by what it remembers: it forgets first.
-    fn kill_suidgid(&self, request: &Request, ino: INodeNo, change: Change) -> Result<(), FsError> {
-        if self.scratch.kill_suidgid(ino.0, change, |uid, gid| standing(request, uid, gid))?
-            && change == Change::Contents
+    fn kill_suidgid(&self, request: &Request, ino: u64, change: Change) -> Result<(), FsError> {
+        if self.scratch.kill_suidgid(ino, change, |uid, gid| relation(request, uid, gid))? && change == Change::Contents
         {
-            self.shared.notices.send(Notice::Attributes(ino.0));
+            self.connection.notices.send(Notice::Attributes(ino));
         }
         Ok(())
     }
 
-    /// Counts a request whose caller waits for the answer: all but FORGET.
-    fn count(&self, opcode: Opcode) {
-        self.shared.counters.count(opcode);
-        if let Some(latency) = self.shared.latency.get() {
-            latency.request();
-        }
+    /// What is learned while requests are served.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// INIT.
+    pub(super) fn negotiate(&mut self, kernel: &mut KernelConfig) {
+        let negotiated = negotiate(kernel, self.may);
+        self.granted = negotiated.granted;
+        // INIT comes once per session: nothing is overwritten.
+        let _ = self.connection.negotiated.set(negotiated);
     }
 }
 
 /// Replies that hold attributes: the gate hears of those after the kernel has them.
 impl Adapter {
-    fn entry(&self, reply: ReplyEntry, result: Result<Attr, FsError>) {
+    fn entry(&self, call: Call<ReplyEntry>, result: Result<Attr, FsError>) {
         match result {
             Ok(attr) => {
-                reply.entry(&FOREVER, &file_attr(&attr), GENERATION);
+                call.reply.entry(&FOREVER, &file_attr(&attr), GENERATION);
                 self.gate.told(&attr);
             }
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => call.fail(&error),
         }
     }
 
-    fn attributes(&self, reply: ReplyAttr, result: Result<Attr, FsError>) {
+    fn attributes(&self, call: Call<ReplyAttr>, result: Result<Attr, FsError>) {
         match result {
             Ok(attr) => {
-                reply.attr(&FOREVER, &file_attr(&attr));
+                call.reply.attr(&FOREVER, &file_attr(&attr));
                 self.gate.told(&attr);
             }
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => call.fail(&error),
         }
     }
 
     /// Whether a file may be made; the refusal is recorded.
-    fn admits_new(&self, parent: u64, name: &OsStr) -> bool {
+    fn admits_new(&self, parent: u64, name: &[u8]) -> bool {
         let admitted = self.gate.admits_new();
         if !admitted {
-            self.scratch.refuse_name(parent, name.as_bytes());
+            self.scratch.refuse_name(parent, name);
         }
         admitted
     }
 }
 
-/// Arguments that nothing here depends on (file handles, open flags, lock owners) are left unnamed or underscored.
-impl Filesystem for Adapter {
-    fn init(&mut self, _: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
-        let negotiated = negotiate(kernel, self.may);
-        self.granted = negotiated.granted;
-        // INIT comes once per session: nothing is overwritten.
-        let _ = self.shared.negotiated.set(negotiated);
-        Ok(())
-    }
-
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.count(Opcode::Lookup);
-        match self.scratch.lookup(parent.0, name.as_bytes()) {
-            Err(FsError::NotFound) => reply.entry(&FOREVER, &absent(), GENERATION),
-            result => self.entry(reply, result),
+/// One method per opcode.
+impl Adapter {
+    pub(super) fn lookup(&self, parent: u64, name: &[u8], call: Call<ReplyEntry>) {
+        match self.scratch.lookup(parent, name) {
+            Err(FsError::NotFound) => call.reply.entry(&FOREVER, &absent(), GENERATION),
+            result => self.entry(call, result),
         }
     }
 
-    /// Also called for each inode of a BATCH_FORGET.
-    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.shared.counters.count(Opcode::Forget);
-        self.scratch.forget(ino.0, count);
+    pub(super) fn forget(&self, ino: u64, count: u64) {
+        self.scratch.forget(ino, count);
     }
 
     /// With a handle it comes from write(2), which is let go on by attributes and refused by an error.
-    fn getattr(&self, _: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.count(Opcode::GetAttr);
-        if handle.is_some() && !self.gate.admits(ino.0) {
-            return reply.error(Errno::ENOSPC);
+    pub(super) fn getattr(&self, ino: u64, handle: Option<FileHandle>, call: Call<ReplyAttr>) {
+        if handle.is_some() && !self.gate.admits(ino) {
+            return call.refuse(Errno::ENOSPC);
         }
-        self.attributes(reply, self.scratch.getattr(ino.0));
+        self.attributes(call, self.scratch.getattr(ino));
     }
 
-    fn setattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        self.count(Opcode::SetAttr);
-        let set = SetAttr {
-            mode: mode.map(|mode| mode & 0o7777),
-            uid,
-            gid,
-            size,
-            atime: atime.map(set_time),
-            mtime: mtime.map(set_time),
-            ctime: ctime.map(from_system),
-        };
-        let killed = killing(&set).map_or(Ok(()), |change| self.kill_suidgid(request, ino, change));
-        self.attributes(reply, killed.and_then(|()| self.scratch.setattr(ino.0, &set)));
+    pub(super) fn setattr(&self, request: &Request, ino: u64, set: &SetAttr, call: Call<ReplyAttr>) {
+        let killed = killing(set).map_or(Ok(()), |change| self.kill_suidgid(request, ino, change));
+        self.attributes(call, killed.and_then(|()| self.scratch.setattr(ino, set)));
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.count(Opcode::ReadLink);
-        match self.scratch.readlink(ino.0) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno(&error)),
+    pub(super) fn readlink(&self, ino: u64, call: Call<ReplyData>) {
+        match self.scratch.readlink(ino) {
+            Ok(target) => call.reply.data(&target),
+            Err(error) => call.fail(&error),
         }
     }
 
-    fn mknod(
+    pub(super) fn mknod(
         &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
+        parent: u64,
+        name: &[u8],
         mode: u32,
-        umask: u32,
         rdev: u32,
-        reply: ReplyEntry,
+        creator: &Creator,
+        call: Call<ReplyEntry>,
     ) {
-        self.count(Opcode::MkNod);
-        let Some(kind) = node_kind(mode) else { return reply.error(Errno::EINVAL) };
-        if kind == Kind::File && !self.admits_new(parent.0, name) {
-            return reply.error(Errno::ENOSPC);
+        let Some(kind) = node_kind(mode) else { return call.refuse(Errno::EINVAL) };
+        if kind == Kind::File && !self.admits_new(parent, name) {
+            return call.refuse(Errno::ENOSPC);
         }
-        let caller = caller(request, umask);
-        self.entry(reply, self.scratch.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, rdev, &caller));
+        self.entry(call, self.scratch.mknod(parent, name, kind, mode & 0o7777, rdev, creator));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.count(Opcode::MkDir);
-        self.entry(reply, self.scratch.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(request, umask)));
+    pub(super) fn mkdir(&self, parent: u64, name: &[u8], mode: u32, creator: &Creator, call: Call<ReplyEntry>) {
+        self.entry(call, self.scratch.mkdir(parent, name, mode, creator));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Opcode::Unlink);
-        empty(reply, self.scratch.unlink(parent.0, name.as_bytes()));
+    pub(super) fn unlink(&self, parent: u64, name: &[u8], call: Call<ReplyEmpty>) {
+        call.answer(self.scratch.unlink(parent, name));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Opcode::RmDir);
-        empty(reply, self.scratch.rmdir(parent.0, name.as_bytes()));
+    pub(super) fn rmdir(&self, parent: u64, name: &[u8], call: Call<ReplyEmpty>) {
+        call.answer(self.scratch.rmdir(parent, name));
     }
 
-    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.count(Opcode::Symlink);
-        let target = target.as_os_str().as_bytes();
-        self.entry(reply, self.scratch.symlink(parent.0, name.as_bytes(), target, &caller(request, 0)));
+    pub(super) fn symlink(&self, parent: u64, name: &[u8], target: &[u8], creator: &Creator, call: Call<ReplyEntry>) {
+        self.entry(call, self.scratch.symlink(parent, name, target, creator));
     }
 
-    fn rename(
+    pub(super) fn rename(
         &self,
-        _: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: fuser::RenameFlags,
-        reply: ReplyEmpty,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        flags: RenameFlags,
+        call: Call<ReplyEmpty>,
     ) {
-        self.count(Opcode::Rename);
-        let flags = rename_flags(flags);
-        empty(reply, self.scratch.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), flags));
+        call.answer(self.scratch.rename(parent, name, new_parent, new_name, flags));
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.count(Opcode::Link);
-        self.entry(reply, self.scratch.link(ino.0, parent.0, name.as_bytes()));
+    pub(super) fn link(&self, ino: u64, parent: u64, name: &[u8], call: Call<ReplyEntry>) {
+        self.entry(call, self.scratch.link(ino, parent, name));
     }
 
     /// `ENOSYS` tells the kernel to open files by itself from now on (NO_OPEN_SUPPORT).
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.count(Opcode::Open);
+    pub(super) fn open(&self, call: Call<ReplyOpen>) {
         if self.granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT) {
-            reply.error(Errno::ENOSYS);
+            call.refuse(Errno::ENOSYS);
         } else {
-            reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+            call.reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
         }
     }
 
-    fn read(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.count(Opcode::Read);
-        with_buffer(size as usize, |buffer| match self.scratch.read(ino.0, offset, buffer) {
-            Ok(count) => reply.data(&buffer[..count]),
-            Err(error) => reply.error(errno(&error)),
+    pub(super) fn read(&self, ino: u64, offset: u64, size: usize, call: Call<ReplyData>) {
+        with_buffer(size, |buffer| match self.scratch.read(ino, offset, buffer) {
+            Ok(count) => call.reply.data(&buffer[..count]),
+            Err(error) => call.fail(&error),
         });
     }
 
     /// The kernel has resolved O_APPEND and checked permissions; a write from its cache has no caller.
-    fn write(
+    pub(super) fn write(
         &self,
         request: &Request,
-        ino: INodeNo,
-        _: FileHandle,
+        ino: u64,
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
+        call: Call<ReplyWrite>,
     ) {
-        self.count(Opcode::Write);
         let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let killed = if kills { self.kill_suidgid(request, ino, Change::Contents) } else { Ok(()) };
         let mode = WriteMode {
@@ -319,291 +253,156 @@ impl Filesystem for Adapter {
             accepted: flags.contains(WriteFlags::FUSE_WRITE_CACHE),
         };
         if self.gate.listens() {
-            self.gate.watch(ino.0, self.scratch.allocated(ino.0));
+            self.gate.watch(ino, self.scratch.allocated(ino));
         }
-        match killed.and_then(|()| self.scratch.write(ino.0, offset, data, mode)) {
-            Ok(()) => reply.written(data.len() as u32),
+        match killed.and_then(|()| self.scratch.write(ino, offset, data, mode)) {
+            Ok(()) => call.reply.written(data.len() as u32),
             Err(error) => {
-                reply.error(errno(&error));
+                call.fail(&error);
                 // The pages look as if they were written; nobody may read them any more.
-                self.shared.notices.send(Notice::Range(ino.0, offset..offset + data.len() as u64));
+                self.connection.notices.send(Notice::Range(ino, offset..offset + data.len() as u64));
             }
         }
         self.gate.look();
     }
 
-    /// `ENOSYS`: nothing to do when a descriptor is closed; the kernel still writes its dirty pages first.
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.count(Opcode::Flush);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Opcode::Release);
-        reply.ok();
-    }
-
-    /// `ENOSYS`: once the kernel has written its dirty pages, the data is as safe as it will be; the key does not
-    /// outlive this process.
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.count(Opcode::Fsync);
-        reply.error(Errno::ENOSYS);
+    /// RELEASE and RELEASEDIR: nothing was opened.
+    pub(super) fn release(&self, call: Call<ReplyEmpty>) {
+        call.reply.ok();
     }
 
     /// As [`Self::open`], for directories (NO_OPENDIR_SUPPORT).
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.count(Opcode::OpenDir);
+    pub(super) fn opendir(&self, call: Call<ReplyOpen>) {
         if self.granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT) {
-            reply.error(Errno::ENOSYS);
+            call.refuse(Errno::ENOSYS);
         } else {
-            reply.opened(NO_HANDLE, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+            call.reply.opened(NO_HANDLE, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.count(Opcode::ReadDir);
-        let result = self.scratch.readdir(ino.0, offset, &mut |entry| {
-            !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), OsStr::from_bytes(entry.name))
+    pub(super) fn readdir(&self, ino: u64, offset: u64, mut call: Call<ReplyDirectory>) {
+        let result = self.scratch.readdir(ino, offset, &mut |entry| {
+            !call.reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), OsStr::from_bytes(entry.name))
         });
         match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Ok(()) => call.reply.ok(),
+            Err(error) => call.fail(&error),
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.count(Opcode::ReadDirPlus);
+    pub(super) fn readdirplus(&self, ino: u64, offset: u64, mut call: Call<ReplyDirectoryPlus>) {
         let mut told = Vec::new();
-        let result = self.scratch.readdirplus(ino.0, offset, &mut |entry, attr| {
-            let name = OsStr::from_bytes(entry.name);
-            let taken = !reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &file_attr(attr), GENERATION);
+        let result = self.scratch.readdirplus(ino, offset, &mut |entry, attr| {
+            let (name, shown) = (OsStr::from_bytes(entry.name), file_attr(attr));
+            let taken = !call.reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &shown, GENERATION);
             if taken && self.gate.listens() {
                 told.push(*attr);
             }
             taken
         });
         match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Ok(()) => call.reply.ok(),
+            Err(error) => call.fail(&error),
         }
         told.iter().for_each(|attr| self.gate.told(attr));
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.count(Opcode::ReleaseDir);
-        reply.ok();
-    }
-
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.count(Opcode::FsyncDir);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.count(Opcode::StatFs);
+    pub(super) fn statfs(&self, call: Call<ReplyStatfs>) {
         let fs = self.scratch.statfs();
         let sector = SECTOR as u32;
         let free = fs.sectors_free;
-        reply.statfs(fs.sectors, free, free, fs.inodes, fs.inodes_free, sector, NAME_MAX as u32, sector);
+        call.reply.statfs(fs.sectors, free, free, fs.inodes, fs.inodes_free, sector, NAME_MAX as u32, sector);
     }
 
-    fn setxattr(
+    pub(super) fn setxattr(
         &self,
         request: &Request,
-        ino: INodeNo,
-        name: &OsStr,
+        ino: u64,
+        name: &[u8],
         value: &[u8],
         flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
+        call: Call<ReplyEmpty>,
     ) {
-        self.count(Opcode::SetXattr);
-        let Some(mode) = xattr_mode(flags) else { return reply.error(Errno::EINVAL) };
-        let set = self.scratch.setxattr(ino.0, name.as_bytes(), value, mode);
+        let Some(mode) = xattr_mode(flags) else { return call.refuse(Errno::EINVAL) };
+        let set = self.scratch.setxattr(ino, name, value, mode);
         let acl = name == ACCESS_ACL;
-        empty(reply, set.and_then(|()| if acl { self.kill_suidgid(request, ino, Change::AccessAcl) } else { Ok(()) }));
+        call.answer(set.and_then(|()| if acl { self.kill_suidgid(request, ino, Change::AccessAcl) } else { Ok(()) }));
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.count(Opcode::GetXattr);
-        sized(reply, size, self.scratch.getxattr(ino.0, name.as_bytes()));
+    pub(super) fn getxattr(&self, ino: u64, name: &[u8], size: u32, call: Call<ReplyXattr>) {
+        call.answer(size, self.scratch.getxattr(ino, name));
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.count(Opcode::ListXattr);
-        sized(reply, size, self.scratch.listxattr(ino.0));
+    pub(super) fn listxattr(&self, ino: u64, size: u32, call: Call<ReplyXattr>) {
+        call.answer(size, self.scratch.listxattr(ino));
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Opcode::RemoveXattr);
-        empty(reply, self.scratch.removexattr(ino.0, name.as_bytes()));
+    pub(super) fn removexattr(&self, ino: u64, name: &[u8], call: Call<ReplyEmpty>) {
+        call.answer(self.scratch.removexattr(ino, name));
     }
 
-    /// `ENOSYS`: the kernel checks permissions itself (`default_permissions`).
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        self.count(Opcode::Access);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn create(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        self.count(Opcode::Create);
-        if !self.admits_new(parent.0, name) {
-            return reply.error(Errno::ENOSPC);
+    pub(super) fn create(&self, parent: u64, name: &[u8], mode: u32, creator: &Creator, call: Call<ReplyCreate>) {
+        if !self.admits_new(parent, name) {
+            return call.refuse(Errno::ENOSPC);
         }
-        let caller = caller(request, umask);
-        match self.scratch.mknod(parent.0, name.as_bytes(), Kind::File, mode & 0o7777, 0, &caller) {
+        match self.scratch.mknod(parent, name, Kind::File, mode, 0, creator) {
             Ok(attr) => {
-                reply.created(&FOREVER, &file_attr(&attr), GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+                let shown = file_attr(&attr);
+                call.reply.created(&FOREVER, &shown, GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
                 self.gate.told(&attr);
             }
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => call.fail(&error),
         }
     }
 
-    /// `ENOSYS`: locks are kept by the kernel, which does not ask (POSIX_LOCKS and FLOCK_LOCKS are not negotiated).
-    fn getlk(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        _start: u64,
-        _end: u64,
-        _kind: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        self.count(Opcode::GetLk);
-        reply.error(Errno::ENOSYS);
-    }
-
-    /// As [`Self::getlk`].
-    fn setlk(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        _start: u64,
-        _end: u64,
-        _kind: i32,
-        _pid: u32,
-        _sleep: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Opcode::SetLk);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn bmap(&self, _: &Request, _: INodeNo, _block_size: u32, _index: u64, reply: ReplyBmap) {
-        self.count(Opcode::Bmap);
-        reply.error(Errno::ENOSYS);
-    }
-
-    /// `ENOSYS`, which the kernel turns into `ENOTTY`.
-    fn ioctl(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _command: u32,
-        _input: &[u8],
-        _output_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        self.count(Opcode::Ioctl);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn poll(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: PollNotifier,
-        _: PollEvents,
-        _: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        self.count(Opcode::Poll);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn fallocate(
+    pub(super) fn fallocate(
         &self,
         request: &Request,
-        ino: INodeNo,
-        _: FileHandle,
+        ino: u64,
         offset: u64,
         length: u64,
         mode: i32,
-        reply: ReplyEmpty,
+        call: Call<ReplyEmpty>,
     ) {
-        self.count(Opcode::Fallocate);
-        let Some(mode) = fallocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let Some(mode) = fallocate_mode(mode) else { return call.refuse(Errno::EOPNOTSUPP) };
         let killed = self.kill_suidgid(request, ino, Change::Contents);
-        empty(reply, killed.and_then(|()| self.scratch.fallocate(ino.0, offset, length, mode)));
+        call.answer(killed.and_then(|()| self.scratch.fallocate(ino, offset, length, mode)));
         self.gate.look();
     }
 
     /// A worker finds data; before a hole is reported the kernel writes what it holds there, which it sends to workers.
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.count(Opcode::Lseek);
-        let Some(wanted) = Wanted::decode(whence) else { return reply.error(Errno::EINVAL) };
-        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let seek = Seek { scratch: self.scratch.clone(), ino: ino.0, from };
+    pub(super) fn lseek(&self, ino: u64, offset: i64, whence: i32, call: Call<ReplyLseek>) {
+        let Some(wanted) = Wanted::decode(whence) else { return call.refuse(Errno::EINVAL) };
+        let Ok(from) = u64::try_from(offset) else { return call.refuse(Errno::ENXIO) };
+        let seek = Seek { scratch: self.scratch.clone(), ino, from };
         match seek.in_data() {
-            Err(error) => reply.error(errno(&error)),
-            Ok(true) if wanted == Wanted::Data => reply.offset(offset),
-            Ok(_) => self.shared.notices.send(Notice::Task(Box::new(move |notifier| {
-                let flush = |range| pass_on(notifier, Notice::Range(ino.0, range));
+            Err(error) => call.fail(&error),
+            Ok(true) if wanted == Wanted::Data => call.reply.offset(offset),
+            Ok(_) => self.connection.notices.send(Notice::Task(Box::new(move |notifier| {
+                let flush = |range| pass_on(notifier, Notice::Range(ino, range));
                 match seek.find(wanted, flush) {
-                    Ok(Some(found)) => reply.offset(found as i64),
-                    Ok(None) => reply.error(Errno::ENXIO),
-                    Err(error) => reply.error(errno(&error)),
+                    Ok(Some(found)) => call.reply.offset(found as i64),
+                    Ok(None) => call.refuse(Errno::ENXIO),
+                    Err(error) => call.fail(&error),
                 }
             }))),
         }
     }
 
-    fn copy_file_range(
+    /// From and to: inode and offset.
+    pub(super) fn copy_file_range(
         &self,
         request: &Request,
-        from: INodeNo,
-        _: FileHandle,
-        from_offset: u64,
-        to: INodeNo,
-        _: FileHandle,
-        to_offset: u64,
+        (from, from_offset): (u64, u64),
+        (to, to_offset): (u64, u64),
         length: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
+        call: Call<ReplyWrite>,
     ) {
-        self.count(Opcode::CopyFileRange);
         let killed = self.kill_suidgid(request, to, Change::Contents);
         let length = length.min(MOST_COPIED);
-        match killed.and_then(|()| self.scratch.copy_file_range(from.0, from_offset, to.0, to_offset, length)) {
-            Ok(copied) => reply.written(copied as u32),
-            Err(error) => reply.error(errno(&error)),
+        match killed.and_then(|()| self.scratch.copy_file_range(from, from_offset, to, to_offset, length)) {
+            Ok(copied) => call.reply.written(copied as u32),
+            Err(error) => call.fail(&error),
         }
         self.gate.look();
     }
@@ -618,27 +417,6 @@ fn killing(set: &SetAttr) -> Option<Change> {
         SetAttr { size: Some(_), .. } => Some(Change::Contents),
         SetAttr { ctime: Some(_), .. } if *set == only_ctime => Some(Change::SameOwner),
         _ => None,
-    }
-}
-
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
-fn empty(reply: ReplyEmpty, result: Result<(), FsError>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// The protocol of getxattr(2) and listxattr(2): size 0 asks for the size.
-fn sized(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(&error)),
     }
 }
 

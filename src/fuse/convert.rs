@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
-use crate::fs::{Attr, Fallocate, Kind, RenameFlags, SetTime, Time, XattrMode};
+use crate::fs::{Attr, Fallocate, Kind, RenameFlags, SetAttr, SetTime, Time, XattrMode};
 use crate::units::SECTOR;
 
 /// The reply "no such name", which the kernel then remembers: inode number 0 (fuse.h, `fuse_entry_out`).
@@ -69,7 +69,26 @@ pub(super) fn node_kind(mode: u32) -> Option<Kind> {
     }
 }
 
-pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+/// What SETATTR is to change: mode, owner and group, size, times of access and modification, status change.
+pub(super) fn wanted(
+    mode: Option<u32>,
+    (uid, gid): (Option<u32>, Option<u32>),
+    size: Option<u64>,
+    (atime, mtime): (Option<TimeOrNow>, Option<TimeOrNow>),
+    ctime: Option<SystemTime>,
+) -> SetAttr {
+    SetAttr {
+        mode: mode.map(|mode| mode & 0o7777),
+        uid,
+        gid,
+        size,
+        atime: atime.map(set_time),
+        mtime: mtime.map(set_time),
+        ctime: ctime.map(from_system),
+    }
+}
+
+fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
         TimeOrNow::SpecificTime(time) => SetTime::At(from_system(time)),
@@ -78,7 +97,7 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
 
 /// Undoes what fuser 0.18 makes of a kernel time: before 1970 it computes the epoch minus (|seconds| + nanoseconds),
 /// although the kernel counts nanoseconds forward.
-pub(super) fn from_system(time: SystemTime) -> Time {
+fn from_system(time: SystemTime) -> Time {
     let whole = |duration: Duration| i64::try_from(duration.as_secs());
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => Time { secs: whole(since).unwrap_or(i64::MAX), nanos: since.subsec_nanos() },

@@ -2,58 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-macro_rules! opcodes {
-    ($($variant:ident = $name:literal,)*) => {
-        /// The opcodes the kernel may send.
-        #[derive(Clone, Copy)]
-        pub(super) enum Opcode {
-            $($variant,)*
-        }
-
-        const NAMES: &[&str] = &[$($name,)*];
-    };
-}
-
-opcodes! {
-    Lookup = "LOOKUP",
-    Forget = "FORGET",
-    GetAttr = "GETATTR",
-    SetAttr = "SETATTR",
-    ReadLink = "READLINK",
-    Symlink = "SYMLINK",
-    MkNod = "MKNOD",
-    MkDir = "MKDIR",
-    Unlink = "UNLINK",
-    RmDir = "RMDIR",
-    Rename = "RENAME",
-    Link = "LINK",
-    Open = "OPEN",
-    Read = "READ",
-    Write = "WRITE",
-    StatFs = "STATFS",
-    Release = "RELEASE",
-    Fsync = "FSYNC",
-    SetXattr = "SETXATTR",
-    GetXattr = "GETXATTR",
-    ListXattr = "LISTXATTR",
-    RemoveXattr = "REMOVEXATTR",
-    Flush = "FLUSH",
-    OpenDir = "OPENDIR",
-    ReadDir = "READDIR",
-    ReleaseDir = "RELEASEDIR",
-    FsyncDir = "FSYNCDIR",
-    GetLk = "GETLK",
-    SetLk = "SETLK",
-    Access = "ACCESS",
-    Create = "CREATE",
-    Bmap = "BMAP",
-    Ioctl = "IOCTL",
-    Poll = "POLL",
-    Fallocate = "FALLOCATE",
-    ReadDirPlus = "READDIRPLUS",
-    Lseek = "LSEEK",
-    CopyFileRange = "COPY_FILE_RANGE",
-}
+use super::dispatch::{NAMES, Opcode};
 
 /// One counter per opcode, since the mount was made.
 pub(super) struct Counters([AtomicU64; NAMES.len()]);

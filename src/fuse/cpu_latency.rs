@@ -1,4 +1,4 @@
-//! [`CpuLatency`]: keeps idle processors from deep sleep while requests come one after another.
+//! [`LatencyHolder`]: keeps idle processors from deep sleep while requests come one after another.
 //!
 //! The caller of a FUSE file system sleeps during each request, and the worker between two of them. When their
 //! processors halt meanwhile, waking one takes longer than the request: tens of microseconds in a virtual machine, as
@@ -31,19 +31,19 @@ const LEASE: Duration = Duration::from_millis(4);
 const LEAST: u32 = 4;
 
 /// Decides from the requests of one mount when the machine's processors are to stay awake.
-pub(super) struct CpuLatency {
-    inner: Arc<Inner>,
+pub(super) struct LatencyHolder {
+    inner: Arc<Hold>,
     keeper: Option<JoinHandle<()>>,
 }
 
-impl CpuLatency {
+impl LatencyHolder {
     /// Opens the device; an error says why requests will wait for processors to wake.
     pub(super) fn open() -> io::Result<Self> {
         Self::with_device(OpenOptions::new().write(true).open(DEVICE)?, LEASE)
     }
 
     fn with_device(device: File, lease: Duration) -> io::Result<Self> {
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(Hold {
             device,
             lease,
             begin: Instant::now(),
@@ -69,7 +69,7 @@ impl CpuLatency {
     }
 }
 
-impl Drop for CpuLatency {
+impl Drop for LatencyHolder {
     fn drop(&mut self) {
         *self.inner.stop.lock() = true;
         self.inner.wake.notify_all();
@@ -79,7 +79,7 @@ impl Drop for CpuLatency {
     }
 }
 
-struct Inner {
+struct Hold {
     device: File,
     /// [`LEASE`], but for tests.
     lease: Duration,
@@ -94,7 +94,7 @@ struct Inner {
     wake: Condvar,
 }
 
-impl Inner {
+impl Hold {
     fn hold(&self) {
         if !self.held.swap(true, Ordering::AcqRel) {
             self.write(SHALLOWEST);
@@ -173,8 +173,8 @@ mod tests {
         bytes.chunks(4).map(|value| i32::from_ne_bytes(value.try_into().expect("whole values"))).collect()
     }
 
-    fn latency(file: &tempfile::NamedTempFile, lease: Duration) -> CpuLatency {
-        CpuLatency::with_device(file.reopen().expect("opened"), lease).expect("a thread")
+    fn latency(file: &tempfile::NamedTempFile, lease: Duration) -> LatencyHolder {
+        LatencyHolder::with_device(file.reopen().expect("opened"), lease).expect("a thread")
     }
 
     #[test]

@@ -209,12 +209,12 @@ mod tests {
     use super::*;
     use crate::backing::MemoryBacking;
     use crate::crypt::Keyring;
-    use crate::fs::{Caller, ROOT, ScratchOptions, WriteMode};
+    use crate::fs::{Creator, ROOT, ScratchOptions, WriteMode};
     use crate::spec::{EngineChoice, MemoryLock};
     use crate::store::Store;
 
     const MIB: usize = 1 << 20;
-    const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+    const CALLER: Creator = Creator { uid: 0, gid: 0, umask: 0 };
 
     /// A gate before a scratch of 64 MiB, of which 1 MiB may be dirty: near is below 20 MiB, headroom 18 MiB.
     struct Bench {

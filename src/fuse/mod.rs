@@ -2,12 +2,15 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `adapter` | one method per opcode: decode, call `Scratch`, reply |
+//! | `dispatch` | the table of opcodes: one row each; counts, and logs refusals |
+//! | `adapter` | what each opcode does: calls `Scratch`, replies |
 //! | `convert`, `errno` | what the kernel calls things, and what `fs` calls them |
 //! | `counters` | requests by opcode |
 //! | `init` | which capabilities to ask the kernel for |
 //! | `options`, `mountpoint` | what may be asked for, and where it may be mounted |
+//! | `device` | `/dev/fuse` and mount(2), with remedies |
 //! | `session` | [`Mount`]: mount, serve, detach, abort |
+//! | `workers` | the threads that serve, and what a panic of one does |
 //! | `gate` | what the kernel accepts must have room: `ENOSPC` at write(2) |
 //! | `notifier` | tells the kernel what it must forget |
 //! | `seek` | SEEK_DATA and SEEK_HOLE |
@@ -25,6 +28,8 @@ mod bdi;
 mod convert;
 mod counters;
 mod cpu_latency;
+mod device;
+mod dispatch;
 mod errno;
 mod gate;
 mod init;
@@ -34,6 +39,7 @@ mod options;
 mod requester;
 mod seek;
 mod session;
+mod workers;
 
 pub use mountpoint::{connection_of, detach_stale, is_mountpoint, is_stale};
 pub use options::knows_option;
@@ -96,7 +102,7 @@ pub enum FuseError {
     #[error("mount option `{0}` is not known; see mount(8) for the generic options")]
     Option(String),
     /// mount(2) failed.
-    #[error("mount on {path} failed: {source}; {remedy}", remedy = session::mount_remedy(source))]
+    #[error("mount on {path} failed: {source}; {remedy}", remedy = device::mount_remedy(source))]
     Mount {
         /// The mountpoint.
         path: PathBuf,

@@ -25,11 +25,11 @@ pub(super) enum Notice {
 /// the kernel holds nothing.
 #[derive(Default)]
 pub(super) struct Notices {
-    way: Mutex<Option<Way>>,
+    channel: Mutex<Option<Channel>>,
 }
 
 #[derive(Clone)]
-struct Way {
+struct Channel {
     queue: Sender<Notice>,
     /// For what waits for nothing, and must not wait behind what does.
     notifier: Option<Notifier>,
@@ -39,14 +39,14 @@ impl Notices {
     /// Starts the thread.
     pub(super) fn start(&self, notifier: Notifier) -> io::Result<()> {
         let (queue, notices) = mpsc::channel();
-        *self.way.lock() = Some(Way { queue, notifier: Some(notifier.clone()) });
+        *self.channel.lock() = Some(Channel { queue, notifier: Some(notifier.clone()) });
         let work = move || notices.into_iter().for_each(|notice: Notice| tell(&notifier, notice));
         thread::Builder::new().name("fuse-notifier".to_owned()).spawn(work).map(drop)
     }
 
     /// Attributes are told at once, everything else in its turn.
     pub(super) fn send(&self, notice: Notice) {
-        let Some(Way { queue, notifier }) = self.way.lock().clone() else { return };
+        let Some(Channel { queue, notifier }) = self.channel.lock().clone() else { return };
         match (&notice, notifier) {
             (Notice::Attributes(_), Some(notifier)) => tell(&notifier, notice),
             // The thread ends after its queue.
@@ -56,7 +56,7 @@ impl Notices {
 
     /// Does something that may take long beside the queue.
     pub(super) fn beside(&self, task: impl FnOnce(&Notifier) + Send + 'static) {
-        let Some(Way { queue, notifier }) = self.way.lock().clone() else { return };
+        let Some(Channel { queue, notifier }) = self.channel.lock().clone() else { return };
         let Some(notifier) = notifier else { return drop(queue.send(Notice::Task(Box::new(task)))) };
         let work = move || task(&notifier);
         if let Err(error) = thread::Builder::new().name("fuse-notices".to_owned()).spawn(work) {
@@ -66,7 +66,7 @@ impl Notices {
 
     /// Ends the thread once it has told what is in the queue: its descriptor would keep the connection alive.
     pub(super) fn end(&self) {
-        *self.way.lock() = None;
+        *self.channel.lock() = None;
     }
 }
 
@@ -111,6 +111,6 @@ impl Notices {
     /// The other end of the queue, without a thread and a kernel.
     pub(super) fn watched() -> (Self, mpsc::Receiver<Notice>) {
         let (queue, notices) = mpsc::channel();
-        (Self { way: Mutex::new(Some(Way { queue, notifier: None })) }, notices)
+        (Self { channel: Mutex::new(Some(Channel { queue, notifier: None })) }, notices)
     }
 }

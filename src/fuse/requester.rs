@@ -2,7 +2,7 @@
 
 use fuser::Request;
 
-use crate::fs::Standing;
+use crate::fs::Relation;
 use crate::sys::process::{Credentials, credentials};
 
 /// `CAP_FSETID` (capabilities(7)).
@@ -14,15 +14,15 @@ const CAP_FSETID: u32 = 4;
 /// cannot be seen, in another PID namespace or without the right to, the sender has the group of the header only, and the
 /// capability if it is root. Capabilities of others count in their user namespace, which is seldom that of the mount: they
 /// are taken for none.
-pub(super) fn standing(request: &Request, uid: u32, gid: u32) -> Standing {
+pub(super) fn relation(request: &Request, uid: u32, gid: u32) -> Relation {
     let seen = (request.pid() != 0).then(|| credentials(request.pid())).flatten();
     weigh((request.uid(), request.gid()), seen.as_ref(), (uid, gid))
 }
 
 /// User and group of the sender, what is seen of it, and user and group of the file.
-fn weigh(sender: (u32, u32), seen: Option<&Credentials>, file: (u32, u32)) -> Standing {
+fn weigh(sender: (u32, u32), seen: Option<&Credentials>, file: (u32, u32)) -> Relation {
     let root = sender.0 == 0;
-    Standing {
+    Relation {
         owner: root || sender.0 == file.0,
         fsetid: root && seen.is_none_or(|seen| seen.effective >> CAP_FSETID & 1 == 1),
         member: sender.1 == file.1 || seen.is_some_and(|seen| seen.groups.contains(&file.1)),
@@ -44,7 +44,7 @@ mod tests {
             (1000, None, (1000, 8), true, false, false),
             (1000, None, (4, 100), false, false, true),
         ] {
-            let expected = Standing { owner, fsetid, member };
+            let expected = Relation { owner, fsetid, member };
             assert_eq!(weigh((uid, 100), seen.as_ref(), file), expected, "{uid} {file:?}");
         }
     }

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::backing::MemoryBacking;
     use crate::crypt::Keyring;
-    use crate::fs::{Caller, Kind, ROOT, ScratchOptions, WriteMode};
+    use crate::fs::{Creator, Kind, ROOT, ScratchOptions, WriteMode};
     use crate::spec::{EngineChoice, MemoryLock};
     use crate::store::Store;
     use crate::units::SECTOR_U64;
@@ -142,7 +142,7 @@ mod tests {
 
     impl File {
         fn new(scratch: &Arc<Scratch>, name: &str, sent: &[u64], dirty: &[u64]) -> Self {
-            let caller = Caller { uid: 0, gid: 0, umask: 0 };
+            let caller = Creator { uid: 0, gid: 0, umask: 0 };
             let ino = scratch.mknod(ROOT, name.as_bytes(), Kind::File, 0o600, 0, &caller).expect("made").ino;
             sent.iter().for_each(|sector| write(scratch, ino, *sector));
             let dirty = dirty.iter().copied().collect();

@@ -3,35 +3,29 @@
 //! fuser's own mounting is not used: on teardown it can unmount a foreign file system (fuser 0.18, `is_mounted`), and
 //! it gives up when the mount is busy. mount(2) and umount2(2) are called here; fuser gets the descriptor.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::panic;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use fuser::{Config, Filesystem, INodeNo, InitFlags, Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
-use super::adapter::{Adapter, Shared};
+use super::adapter::{Adapter, Connection};
 use super::bdi::Allowance;
-use super::cpu_latency::{self, CpuLatency};
+use super::cpu_latency::{self, LatencyHolder};
+use super::device::{mount_device, open_device};
 use super::init::Negotiated;
-use super::mountpoint::{self, FS_TYPE, SOURCE, detach_stale, is_ours};
-use super::options::{self, Parsed};
+use super::mountpoint::{self, detach_stale, is_ours};
+use super::options;
+use super::workers::{SERVED, abort_on_worker_panic, worker_count};
 use super::{FuseError, MountFacts, MountOptions, bdi};
 use crate::fs::{ROOT, Scratch};
-use crate::sys::memory;
 use crate::sys::mount::{self as sys, MountEntry, mount_table, top_mount};
 use crate::units::SECTOR_U64;
-
-const DEVICE: &str = "/dev/fuse";
-/// fuser names its workers `fuser-0`, `fuser-1`, ...
-const WORKER_PREFIX: &str = "fuser-";
 
 /// A mounted file system, served by threads of this process until it is detached. Dropping it detaches it.
 ///
@@ -43,8 +37,8 @@ pub struct Mount {
     id: u64,
     device: (u32, u32),
     facts: MountFacts,
-    shared: Arc<Shared>,
-    end: Arc<End>,
+    connection: Arc<Connection>,
+    end: Arc<SessionEnd>,
     /// Whether it stays when this value goes.
     left: AtomicBool,
 }
@@ -63,15 +57,15 @@ impl Mount {
         options: &MountOptions,
         may: InitFlags,
     ) -> Result<Self, FuseError> {
-        let shared = Arc::new(Shared::new());
+        let connection = Arc::new(Connection::new());
         let statfs = scratch.statfs();
-        let adapter = Adapter::new(scratch, shared.clone(), may);
+        let adapter = Adapter::new(scratch, connection.clone(), may);
         let gate = adapter.gate();
         // The disk may have less than the limit.
         let space = statfs.sectors_free.saturating_mul(SECTOR_U64);
-        let (mut mount, allowance) = Self::serve(adapter, shared, mountpoint, options, space)?;
+        let (mut mount, allowance) = Self::serve(adapter, connection, mountpoint, options, space)?;
         let writes_late = |facts: &Negotiated| facts.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
-        if mount.shared.negotiated.get().is_some_and(writes_late) {
+        if mount.connection.negotiated.get().is_some_and(writes_late) {
             mount.facts.degraded.extend(gate.arm(allowance));
             gate.keep_looking();
         }
@@ -80,7 +74,7 @@ impl Mount {
 
     fn serve<F: Filesystem>(
         filesystem: F,
-        shared: Arc<Shared>,
+        connection: Arc<Connection>,
         mountpoint: &Path,
         options: &MountOptions,
         space: u64,
@@ -95,8 +89,8 @@ impl Mount {
             id: entry.id,
             device: entry.device,
             facts: MountFacts::default(),
-            shared,
-            end: Arc::new(End::default()),
+            connection,
+            end: Arc::new(SessionEnd::default()),
             left: AtomicBool::new(false),
         };
         // From here on, dropping `mount` on an error detaches.
@@ -106,9 +100,9 @@ impl Mount {
         let knobs = bdi::tune(mount.device, space);
         degraded.extend(knobs.degraded);
         if !options.leave_cpu_latency {
-            match CpuLatency::open() {
+            match LatencyHolder::open() {
                 // Nobody has set it before.
-                Ok(latency) => drop(mount.shared.latency.set(latency)),
+                Ok(latency) => drop(mount.connection.latency.set(latency)),
                 Err(error) => degraded.push(format!(
                     "{} not opened ({error}): requests wait for processors to wake; let this user write to it (udev), \
                      or give the container the device",
@@ -133,7 +127,7 @@ impl Mount {
             degraded,
             ..mount.facts.clone()
         };
-        mount.shared.notices.start(notifier).map_err(FuseError::Session)?;
+        mount.connection.notices.start(notifier).map_err(FuseError::Session)?;
         Ok((mount, knobs.allowance))
     }
 
@@ -150,7 +144,7 @@ impl Mount {
         // Who may come in is decided by the kernel (`allow_other`), not a second time here.
         let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
         let notifier = session.notifier();
-        let (end, minor, notices) = (self.end.clone(), self.device.1, self.shared.notices.clone());
+        let (end, minor, notices) = (self.end.clone(), self.device.1, self.connection.notices.clone());
         let (report, flusher) = mpsc::channel();
         thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
             // The receiver waits for this.
@@ -162,7 +156,7 @@ impl Mount {
             end.set(result);
         })?;
         let mut degraded = Vec::new();
-        if let Some(negotiated) = self.shared.negotiated.get() {
+        if let Some(negotiated) = self.connection.negotiated.get() {
             self.facts.protocol = negotiated.protocol.clone();
             self.facts.capabilities = negotiated.names();
             degraded.clone_from(&negotiated.degraded);
@@ -180,7 +174,7 @@ impl Mount {
 
     /// Requests the kernel has sent so far, by opcode as fuse.h names it.
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
-        self.shared.counters.snapshot()
+        self.connection.counters.snapshot()
     }
 
     /// Blocks until the session has ended: unmounted by somebody, detached, or aborted. A detached mount ends when the
@@ -197,9 +191,9 @@ impl Mount {
             return detach_stale(&self.mountpoint).map(drop);
         }
         match self.place()? {
-            Place::Top => sys::detach(&self.mountpoint).and_then(|()| detach_stale(&self.mountpoint).map(drop)),
-            Place::Gone => Ok(()),
-            Place::Covered => Err(Errno::EBUSY.into()),
+            TreePlace::Top => sys::detach(&self.mountpoint).and_then(|()| detach_stale(&self.mountpoint).map(drop)),
+            TreePlace::Gone => Ok(()),
+            TreePlace::Covered => Err(Errno::EBUSY.into()),
         }
     }
 
@@ -211,13 +205,13 @@ impl Mount {
 
     /// Whether the session has ended but nobody has unmounted: the connection was aborted.
     pub fn is_cut_off(&self) -> bool {
-        self.end.reached() && !matches!(self.place(), Ok(Place::Gone))
+        self.end.reached() && !matches!(self.place(), Ok(TreePlace::Gone))
     }
 
     /// Whether the mount is gone from the tree of this process, but its session goes on: for a file that is open, or a copy
     /// of the mount in another namespace.
     pub fn is_unmounted(&self) -> bool {
-        !self.end.reached() && matches!(self.place(), Ok(Place::Gone))
+        !self.end.reached() && matches!(self.place(), Ok(TreePlace::Gone))
     }
 
     /// Ends the session even if requests hang: aborts the connection, then detaches. Pending requests fail, and
@@ -232,8 +226,8 @@ impl Mount {
         let aborted = sys::abort_fuse_connection(self.device.1);
         // Without fusectl, MNT_FORCE aborts; it needs the mount to be in the tree still.
         let detached = match self.place() {
-            Ok(Place::Top) => sys::force_detach(&self.mountpoint),
-            Ok(Place::Gone | Place::Covered) => Ok(()),
+            Ok(TreePlace::Top) => sys::force_detach(&self.mountpoint),
+            Ok(TreePlace::Gone | TreePlace::Covered) => Ok(()),
             Err(error) => Err(error),
         };
         if let (Err(fusectl), Err(umount)) = (&aborted, &detached) {
@@ -241,13 +235,13 @@ impl Mount {
         }
     }
 
-    fn place(&self) -> io::Result<Place> {
+    fn place(&self) -> io::Result<TreePlace> {
         let table = mount_table()?;
         let this = |entry: &MountEntry| entry.id == self.id && entry.device == self.device && is_ours(entry);
         Ok(match top_mount(&table, &self.mountpoint) {
-            Some(top) if this(top) => Place::Top,
-            _ if table.iter().any(|entry| this(entry) && entry.mountpoint == self.mountpoint) => Place::Covered,
-            _ => Place::Gone,
+            Some(top) if this(top) => TreePlace::Top,
+            _ if table.iter().any(|entry| this(entry) && entry.mountpoint == self.mountpoint) => TreePlace::Covered,
+            _ => TreePlace::Gone,
         })
     }
 }
@@ -264,7 +258,7 @@ impl Drop for Mount {
 }
 
 /// Where this mount is in the tree.
-enum Place {
+enum TreePlace {
     Top,
     Covered,
     Gone,
@@ -272,12 +266,12 @@ enum Place {
 
 /// Whether the session has ended.
 #[derive(Default)]
-struct End {
+struct SessionEnd {
     reached: Mutex<bool>,
     changed: Condvar,
 }
 
-impl End {
+impl SessionEnd {
     fn set(&self, result: io::Result<()>) {
         match result {
             Ok(()) => {}
@@ -301,59 +295,6 @@ impl End {
     }
 }
 
-/// Opened by path, so that a user namespace sees its own `/dev/fuse`.
-fn open_device() -> Result<OwnedFd, FuseError> {
-    match fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
-        Ok(file) => Ok(file.into()),
-        Err(source) => {
-            let remedy = device_remedy(&source);
-            Err(FuseError::Device { source, remedy })
-        }
-    }
-}
-
-fn device_remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            "load the kernel module (modprobe fuse), or give the container the device (--device /dev/fuse)"
-        }
-        Some(libc::EACCES | libc::EPERM) => {
-            "let this user open it (chmod 0666 /dev/fuse, or its group), or give the container the device \
-             (--device /dev/fuse) and the right to mount (--cap-add SYS_ADMIN)"
-        }
-        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
-        _ => "see whether the kernel has FUSE: grep fuse /proc/filesystems",
-    }
-}
-
-/// The kernel checks permissions (`default_permissions`) in every case.
-fn mount_device(device: &OwnedFd, path: &Path, options: &Parsed) -> Result<(), FuseError> {
-    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let mut data = format!(
-        "fd={},rootmode={:o},user_id={user},group_id={group},default_permissions",
-        device.as_raw_fd(),
-        libc::S_IFDIR
-    );
-    if options.allow_other {
-        data.push_str(",allow_other");
-    }
-    sys::mount(SOURCE, path, FS_TYPE, options.flags, &data)
-        .map_err(|source| FuseError::Mount { path: path.to_owned(), source })
-}
-
-/// What to do about an error of mount(2).
-pub(super) fn mount_remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            "run as root, or use `runseal run`, which makes a user namespace of its own; in a container add \
-             --cap-add SYS_ADMIN (and --security-opt apparmor=unconfined where AppArmor forbids mounting)"
-        }
-        Some(libc::ENODEV) => "the kernel has no FUSE; load the module: modprobe fuse",
-        Some(libc::ENOSPC) => "too many mounts in this namespace; raise fs.mount-max",
-        _ => "the kernel log may say more: dmesg",
-    }
-}
-
 /// The mount just made. Asks the mount table, not the mount: before INIT a stat would wait for ever.
 fn entry_at(path: &Path) -> io::Result<MountEntry> {
     let table = mount_table()?;
@@ -363,45 +304,11 @@ fn entry_at(path: &Path) -> io::Result<MountEntry> {
     }
 }
 
-fn worker_count(wanted: usize) -> usize {
-    match wanted {
-        0 => thread::available_parallelism().map_or(4, |processors| processors.get().clamp(4, 8)),
-        threads => threads,
-    }
-}
-
-/// Minor device numbers of the mounts this process serves, for the panic hook, which is the process's as well. No worker
-/// takes this lock but the one that panics.
-static SERVED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
-
-/// A panic would end one worker silently: its caller would hang for ever, and later requests with it. So a panic of a
-/// worker, in a handler or in fuser, wipes the keys and ends the process; then the kernel fails every request. The connections
-/// go before it does: a
-/// thread of this process that is inside one of its own mounts could not end before they do.
-fn abort_on_worker_panic() {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            previous(info);
-            if thread::current().name().is_some_and(|name| name.starts_with(WORKER_PREFIX)) {
-                // Nobody will drop what holds the keys.
-                memory::wipe_all();
-                for minor in SERVED.lock().iter() {
-                    // Without fusectl, the end of the process closes them.
-                    let _ = sys::abort_fuse_connection(*minor);
-                }
-                process::abort();
-            }
-        }));
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use std::env;
     use std::ffi::OsStr;
-    use std::fs::File;
+    use std::fs::{self, File};
     use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
@@ -511,7 +418,7 @@ mod tests {
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).expect("a lower limit");
         crate::sys::memory::tests::tell_at_abort();
         let options = MountOptions { threads: 2, ..MountOptions::default() };
-        let served = Mount::serve(Panicking, Arc::new(Shared::new()), Path::new(&path), &options, 1 << 30);
+        let served = Mount::serve(Panicking, Arc::new(Connection::new()), Path::new(&path), &options, 1 << 30);
         let Ok((mount, _)) = served else { return };
         // This process is inside its own mount when it dies.
         let inside = Path::new(&path).join("hang");
@@ -573,23 +480,8 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_device_and_of_mount_come_with_a_remedy() {
-        let remedies = |code| {
-            let error = || io::Error::from_raw_os_error(code);
-            (device_remedy(&error()), mount_remedy(&error()))
-        };
-        assert!(remedies(libc::ENOENT).0.contains("modprobe fuse"));
-        assert!(remedies(libc::ENOENT).0.contains("--device /dev/fuse"));
-        assert!(remedies(libc::EACCES).0.contains("chmod 0666 /dev/fuse"));
-        assert!(remedies(libc::EPERM).0.contains("--cap-add SYS_ADMIN"));
-        assert!(remedies(libc::EPERM).1.contains("run as root"));
-        assert!(remedies(libc::EPERM).1.contains("runseal run"));
-        assert!(remedies(libc::ENODEV).1.contains("modprobe fuse"));
-    }
-
-    #[test]
     fn an_abort_is_a_clean_end() {
-        let end = End::default();
+        let end = SessionEnd::default();
         assert!(!end.reached());
         end.set(Err(io::Error::from_raw_os_error(libc::ECONNABORTED)));
         assert!(end.reached());

@@ -11,7 +11,7 @@ use super::message;
 use super::report::{Event, Journal, SealFacts};
 use crate::backing::{AnonBacking, Backing};
 use crate::crypt::{KeyShare, Keyring};
-use crate::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, SetAttr};
+use crate::fs::{Attr, Creator, Kind, ROOT, Scratch, ScratchOptions, SetAttr};
 use crate::fuse::{Mount, MountOptions};
 use crate::spec::{CpuLatency, RootSpec, StoreSpec};
 use crate::store::Store;
@@ -108,7 +108,7 @@ impl Seal {
     /// Makes a directory below the root, with the same owner, and returns its inode number.
     pub fn make_dir(&self, name: &str, mode: u32) -> Result<u64, RunError> {
         let (uid, gid) = self.owner;
-        let caller = Caller { uid, gid, umask: 0 };
+        let caller = Creator { uid, gid, umask: 0 };
         let ino = self.scratch.mkdir(ROOT, name.as_bytes(), mode, &caller)?.ino;
         self.scratch.forget(ino, 1);
         Ok(ino)

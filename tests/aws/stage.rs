@@ -7,7 +7,7 @@ use runseal::audit::Trail;
 use runseal::aws::{Cause, Cloud, UploadSettings};
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
-use runseal::fs::{Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
+use runseal::fs::{Creator, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Request, check};
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock, StagingRules};
 use runseal::stage::{Progress, StageError, Stager, Totals};
@@ -53,7 +53,7 @@ impl Site {
     /// A small result and one of three parts.
     fn with_results() -> Self {
         let site = Self::new();
-        let caller = Caller { uid: 0, gid: 0, umask: 0 };
+        let caller = Creator { uid: 0, gid: 0, umask: 0 };
         for (name, size) in [("small", 5_000), ("large", 2 * PART + 5)] {
             let ino = site.scratch.mknod(ROOT, name.as_bytes(), Kind::File, 0o644, 0, &caller).unwrap().ino;
             site.scratch.write(ino, 0, &data(size), WriteMode::default()).unwrap();

@@ -71,7 +71,7 @@ fn a_taken_mountpoint_and_unknown_options_are_refused() {
 fn a_read_only_mount_shows_what_was_put_in_before() {
     let base = directory();
     let (scratch, _) = scratch(base.path(), None, 1 << 30, 1 << 20);
-    let caller = runseal::fs::Caller { uid: 0, gid: 0, umask: 0 };
+    let caller = runseal::fs::Creator { uid: 0, gid: 0, umask: 0 };
     let file = scratch.mknod(1, b"file", runseal::fs::Kind::File, 0o644, 0, &caller).expect("a file");
     scratch.write(file.ino, 0, b"staged", Default::default()).expect("a write");
     let path = base.path().join("mnt");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
 use runseal::fs::{
-    Attr, Caller, Fallocate as FallocateMode, FsError, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, SetAttr,
+    Attr, Creator, Fallocate as FallocateMode, FsError, Kind, ROOT, RenameFlags, Scratch, ScratchOptions, SetAttr,
     SetTime, Time, WriteMode, XattrMode,
 };
 use runseal::spec::{EngineChoice, MemoryLock};
@@ -18,7 +18,7 @@ use crate::target::{OLD, Outcome, Seen, Target, Tree, Value, join, split};
 pub struct InProcess {
     fs: Scratch,
     store: Arc<Store>,
-    caller: Caller,
+    caller: Creator,
     compare_ctime: bool,
     /// Inodes with a reference of ours.
     open: Vec<u64>,
@@ -30,7 +30,7 @@ impl InProcess {
         let store = Store::new(Box::new(MemoryBacking::new(2)), keyring, 1 << 26);
         let options = ScratchOptions { memory: 1 << 24, uid, gid, mode: 0o755 };
         let fs = Scratch::new(store.clone(), options);
-        Self { fs, store, caller: Caller { uid, gid, umask: 0o022 }, compare_ctime, open: Vec::new() }
+        Self { fs, store, caller: Creator { uid, gid, umask: 0o022 }, compare_ctime, open: Vec::new() }
     }
 
     /// Closes everything, removes everything, and checks that nothing is left.

@@ -13,7 +13,7 @@ use runseal::audit::Trail;
 use runseal::aws::{Cloud, UploadSettings};
 use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 use runseal::crypt::Keyring;
-use runseal::fs::{Attr, Caller, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
+use runseal::fs::{Attr, Creator, Kind, ROOT, Scratch, ScratchOptions, WriteMode};
 use runseal::preflight::{Cleared, Report, Request};
 use runseal::spec::{EngineChoice, InputSpec, Location, MemoryLock, StagingRules};
 use runseal::stage::{Progress, StageError, Stager, Totals, View};
@@ -28,7 +28,7 @@ pub const PARTIAL: &str = ".runseal-test-run.partial";
 pub const MANIFEST: &str = "runseal-manifest.json";
 /// Where a command sees the scratch of [`Place::run_publisher`].
 pub const MOUNT: &str = "/run/scratch";
-pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+pub const CALLER: Creator = Creator { uid: 0, gid: 0, umask: 0 };
 
 /// `in/` for inputs and `out/` for results below a temporary directory, and a scratch.
 pub struct Place {

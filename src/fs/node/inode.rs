@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::acl::Acl;
 use super::directory::{DIRECTORY_MEMORY, Directory};
 use super::extended::Extended;
-use crate::fs::{Attr, Caller, FsError, Kind, SetAttr, SetTime, Time};
+use crate::fs::{Attr, Creator, FsError, Kind, SetAttr, SetTime, Time};
 use crate::store::Content;
 use crate::units::SECTOR_U64;
 
@@ -177,7 +177,7 @@ impl Meta {
 
     /// Attributes of a new object in the directory `self`, without references: group and set-group-ID bit are
     /// inherited from a set-group-ID directory, the ACL from the default ACL, which also replaces the umask.
-    pub fn child(&self, kind: Kind, mode: u32, caller: &Caller, now: Time) -> Self {
+    pub fn child(&self, kind: Kind, mode: u32, caller: &Creator, now: Time) -> Self {
         let inherits = self.mode() & SETGID != 0;
         let gid = if inherits { self.gid } else { caller.gid };
         let mut mode = match kind {

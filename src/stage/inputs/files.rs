@@ -15,7 +15,7 @@ use nix::unistd::{Whence, getegid, geteuid, lseek};
 use parking_lot::Mutex;
 
 use crate::audit::{Event, Trail};
-use crate::fs::{Caller, FsError, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
+use crate::fs::{Creator, FsError, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::Cleared;
 use crate::preflight::tree::Tree;
 use crate::stage::rights::Rights;
@@ -37,10 +37,10 @@ pub(in crate::stage) fn fetch(
     into: u64,
     owner: Option<(u32, u32)>,
     trail: &Trail,
-    objects: impl FnOnce(&Tree, &[u64], Caller) -> Result<(), StageError>,
+    objects: impl FnOnce(&Tree, &[u64], Creator) -> Result<(), StageError>,
 ) -> Result<Totals, StageError> {
     let (uid, gid) = owner.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
-    let caller = Caller { uid, gid, umask: 0 };
+    let caller = Creator { uid, gid, umask: 0 };
     let fetch = Fetch { cleared, scratch, progress, trail, caller, keep_owners: owner.is_none() && uid == 0 };
     let totals = fetch.totals();
     progress.start("staging", totals.files, totals.bytes);
@@ -67,7 +67,7 @@ struct Fetch<'a> {
     scratch: &'a Arc<Scratch>,
     progress: &'a dyn Progress,
     trail: &'a Trail,
-    caller: Caller,
+    caller: Creator,
     /// As root does it, for itself.
     keep_owners: bool,
 }

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::files::PART;
 use crate::audit::{Event, Trail};
 use crate::aws::{Answer, CallError, Cause, Cloud, Object, ObjectStore, Pieces};
-use crate::fs::{Caller, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
+use crate::fs::{Creator, Kind, Scratch, SetAttr, SetTime, Time, WriteMode};
 use crate::preflight::tree::{RemoteObject, Tree};
 use crate::spec::S3Uri;
 use crate::stage::buffers::{Buffer, Buffers};
@@ -50,7 +50,7 @@ pub(in crate::stage) struct Download {
     progress: Arc<dyn Progress>,
     trail: Arc<Trail>,
     buffers: Arc<Buffers>,
-    caller: Caller,
+    caller: Creator,
 }
 
 /// An object on its way, shared by its parts.
@@ -83,7 +83,7 @@ impl Download {
         scratch: Arc<Scratch>,
         progress: Arc<dyn Progress>,
         trail: Arc<Trail>,
-        caller: Caller,
+        caller: Creator,
     ) -> Arc<Self> {
         let (objects, buffers) = (Arc::clone(&cloud.objects), Arc::default());
         Arc::new(Self { objects, scratch, progress, trail, buffers, caller })
