@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::spec::RunId;
@@ -25,6 +26,32 @@ impl Credentials {
             secret_access_key: secret(secret_access_key),
             session_token: session_token.map(secret),
         }
+    }
+}
+
+/// The same as they are sent, without a copy: borrowed from text that is wiped.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialsText<'a> {
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    #[serde(borrow, default)]
+    session_token: Option<&'a str>,
+}
+
+impl<'a> From<&'a Credentials> for CredentialsText<'a> {
+    fn from(own: &'a Credentials) -> Self {
+        Self {
+            access_key_id: &own.access_key_id,
+            secret_access_key: &own.secret_access_key,
+            session_token: own.session_token.as_ref().map(|token| token.as_str()),
+        }
+    }
+}
+
+impl From<CredentialsText<'_>> for Credentials {
+    fn from(text: CredentialsText<'_>) -> Self {
+        Self::new(text.access_key_id, text.secret_access_key, text.session_token)
     }
 }
 

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 pub use call::{Answer, CallError, Cause, Denial, PolicyKind, outcome};
-pub use config::{CloudConfig, Credentials, Endpoints, SLOWEST, Timeouts};
+pub use config::{CloudConfig, Credentials, CredentialsText, Endpoints, SLOWEST, Timeouts};
 pub use object::{
     Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, Stored, UploadSettings,
     UploadTarget,

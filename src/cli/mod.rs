@@ -171,7 +171,7 @@ fn act(action: Action, voice: Voice) -> Result<u8, Failure> {
         Action::Completions(args) => completions::completions(args),
         Action::Man(args) => completions::man(args),
         Action::FlushResults { scratch, below } => Ok(flush_here(&scratch, &below).map(|()| 0)?),
-        Action::ServedMount => Ok(mount_here(std::io::stdin(), exit::code)?),
+        Action::ServedMount => Ok(mount_here(io::stdin(), io::stdout(), exit::code)?),
     }
 }
 

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::desk::Order;
 use super::report::{Journal, Report};
-use crate::aws::Credentials;
+use crate::aws::{Credentials, CredentialsText};
 use crate::spec::{Argv, ResumeSpec};
 use crate::sys::{address, socket};
 
@@ -85,7 +85,7 @@ struct Line<'a> {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     remove_published: bool,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    credentials: Option<LineCredentials<'a>>,
+    credentials: Option<CredentialsText<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resume: Option<ResumeSpec>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,13 +104,6 @@ struct ExecLine {
 struct CopyLine {
     path: OsString,
     bare: bool,
-}
-
-#[derive(Serialize, Deserialize)]
-struct LineCredentials<'a> {
-    access_key_id: &'a str,
-    secret_access_key: &'a str,
-    session_token: Option<&'a str>,
 }
 
 impl Request {
@@ -136,7 +129,7 @@ impl Request {
         match self {
             Self::Status => named("status"),
             Self::Resume(ResumeOrder { credentials, spec }) => Line {
-                credentials: credentials.as_ref().map(LineCredentials::of),
+                credentials: credentials.as_ref().map(CredentialsText::from),
                 resume: Some(spec.clone()),
                 ..named("resume")
             },
@@ -174,10 +167,7 @@ impl Request {
     pub fn from_line(line: &[u8]) -> io::Result<Self> {
         let Line { request, discard, remove_published, credentials, resume, exec, copy } =
             serde_json::from_slice(line).map_err(|_| malformed())?;
-        let own = |LineCredentials { access_key_id, secret_access_key, session_token }: LineCredentials| {
-            Credentials::new(access_key_id, secret_access_key, session_token)
-        };
-        let credentials = credentials.map(own);
+        let credentials = credentials.map(Credentials::from);
         match (request, exec, copy) {
             ("status", ..) => Ok(Self::Status),
             ("exec", Some(ExecLine { argv, terminal }), _) => {
@@ -189,16 +179,6 @@ impl Request {
             ("resume", ..) => Ok(Self::Resume(ResumeOrder { credentials, spec: resume.unwrap_or_default() })),
             ("end", ..) => Ok(Self::End { discard, remove_published }),
             _ => Err(malformed()),
-        }
-    }
-}
-
-impl<'a> LineCredentials<'a> {
-    fn of(handed: &'a Credentials) -> Self {
-        Self {
-            access_key_id: &handed.access_key_id,
-            secret_access_key: &handed.secret_access_key,
-            session_token: handed.session_token.as_ref().map(|token| token.as_str()),
         }
     }
 }

@@ -72,7 +72,7 @@ use self::supervisor::Supervisor;
 use self::terminal::Terminal;
 pub use self::verify::verify;
 pub use self::visit::{copy, exec};
-pub use crate::aws::Credentials;
+pub use crate::aws::{Credentials, CredentialsText};
 pub use crate::fuse::knows_option as knows_mount_option;
 pub use crate::preflight::{AWS_OWNED, Check, Evidence, Outcome as CheckOutcome, Profile};
 use crate::spec::{CommandSpec, Purpose, RunSpec, TmpPolicy};

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
@@ -21,70 +22,124 @@ use super::message::{self, Voice};
 use super::report::{Kind, Report};
 use super::state::{self, Record, StateError};
 use super::{END_TIME, STATUS_TIME, accepted, run};
-use crate::aws::Credentials;
-use crate::spec::{DataSpec, Purpose, RootSpec, RunId, RunSpec, ServeSpec, StoreSpec};
+use crate::aws::{Credentials, CredentialsText};
+use crate::spec::{InputSpec, Location, Purpose, RootSpec, RunId, RunSpec, ServeSpec};
 use crate::sys::path::shown;
 use crate::sys::{address, process};
 use crate::units::exit::Exit;
-use crate::units::{ByteSize, json};
+use crate::units::json as text;
 
 /// Name of the hidden subcommand that calls [`mount_here`].
 pub const SUBCOMMAND: &str = "serve-mount";
 /// How long killed processes may take to be gone. One that waits for a disk may stay until the disk answers.
 const DEATH_TIME: Duration = Duration::from_secs(2);
-/// Longest text of a family that could not mount.
-const MESSAGE_MAX: usize = 1 << 20;
+/// Longest answer of a family.
+const ANSWER_MAX: usize = 1 << 20;
 /// Longest order, credentials included.
 const ORDER_MAX: usize = 1 << 20;
-/// Begins the line with the findings of preflight, as JSON.
-const FINDINGS: &str = "runseal-findings: ";
 /// This very binary, even when the file has been replaced by a newer one.
 const OWN_BINARY: &str = "/proc/self/exe";
 
-/// What to mount, as a service passes it to the family it starts.
+/// What to mount, as a service passes it to the family it starts and finds it again in the state of the run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOrder {
-    /// Name of the run.
-    pub id: RunId,
-    /// Directories for the ciphertext.
-    pub backing: Vec<PathBuf>,
-    /// Most the scratch may hold.
-    pub size: ByteSize,
-    /// Memory that names and attributes may take.
-    pub memory: ByteSize,
-    /// An existing, empty directory.
-    pub mountpoint: PathBuf,
-    /// Mount options.
-    pub options: Vec<String>,
-    /// User and group the root of the scratch belongs to.
-    pub owner: (u32, u32),
-    /// Permission bits of the root of the scratch.
-    pub mode: u32,
-    /// What is copied in before the mount is ready, and out when somebody asks.
-    pub staging: Option<DataSpec>,
-    /// What the service wants to find again in [`Family::record`].
-    pub note: serde_json::Value,
+    /// The run, which serves.
+    pub spec: RunSpec,
+    /// Socket of the service it belongs to.
+    pub service: PathBuf,
+    /// User whose limits it counts against.
+    pub user: u32,
+    /// Name of the volume it is, if it is one.
+    pub volume: Option<String>,
 }
 
 impl MountOrder {
-    fn into_spec(self) -> RunSpec {
-        RunSpec {
-            id: self.id,
-            store: StoreSpec {
-                backing: self.backing,
-                size: Some(self.size),
-                memory: Some(self.memory),
-                ..StoreSpec::default()
-            },
-            data: self.staging.unwrap_or_default(),
-            purpose: Purpose::Serve(ServeSpec {
-                options: self.options,
-                root: RootSpec { owner: Some(self.owner), mode: Some(self.mode) },
-                note: Some(self.note),
-                ..ServeSpec::new(self.mountpoint)
-            }),
-        }
+    /// How it is mounted.
+    pub fn mount(&self) -> &ServeSpec {
+        self.spec.serving().expect("services order mounts only")
     }
+
+    /// What a service finds in `record`; versions before wrote it in another form.
+    fn noted(record: &Record) -> Option<Self> {
+        let note = record.note.as_ref()?;
+        let order = Self::deserialize(note).or_else(|_| Self::deserialize(of_former(note, record)));
+        order.ok().filter(|order| order.spec.serving().is_some())
+    }
+
+    /// The run, with the order as its note.
+    fn into_spec(self) -> serde_json::Result<RunSpec> {
+        let note = Some(serde_json::to_value(&self)?);
+        let purpose = Purpose::Serve(ServeSpec { note, ..self.mount().clone() });
+        Ok(RunSpec { purpose, ..self.spec })
+    }
+}
+
+/// The order behind a note of versions before: enough of it to show the run, and to find and end it. Its family has the rest.
+fn of_former(note: &Value, record: &Record) -> Value {
+    let location = |text: &str| text.parse().map_or_else(|_| Location::Path(text.into()), Location::S3);
+    let input = |text: &Value| {
+        let text = text.as_str().unwrap_or_default();
+        let (source, target) = text.rsplit_once('=').unwrap_or((text, ""));
+        InputSpec { source: location(source), target: target.into() }
+    };
+    let inputs: Vec<_> = note["inputs"].as_array().into_iter().flatten().map(input).collect();
+    let mode = note["mode"].as_str().and_then(|mode| u32::from_str_radix(mode, 8).ok());
+    let mount = ServeSpec { root: RootSpec { mode, ..RootSpec::default() }, ..ServeSpec::new(&record.mountpoint) };
+    let mut order = json!({
+        "spec": {
+            "id": record.run_id,
+            "store": { "backing": note["backing"], "size": note["size"], "memory": note["memory"] },
+            "data": { "inputs": inputs, "output": note["output"].as_str().map(location) },
+            "purpose": Purpose::Serve(mount),
+        },
+        "service": note["service"],
+        "user": note["user"],
+        "volume": note["volume"],
+    });
+    let mount = &mut order["spec"]["purpose"]["serve"];
+    mount["options"] = note["options"].clone();
+    mount["root"]["owner"] = json!([note["owner"]["uid"], note["owner"]["gid"]]);
+    order
+}
+
+/// What a family answers to its order: a line of JSON on its standard output. Standard error is for the log.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    /// It serves.
+    Ready {
+        /// What it warned of meanwhile.
+        warnings: Vec<String>,
+    },
+    /// It does not mount.
+    Refused {
+        /// Exit status, by the table of `runseal`.
+        code: u8,
+        /// Why.
+        message: String,
+        /// What preflight has found, each as `runseal preflight --json` shows it.
+        findings: Vec<Value>,
+    },
+}
+
+impl Answer {
+    fn refused(error: &RunError, code: u8, warnings: &[String]) -> Self {
+        let (text, findings) = match error {
+            // The findings tell the rest.
+            RunError::Preflight(report) => {
+                let findings = report.findings.iter().map(serde_json::to_value).filter_map(Result::ok).collect();
+                (error.to_string().lines().next().unwrap_or_default().to_owned(), findings)
+            }
+            error => (error.to_string(), Vec::new()),
+        };
+        let said = warnings.iter().cloned().chain([text]);
+        Self::Refused { code, message: said.collect::<Vec<_>>().join("\n"), findings }
+    }
+}
+
+/// Tells the service that started this family, if one did, that it serves.
+pub fn answer_ready() -> io::Result<()> {
+    message::answer(|warnings| text::to_vec(&Answer::Ready { warnings: warnings.to_vec() }))
 }
 
 /// Why a family did not mount.
@@ -96,7 +151,7 @@ pub struct NotMounted {
     /// What it said.
     pub message: String,
     /// What preflight has found, each as `runseal preflight --json` shows it.
-    pub findings: Vec<serde_json::Value>,
+    pub findings: Vec<Value>,
     /// Processes that were killed and are not gone yet, because the kernel waits for a disk on their behalf.
     pub left: Option<Box<Family>>,
 }
@@ -107,20 +162,30 @@ impl NotMounted {
     }
 }
 
-/// Mounts as `order` says: a line of JSON of a [`MountOrder`], perhaps one more with credentials. For the process that
-/// [`Family::start`] starts; dies with its parent until the mount is ready.
-pub fn mount_here(mut order: impl Read, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
+/// Mounts as `order` says: a line of JSON of a [`MountOrder`], perhaps one more with credentials; sends `answer` when
+/// it serves or does not. For the process that [`Family::start`] starts; dies with its parent until the mount is ready.
+pub fn mount_here(
+    order: impl Read,
+    answer: impl Write + Send + 'static,
+    code: fn(&RunError) -> u8,
+) -> Result<u8, RunError> {
+    message::listen(answer);
+    let result = follow(order, code).map_err(discreet);
+    if let Err(error) = &result {
+        // A service that is gone needs no answer.
+        let _ = message::answer(|warnings| text::to_vec(&Answer::refused(error, code(error), warnings)));
+    }
+    result
+}
+
+fn follow(mut order: impl Read, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
     process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
     // The service may be spared when memory runs out; what works for its users is not.
     process::give_up_oom_protection().map_err(system("/proc/self/oom_score_adj"))?;
-    let (order, credentials) = read_order(&mut order).map_err(system("reading the order of the service"))?;
-    let result = run(order.into_spec(), credentials, Voice::Quiet, code).map_err(discreet);
-    if let Err(RunError::Preflight(report)) = &result
-        && let Ok(findings) = json::to_vec(&report.findings)
-    {
-        message::pass_on(format_args!("{FINDINGS}{}", String::from_utf8_lossy(&findings)));
-    }
-    result
+    let reading = system("reading the order of the service");
+    let (spec, credentials) = read_order(&mut order).map_err(reading)?;
+    message::speak_of(&spec.id);
+    run(spec, credentials, Voice::Quiet, code)
 }
 
 /// The same without what is the business of another user of the service.
@@ -133,19 +198,27 @@ fn discreet(error: RunError) -> RunError {
     }
 }
 
-fn read_order(from: &mut impl Read) -> io::Result<(MountOrder, Option<Credentials>)> {
+fn read_order(from: &mut impl Read) -> io::Result<(RunSpec, Option<Credentials>)> {
     // Room for all of it: a vector that grows leaves copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(ORDER_MAX + 1));
     from.take(ORDER_MAX as u64).read_to_end(&mut text)?;
-    let end = text.iter().position(|&byte| byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
-    let order = serde_json::from_slice(&text[..end])?;
-    match text[end + 1..].strip_suffix(b"\n") {
-        None => Ok((order, None)),
-        Some(line) => match Request::from_line(line)? {
-            Request::Resume(ResumeOrder { credentials, .. }) => Ok((order, credentials)),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        },
+    let mut lines = text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\n"));
+    let order: MountOrder = serde_json::from_slice(lines.next().flatten().ok_or(io::ErrorKind::UnexpectedEof)?)?;
+    // What is wrong with credentials is told without quoting them.
+    let parse = |line| serde_json::from_slice::<CredentialsText>(line).map_err(|_| io::ErrorKind::InvalidData);
+    let credentials = lines.next().flatten().map(parse).transpose()?;
+    Ok((order.into_spec()?, credentials.map(Credentials::from)))
+}
+
+fn write_order(order: &MountOrder, credentials: Option<&Credentials>) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(ORDER_MAX + 1));
+    serde_json::to_writer(&mut *text, order)?;
+    text.push(b'\n');
+    if let Some(credentials) = credentials {
+        serde_json::to_writer(&mut *text, &CredentialsText::from(credentials))?;
+        text.push(b'\n');
     }
+    if text.len() > ORDER_MAX { Err(io::Error::other("the order is too long")) } else { Ok(text) }
 }
 
 /// The processes of one mount.
@@ -165,66 +238,62 @@ impl Family {
         credentials: Option<Credentials>,
         patience: Duration,
     ) -> Result<(Self, Vec<String>), NotMounted> {
-        let failed =
-            |source| NotMounted::new(Exit::System.number(), format!("starting the family of a mount: {source}"));
+        let broken = |why: String| NotMounted::new(Exit::System.number(), why);
+        let failed = |source| broken(format!("starting the family of a mount: {source}"));
         let mut child = Self::launch(order, credentials).map_err(failed)?;
-        let stderr = child.stderr.take().expect("piped");
+        let stdout = child.stdout.take().expect("piped");
         // The family lets go of its standard descriptors when it is ready.
-        let Some(said) = read_until(stderr, Instant::now() + patience).map_err(failed)? else {
+        let Some(said) = read_until(stdout, Instant::now() + patience).map_err(failed)? else {
             return Err(Self::give_up(order, patience, child));
         };
         let status = child.wait().map_err(failed)?;
-        let text = String::from_utf8_lossy(&said);
-        let findings = text.lines().find_map(|line| serde_json::from_str(line.strip_prefix(FINDINGS)?).ok());
-        let said: Vec<_> = text.lines().filter_map(message).collect();
-        if !status.success() {
-            let code = status.code().map_or(Exit::System.number(), |code| code as u8);
-            let message = if said.is_empty() { "the family of the mount died".to_owned() } else { said.join("\n") };
-            return Err(NotMounted { findings: findings.unwrap_or_default(), ..NotMounted::new(code, message) });
-        }
-        match Self::find(&order.id) {
-            Ok(family) => Ok((family, said)),
-            Err(_) => Err(NotMounted::new(Exit::System.number(), "the mount ended as soon as it was ready")),
+        // Another process of the family may have had to say something, too, but later.
+        let answer = said.split(|&byte| byte == b'\n').next().and_then(|line| serde_json::from_slice(line).ok());
+        match answer {
+            Some(Answer::Refused { code, message, findings }) => {
+                Err(NotMounted { code, message, findings, left: None })
+            }
+            Some(Answer::Ready { warnings }) if status.success() => match Self::find(&order.spec.id) {
+                Ok(family) => Ok((family, warnings)),
+                Err(_) => Err(broken("the mount ended as soon as it was ready".to_owned())),
+            },
+            _ => {
+                let code = status.code().map_or(Exit::System.number(), |code| code as u8);
+                Err(NotMounted::new(code, "the family of the mount died"))
+            }
         }
     }
 
     fn launch(order: &MountOrder, credentials: Option<Credentials>) -> io::Result<Child> {
+        let text = write_order(order, credentials.as_ref())?;
         let mut child = Command::new(OWN_BINARY)
             .arg0("runseal")
             .arg(SUBCOMMAND)
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()?;
-        let mut stdin = child.stdin.take().expect("piped");
-        let mut line = serde_json::to_vec(order)?;
-        line.push(b'\n');
-        let secret = credentials.map(|handed| {
-            let order = ResumeOrder { credentials: Some(handed), ..ResumeOrder::default() };
-            Request::Resume(order).to_line()
-        });
-        let secret = secret.transpose()?;
         // A child that does not read has something to say, or has died.
-        let _ = stdin.write_all(&line).and_then(|()| secret.map_or(Ok(()), |secret| stdin.write_all(&secret)));
+        let _ = child.stdin.take().expect("piped").write_all(&text);
         Ok(child)
     }
 
     /// Kills a family that is not ready; the others die with its first process. Cleans up if they are soon gone.
     fn give_up(order: &MountOrder, patience: Duration, mut child: Child) -> NotMounted {
-        let family = Self::find(&order.id).ok();
+        let (id, mount) = (&order.spec.id, order.mount());
+        let family = Self::find(id).ok();
         // None of them can be recognised once the first is gone.
         let members = family.as_ref().and_then(|family| family.watch().ok()).unwrap_or_default();
         let _ = child.kill();
         let _ = child.wait();
         let deadline = Instant::now() + DEATH_TIME;
         let gone = members.iter().all(|member| is_readable(member, deadline).unwrap_or(false));
-        let mut directories: Vec<_> = order.backing.iter().map(|path| shown(path)).collect();
-        directories.push(shown(&order.mountpoint));
+        let directories = order.spec.store.backing.iter().chain([&mount.mountpoint]).map(|path| shown(path));
+        let directories: Vec<_> = directories.collect();
         let mut message =
             format!("not mounted within {patience:?}, given up; see whether these answer: {}", directories.join(", "));
         if gone {
-            if let Err(error) = state::clean(&order.id) {
+            if let Err(error) = state::clean(id) {
                 message += &format!("; {error}");
             }
             return NotMounted::new(Exit::Unavailable.number(), message);
@@ -239,15 +308,18 @@ impl Family {
         Ok(Self { record, socket })
     }
 
-    /// All live mounts some service asked for. Cleans up what dead runs left.
-    pub fn all_noted() -> Result<Vec<Self>, RunError> {
+    /// All live mounts that the service behind this socket asked for, and how. Cleans up what dead runs left.
+    pub fn all_of(service: &Path) -> Result<Vec<(Self, MountOrder)>, RunError> {
         let is_served = |record: &Record| record.kind == Kind::Mount && record.note.is_some();
         let found = state::survey()?;
         for dead in found.dead.iter().filter(|record| is_served(record)) {
             state::clean(&dead.run_id)?;
         }
-        let served = found.live.into_iter().filter(is_served);
-        Ok(served.filter_map(|record| Self::find(&record.run_id).ok()).collect())
+        let served = found.live.into_iter().filter(is_served).filter_map(|record| {
+            let order = MountOrder::noted(&record).filter(|order| order.service == service)?;
+            Some((Self::find(&record.run_id).ok()?, order))
+        });
+        Ok(served.collect())
     }
 
     /// Descriptors that become readable as its processes end; without one they have ended.
@@ -315,7 +387,7 @@ fn read_until(mut from: impl Read + AsFd, deadline: Instant) -> io::Result<Optio
     while is_readable(&from, deadline)? {
         match from.read(&mut chunk)? {
             0 => return Ok(Some(said)),
-            n => said.extend_from_slice(&chunk[..n.min(MESSAGE_MAX.saturating_sub(said.len()))]),
+            n => said.extend_from_slice(&chunk[..n.min(ANSWER_MAX.saturating_sub(said.len()))]),
         }
     }
     Ok(None)
@@ -333,7 +405,75 @@ pub fn is_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
     }
 }
 
-/// Messages begin with the name of the program; other lines are for developers.
-fn message(line: &str) -> Option<String> {
-    line.strip_prefix("runseal: ").map(str::to_owned)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{DataSpec, StoreSpec};
+    use crate::units::ByteSize;
+
+    fn order() -> MountOrder {
+        let root = RootSpec { owner: Some((1000, 100)), mode: Some(0o750) };
+        let mount = ServeSpec { options: vec!["noexec".to_owned()], root, ..ServeSpec::new("/mnt/runseal/a") };
+        let input = |source: &str, target: &str| InputSpec {
+            source: Location::S3(source.parse().expect("a URI")),
+            target: target.into(),
+        };
+        let data = DataSpec {
+            inputs: vec![input("s3://inputs/a.fq", "a.fq"), input("s3://inputs/x=y/", "")],
+            output: Some(Location::S3("s3://outputs/a/".parse().expect("a URI"))),
+            ..DataSpec::default()
+        };
+        let store = StoreSpec {
+            backing: vec!["/var/tmp".into()],
+            size: Some(ByteSize(64 << 20)),
+            memory: Some(ByteSize(1 << 20)),
+            ..StoreSpec::default()
+        };
+        let spec = RunSpec { id: "a".parse().expect("an id"), store, data, purpose: Purpose::Serve(mount) };
+        MountOrder { spec, service: "/run/runseal/serve.sock".into(), user: 1000, volume: None }
+    }
+
+    fn record(note: Value) -> Record {
+        let record = serde_json::json!({
+            "run_id": "a", "kind": "mount", "mountpoint": "/mnt/runseal/a", "supervisor": 1, "sealed": 2,
+            "started": "2026-01-01T00:00:00Z", "note": note,
+        });
+        serde_json::from_value(record).expect("a record")
+    }
+
+    #[test]
+    fn an_order_and_its_credentials_arrive_and_only_the_order_is_noted() {
+        let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+        for credentials in [None, Some(Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, Some("t/+=")))] {
+            let text = write_order(&order(), credentials.as_ref()).expect("short");
+            let (spec, came) = read_order(&mut &text[..]).expect("an order");
+            let note = spec.serving().and_then(|mount| mount.note.clone()).expect("noted");
+            assert_eq!(MountOrder::noted(&record(note.clone())), Some(order()));
+            assert!(!note.to_string().contains(secret));
+            let told = came.map(|came| (came.access_key_id.to_string(), came.secret_access_key.to_string()));
+            assert_eq!(told, credentials.map(|_| ("AKIAIOSFODNN7EXAMPLE".to_owned(), secret.to_owned())));
+        }
+        let text = [&write_order(&order(), None).expect("short")[..], b"{\"hush\": 1}\n"].concat();
+        let error = read_order(&mut &text[..]).err().expect("no credentials");
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn notes_of_versions_before_are_understood() {
+        let note = serde_json::json!({
+            "service": "/run/runseal/serve.sock", "user": 1000, "volume": null, "size": 67_108_864, "memory": 1_048_576,
+            "backing": ["/var/tmp"], "owner": { "uid": 1000, "gid": 100 }, "mode": "0750", "options": ["noexec"],
+            "inputs": ["s3://inputs/a.fq=a.fq", "s3://inputs/x=y/="], "output": "s3://outputs/a/",
+        });
+        assert_eq!(MountOrder::noted(&record(note)), Some(order()));
+        assert_eq!(MountOrder::noted(&record(serde_json::json!({ "service": "x" }))), None);
+    }
+
+    #[test]
+    fn a_refusal_has_its_code_and_what_preflight_found() {
+        let answer = Answer::refused(&RunError::CutOff, 71, &[]);
+        let text = serde_json::to_string(&answer).expect("JSON");
+        assert_eq!(serde_json::from_str::<Answer>(&text).expect("an answer"), answer);
+        assert!(text.contains("cut off unasked") && text.contains("71"), "{text}");
+    }
 }

@@ -29,6 +29,7 @@ use super::progress::Meter;
 use super::report::{AuditFacts, AwsFacts, Event, Outcome, Phase, RunKeyFacts};
 use super::seal::{KeySource, Room, Seal};
 use super::sealed::{beside, lock_memory, make_seal};
+use super::served::answer_ready;
 use crate::audit::{self, Trail};
 use crate::aws::{Cloud, Credentials};
 use crate::crypt::KeyShare;
@@ -238,7 +239,7 @@ impl Run {
         match self.spec.purpose.clone() {
             Purpose::Serve(serving) => {
                 if serving.foreground == Foreground::Leave {
-                    detach_stdio().map_err(system("letting go of the caller"))?;
+                    answer_ready().and_then(|()| detach_stdio()).map_err(system("letting go of the caller"))?;
                 }
                 self.desk.watch_tree(seal);
                 let result = self.attend(stager.clone(), output, seal).await;

@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 /// Who has which subordinate ids, as long as the file stays as it is.
 pub struct Accounts {
     file: PathBuf,
-    known: Mutex<Known>,
+    known: Mutex<SubordinateIds>,
 }
 
 #[derive(Default)]
-struct Known {
+struct SubordinateIds {
     stamp: Option<(u64, i64, i64, u64)>,
     ranges: Vec<Range>,
     answers: BTreeMap<u32, u32>,
@@ -53,7 +53,7 @@ impl Accounts {
     }
 }
 
-impl Known {
+impl SubordinateIds {
     fn refresh(&mut self, file: &Path) {
         let stamp = fs::metadata(file).ok().map(|found| (found.ino(), found.mtime(), found.mtime_nsec(), found.len()));
         if stamp != self.stamp {

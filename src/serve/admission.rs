@@ -7,13 +7,16 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
-use super::model::{AwsRequest, Mode, Owner, RunRequest, RunState, RunView};
+use super::model::{AwsRequest, Mode, Owner, RunRequest};
 use super::mountpoint::Roots;
 use super::peer::Caller;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::runs::Settings;
-use crate::run::Credentials;
-use crate::spec::{AwsSpec, DataSpec, Identity, InputSpec, Location, RunId, StagingRules};
+use crate::run::{Credentials, MountOrder};
+use crate::spec::{
+    AwsSpec, DataSpec, Identity, InputSpec, Location, Purpose, RootSpec, RunId, RunSpec, ServeSpec, StagingRules,
+    StoreSpec,
+};
 use crate::sys::identity::groups_of;
 use crate::sys::path::shown;
 
@@ -24,25 +27,24 @@ const CONCURRENCY_MAX: u16 = 1024;
 
 /// A run that may be made.
 pub struct Admitted {
-    /// All that is known of it before it starts.
-    pub view: RunView,
-    /// What is to be staged, if anything is.
-    pub staging: Option<DataSpec>,
+    /// What to make.
+    pub order: MountOrder,
     /// Credentials that came with the request.
     pub credentials: Option<Credentials>,
 }
 
 /// Checks a request against what the caller may have; fills in what it leaves out. `volume`: the name of the volume it is
-/// for, if it is for one.
+/// for, if it is for one. The run will belong to this `service`.
 pub fn admit(
     mut request: RunRequest,
     volume: Option<String>,
     caller: Caller,
     settings: &Settings,
+    service: &Path,
 ) -> Result<Admitted, Problem> {
     let (config, roots) = (&settings.config, settings.roots_of(volume.as_deref()));
-    let credentials = request.aws.credentials.take().map(|handed| handed.0);
-    let staging = staging(&mut request, credentials.as_ref(), config, caller)?;
+    let credentials = request.aws.credentials.take().map(|own| own.0);
+    let data = data(&mut request, credentials.as_ref(), config, caller)?;
     let owner = caller.owner(request.owner)?;
     let id = name(request.id, volume.as_deref())?;
     check_backing(&request.backing, config)?;
@@ -52,32 +54,22 @@ pub fn admit(
         true => config.backing().take(1).map(Path::to_owned).collect(),
         false => request.backing,
     };
-    let view = RunView {
-        mountpoint,
-        id,
-        state: RunState::Starting,
-        outcome: None,
-        user: if volume.is_some() { caller.uid } else { owner.uid },
-        volume,
-        size: request.size.unwrap_or(config.defaults.size),
-        memory: request.memory.unwrap_or(config.defaults.memory),
+    let store = StoreSpec {
         backing,
-        owner,
-        mode: request.mode.unwrap_or(Mode(0o700)),
-        options: request.options,
-        inputs: staging.as_ref().map(shown_inputs).unwrap_or_default(),
-        output: staging.as_ref().and_then(|staging| staging.output.as_ref()).map(ToString::to_string),
-        problem: None,
-        started: None,
-        supervisor: None,
-        sealed: None,
-        warnings: Vec::new(),
+        size: Some(request.size.unwrap_or(config.defaults.size).0),
+        memory: Some(request.memory.unwrap_or(config.defaults.memory).0),
+        ..StoreSpec::default()
     };
-    Ok(Admitted { view, staging, credentials })
+    let root = RootSpec { owner: Some((owner.uid, owner.gid)), mode: Some(request.mode.unwrap_or(Mode(0o700)).0) };
+    let purpose = Purpose::Serve(ServeSpec { options: request.options, root, ..ServeSpec::new(mountpoint) });
+    let user = if volume.is_some() { caller.uid } else { owner.uid };
+    let spec = RunSpec { id, store, data, purpose };
+    Ok(Admitted { order: MountOrder { spec, service: service.to_owned(), user, volume }, credentials })
 }
 
 fn name(wanted: Option<RunId>, volume: Option<&str>) -> Result<RunId, Problem> {
-    let random = || RunId::random().map_err(|error| Problem::new(Kind::System, format!("random numbers: {error}")));
+    let random =
+        || RunId::random().map_err(|error| Problem::new(ProblemKind::System, format!("random numbers: {error}")));
     let id = wanted.map_or_else(random, Ok)?;
     if volume.is_none() && id.as_str().starts_with(OF_VOLUMES) {
         return Err(forbidden(format!(
@@ -122,13 +114,13 @@ fn mountpoint(wanted: Option<PathBuf>, id: &RunId, roots: &Roots, caller: Caller
     }
 }
 
-/// Takes what is to be staged out of `request`; `None` if nothing is.
-fn staging(
+/// Takes what is to be staged out of `request`.
+fn data(
     request: &mut RunRequest,
     credentials: Option<&Credentials>,
     config: &Config,
     caller: Caller,
-) -> Result<Option<DataSpec>, Problem> {
+) -> Result<DataSpec, Problem> {
     let exists = |path: &Path| caller.is_root() && path.symlink_metadata().is_ok();
     let parse = |text: &String| InputSpec::parse(OsStr::new(text), exists).map_err(usage);
     let inputs = request.inputs.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
@@ -139,14 +131,6 @@ fn staging(
 
     let wanted = std::mem::take(&mut request.aws);
     check_aws(&wanted, caller)?;
-    let remote = places.clone().any(|place| place.s3().is_some()) || wanted.run_key_kms.is_some();
-    let needs_cloud = remote || wanted.role_arn.is_some();
-    if needs_cloud && credentials.is_none() && !config.aws.node_credentials && !caller.is_root() {
-        return Err(forbidden(
-            "aws.credentials: runs in S3 use credentials of yours, not those of this node: give access_key_id, \
-             secret_access_key and session_token, or ask the administrator to set aws.node_credentials",
-        ));
-    }
     let aws = AwsSpec {
         role: wanted.role_arn,
         profile: wanted.profile,
@@ -160,16 +144,19 @@ fn staging(
     let aws = aws.with_encryption(wanted.sse, wanted.sse_kms_key_id, output.as_ref()).map_err(usage)?;
     let RunRequest { overwrite, keep_old, dereference, allow_empty, shared_output, keep_set_id, .. } = *request;
     let rules = StagingRules { dereference, keep_old, allow_empty, shared_output, keep_set_id };
-    if inputs.is_empty() && output.is_none() && !needs_cloud {
-        return if overwrite || rules != StagingRules::default() || credentials.is_some() {
-            Err(usage("nothing is staged: give inputs or an output"))
-        } else {
-            Ok(None)
-        };
-    }
     let local = places.clone().any(|place| place.s3().is_none());
     let on_behalf = if local { identity(caller.owner(request.owner)?)? } else { None };
-    Ok(Some(DataSpec { inputs, output, overwrite, rules, aws, on_behalf, audit: None }))
+    let data = DataSpec { inputs, output, overwrite, rules, on_behalf, aws, audit: None };
+    if data.uses_aws() && credentials.is_none() && !config.aws.node_credentials && !caller.is_root() {
+        return Err(forbidden(
+            "aws.credentials: runs in S3 use credentials of yours, not those of this node: give access_key_id, \
+             secret_access_key and session_token, or ask the administrator to set aws.node_credentials",
+        ));
+    }
+    if data.is_nothing() && (overwrite || rules != StagingRules::default() || credentials.is_some()) {
+        return Err(usage("nothing is staged: give inputs or an output"));
+    }
+    Ok(data)
 }
 
 fn check_aws(wanted: &AwsRequest, caller: Caller) -> Result<(), Problem> {
@@ -188,14 +175,8 @@ fn identity(owner: Owner) -> Result<Option<Identity>, Problem> {
     if uid == 0 {
         return Ok(None);
     }
-    let unknown = |error| Problem::new(Kind::System, format!("looking up the groups of user {uid}: {error}"));
+    let unknown = |error| Problem::new(ProblemKind::System, format!("looking up the groups of user {uid}: {error}"));
     Ok(Some(Identity { uid, gid, groups: groups_of(uid, gid).map_err(unknown)? }))
-}
-
-/// Inputs as they are shown.
-fn shown_inputs(staging: &DataSpec) -> Vec<String> {
-    let shown = |input: &InputSpec| format!("{}={}", input.source, shown(&input.target));
-    staging.inputs.iter().map(shown).collect()
 }
 
 fn may_name(place: &Location, caller: Caller) -> Result<(), Problem> {
@@ -212,9 +193,9 @@ fn may_name(place: &Location, caller: Caller) -> Result<(), Problem> {
 }
 
 fn usage(problem: impl ToString) -> Problem {
-    Problem::new(Kind::Usage, problem.to_string())
+    Problem::new(ProblemKind::Usage, problem.to_string())
 }
 
 fn forbidden(problem: impl std::fmt::Display) -> Problem {
-    Problem::new(Kind::Forbidden, problem)
+    Problem::new(ProblemKind::Forbidden, problem)
 }

@@ -14,14 +14,14 @@ use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 
 use super::health::{self, Disks};
-use super::metrics::{Metrics, Page};
+use super::metrics::{Metrics, MetricsPage};
 use super::model::{
     AwsRequest, Health, Owner, PublishRequest, RunList, RunOutcome, RunRequest, RunState, RunView, Secret, SizeText,
 };
 use super::peer::Caller;
-use super::problem::{Document, Kind, Problem};
+use super::problem::{Problem, ProblemDocument, ProblemKind};
 use super::runs::{Results, Runs};
-use super::table::Attempt;
+use super::table::PublishAttempt;
 
 /// What handlers work with.
 pub struct Node {
@@ -81,7 +81,7 @@ pub fn description() -> serde_json::Value {
         Owner,
         SizeText,
         Health,
-        Document
+        ProblemDocument
     ))
 )]
 struct Description;
@@ -99,8 +99,8 @@ async fn list(State(node): Shared, Extension(caller): Extension<Caller>) -> Json
     request_body = RunRequest,
     responses(
         (status = 201, body = RunView),
-        (status = "4XX", body = Document, content_type = "application/problem+json"),
-        (status = "5XX", body = Document, content_type = "application/problem+json"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = "5XX", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
 async fn create(
@@ -121,7 +121,7 @@ async fn create(
     params(("id" = String, Path, description = "Name of the run")),
     responses(
         (status = 200, body = RunView),
-        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
 async fn show(
@@ -142,7 +142,7 @@ async fn show(
     ),
     responses(
         (status = 200, body = RunView),
-        (status = "4XX", body = Document, content_type = "application/problem+json"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
 async fn end(
@@ -156,7 +156,7 @@ async fn end(
         Some("discard" | "discard=true") => Results::Discard,
         Some(other) => {
             let detail = format!("query `{other}`: only `discard` and `discard=true` are known");
-            return Err(Problem::new(Kind::Usage, detail));
+            return Err(Problem::new(ProblemKind::Usage, detail));
         }
     };
     Ok(Json(node.runs.end(&id, results, caller).await?))
@@ -170,7 +170,7 @@ async fn end(
     request_body = PublishRequest,
     responses(
         (status = 200, body = RunView),
-        (status = "4XX", body = Document, content_type = "application/problem+json"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
 async fn publish(
@@ -179,7 +179,7 @@ async fn publish(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Json<RunView>, Problem> {
-    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, Attempt::First, caller).await?))
+    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, PublishAttempt::First, caller).await?))
 }
 
 /// Publish the results of a held run again
@@ -190,7 +190,7 @@ async fn publish(
     request_body = PublishRequest,
     responses(
         (status = 200, body = RunView),
-        (status = "4XX", body = Document, content_type = "application/problem+json"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
 async fn resume(
@@ -199,7 +199,7 @@ async fn resume(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Json<RunView>, Problem> {
-    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, Attempt::Again, caller).await?))
+    Ok(Json(node.runs.publish(&id, parse::<PublishRequest>(&body)?, PublishAttempt::Again, caller).await?))
 }
 
 /// Whether the node can take runs
@@ -217,7 +217,7 @@ async fn describe() -> Json<serde_json::Value> {
 /// Counters for Prometheus
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
 async fn measure(State(node): Shared) -> Response {
-    let mut page = Page::of(&node.metrics);
+    let mut page = MetricsPage::of(&node.metrics);
     node.runs.measure(&mut page);
     health::measure(&node, &mut page).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.into_text()).into_response()
@@ -225,12 +225,12 @@ async fn measure(State(node): Shared) -> Response {
 
 async fn nowhere(request: Request) -> Problem {
     let detail = format!("{} is no path of this API; GET /v1/openapi.json describes it", request.uri().path());
-    Problem::new(Kind::NotFound, detail)
+    Problem::new(ProblemKind::NotFound, detail)
 }
 
 async fn no_method(request: Request) -> Problem {
     let detail = format!("{} is not for {}; GET /v1/openapi.json tells", request.method(), request.uri().path());
-    Problem::new(Kind::Method, detail)
+    Problem::new(ProblemKind::Method, detail)
 }
 
 /// Counts the answer. Labels are those of the routes, so clients cannot invent any.
@@ -251,9 +251,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let text = if body.is_empty() { b"{}" } else { body };
     // serde would take a list for an object whose fields all have defaults.
     if text.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Problem::new(Kind::Usage, "the body: not a JSON object"));
+        return Err(Problem::new(ProblemKind::Usage, "the body: not a JSON object"));
     }
-    serde_json::from_slice(text).map_err(|error| Problem::new(Kind::Usage, format!("the body: {error}")))
+    serde_json::from_slice(text).map_err(|error| Problem::new(ProblemKind::Usage, format!("the body: {error}")))
 }
 
 #[cfg(test)]
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_body_that_is_no_request_is_refused_with_the_place() {
         let error = parse::<RunRequest>(b"{\"size\": \"x\"}").err().expect("no size");
-        assert!(error.kind == Kind::Usage && error.detail.contains("column"), "{error}");
+        assert!(error.kind == ProblemKind::Usage && error.detail.contains("column"), "{error}");
         assert!(parse::<RunRequest>(b"").is_ok(), "all has defaults");
         for bytes in [&b"["[..], b"null", b"\xff", b"{} {}", b"{\"owner\": {\"uid\": -1, \"gid\": 0}}"] {
             assert!(parse::<RunRequest>(bytes).is_err(), "{bytes:?}");

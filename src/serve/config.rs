@@ -1,6 +1,5 @@
 //! The configuration: one TOML file, read and checked as a whole.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -9,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Group, geteuid};
-use serde::de::{self, Visitor};
+use serde::de;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
@@ -382,7 +381,8 @@ impl<'de> Deserialize<'de> for Seconds {
 }
 
 /// A group by name or number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "a group is a name or a number")]
 pub enum GroupName {
     /// As in group(5).
     Name(String),
@@ -400,28 +400,6 @@ impl GroupName {
                 Err(errno) => Err(format!("the group `{name}` cannot be looked up: {}", errno.desc())),
             },
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for GroupName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl Visitor<'_> for Reader {
-            type Value = GroupName;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("name or number of a group")
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<GroupName, E> {
-                Ok(GroupName::Name(name.to_owned()))
-            }
-
-            fn visit_i64<E: de::Error>(self, id: i64) -> Result<GroupName, E> {
-                u32::try_from(id).map(GroupName::Id).map_err(|_| E::custom("group ids are not negative"))
-            }
-        }
-        deserializer.deserialize_any(Reader)
     }
 }
 

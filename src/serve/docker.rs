@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::metrics::Metrics;
 use super::peer::Caller;
 use super::problem::Problem;
-use super::volumes::{Options, Seen, Volumes};
+use super::volumes::{Options, VolumeView, Volumes};
 
 const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
@@ -125,12 +125,12 @@ impl Plugin {
     }
 }
 
-fn shown(seen: &Seen) -> Value {
+fn shown(seen: &VolumeView) -> Value {
     json!({ "Name": seen.name, "Mountpoint": place(seen), "Status": { "users": seen.users } })
 }
 
 /// Empty while it is not mounted.
-fn place(seen: &Seen) -> String {
+fn place(seen: &VolumeView) -> String {
     seen.mountpoint.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::api::Node;
-use super::metrics::{Page, label};
+use super::metrics::{MetricsPage, label};
 use super::model::Health;
 use super::peer::Caller;
 use super::sight;
@@ -49,7 +49,7 @@ pub async fn examine(node: &Arc<Node>, caller: Caller) -> Health {
 }
 
 /// Adds the gauges of the node to a page.
-pub async fn measure(node: &Arc<Node>, page: &mut Page) {
+pub async fn measure(node: &Arc<Node>, page: &mut MetricsPage) {
     let free = free_space(node).await.into_iter().filter_map(|(path, free)| {
         let label = label("directory", &shown(&path));
         Some((label, free?))

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use super::account::Accounts;
 use super::metrics::Metrics;
 use super::peer::Caller;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::wire::Patient;
 
 /// How long requests that are being answered may go on after the service was told to end.
@@ -38,7 +38,7 @@ const ROOT_SHARE: usize = 8;
 
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug)]
-pub struct Allowance {
+pub struct ConnectionLimits {
     /// Connections at once; some of them are kept for root.
     pub connections: usize,
     /// Connections of one user at once, root not counted.
@@ -94,7 +94,7 @@ async fn connection(stream: UnixStream, router: Router, seats: Arc<Seats>, mut s
                 Some(answer) => answer.await,
                 None => {
                     let detail = "too many connections; close some, or ask the administrator for more";
-                    Ok::<_, Infallible>(Problem::new(Kind::Limit, detail).into_response())
+                    Ok::<_, Infallible>(Problem::new(ProblemKind::Limit, detail).into_response())
                 }
             }
         }
@@ -130,7 +130,7 @@ async fn sleep_for(time: Duration) {
 }
 
 /// Takes the whole body before anything is done, so that no handler waits for a client.
-async fn take_body(State(allowance): State<Allowance>, request: Request, next: Next) -> Response {
+async fn take_body(State(allowance): State<ConnectionLimits>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     if body.size_hint().lower() > allowance.body as u64 {
         return too_large(allowance).into_response();
@@ -140,19 +140,19 @@ async fn take_body(State(allowance): State<Allowance>, request: Request, next: N
         Ok(Err(error)) => {
             let problem = match is_too_large(&error) {
                 true => too_large(allowance),
-                false => Problem::new(Kind::Usage, format!("the body cannot be read: {error}")),
+                false => Problem::new(ProblemKind::Usage, format!("the body cannot be read: {error}")),
             };
             problem.into_response()
         }
         Err(_) => {
             let detail = format!("the body did not come within {:?}", allowance.patience);
-            Problem::new(Kind::Timeout, detail).into_response()
+            Problem::new(ProblemKind::Timeout, detail).into_response()
         }
     }
 }
 
-fn too_large(allowance: Allowance) -> Problem {
-    Problem::new(Kind::TooLarge, format!("the body is larger than {} bytes", allowance.body))
+fn too_large(allowance: ConnectionLimits) -> Problem {
+    Problem::new(ProblemKind::TooLarge, format!("the body is larger than {} bytes", allowance.body))
 }
 
 fn is_too_large(error: &axum::Error) -> bool {
@@ -163,14 +163,14 @@ fn is_too_large(error: &axum::Error) -> bool {
 pub struct Seats {
     taken: Mutex<HashMap<u32, usize>>,
     refusals: Semaphore,
-    allowance: Allowance,
+    allowance: ConnectionLimits,
     accounts: Arc<Accounts>,
     metrics: Arc<Metrics>,
 }
 
 impl Seats {
     /// All are free.
-    pub fn new(allowance: Allowance, accounts: &Arc<Accounts>, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub fn new(allowance: ConnectionLimits, accounts: &Arc<Accounts>, metrics: &Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             taken: Mutex::default(),
             refusals: Semaphore::new(REFUSALS),
@@ -182,7 +182,7 @@ impl Seats {
 
     /// Users leave a share to root, and root one to the service, which asks itself how it is.
     fn take(seats: &Arc<Self>, caller: Caller) -> Option<Seat> {
-        let Allowance { connections, per_user, .. } = seats.allowance;
+        let ConnectionLimits { connections, per_user, .. } = seats.allowance;
         let user = seats.accounts.of(caller.uid);
         let mut taken = seats.taken.lock();
         let all: usize = taken.values().sum();

@@ -94,9 +94,9 @@ impl Histogram {
 
 /// The text of a scrape.
 #[derive(Debug, Default)]
-pub struct Page(String);
+pub struct MetricsPage(String);
 
-impl Page {
+impl MetricsPage {
     /// All counters of `metrics`.
     pub fn of(metrics: &Metrics) -> Self {
         let mut page = Self::default();
@@ -161,7 +161,7 @@ impl Page {
     }
 }
 
-/// A label for [`Page::gauge`].
+/// A label for [`MetricsPage::gauge`].
 pub fn label(name: &str, value: &str) -> String {
     format!("{name}=\"{}\"", escaped(value))
 }
@@ -184,7 +184,7 @@ mod tests {
         for millis in [10, 150, 151, 90_000] {
             metrics.create.observe(Duration::from_millis(millis));
         }
-        let text = Page::of(&metrics).into_text();
+        let text = MetricsPage::of(&metrics).into_text();
         for line in [
             "runseal_create_seconds_bucket{le=\"0.025\"} 1",
             "runseal_create_seconds_bucket{le=\"0.15\"} 2",
@@ -202,7 +202,7 @@ mod tests {
     fn labels_are_escaped() {
         let metrics = Metrics::default();
         metrics.ended.increment(&[("outcome", "a\"b\\c\nd\u{9b}")]);
-        let text = Page::of(&metrics).into_text();
+        let text = MetricsPage::of(&metrics).into_text();
         assert!(text.contains("runseal_runs_ended_total{outcome=\"a\\\"b\\\\c\\\\nd\\\\u{9b}\"} 1"), "{text}");
     }
 }

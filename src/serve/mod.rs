@@ -49,7 +49,7 @@ use self::api::Node;
 pub use self::config::{Config, ConfigError, DEFAULT_PATH};
 use self::docker::Plugin;
 use self::health::Disks;
-use self::http::{Allowance, Seats};
+use self::http::{ConnectionLimits, Seats};
 use self::metrics::Metrics;
 use self::mountpoint::Roots;
 use self::runs::{Runs, Settings};
@@ -126,10 +126,10 @@ pub fn serve(path: &Path) -> Result<(), ServeError> {
 
 async fn live(path: &Path, settings: Settings, manager: Manager) -> Result<(), ServeError> {
     let notifier = Arc::new(manager.notifier);
-    let mut given = Given::new(manager.listeners)?;
+    let mut given = PassedSockets::new(manager.listeners)?;
     let plugged = settings.config.docker.enabled.then(|| listen_to_docker(&settings.config, &mut given)).transpose()?;
     let (listener, socket) = listen(&settings.config, given)?;
-    let allowance = Allowance::of(&settings.config);
+    let allowance = ConnectionLimits::of(&settings.config);
     let metrics = Arc::new(Metrics::default());
     let accounts = Arc::new(Accounts::new());
     let runs = Runs::new(settings, &socket, accounts.clone(), metrics.clone());
@@ -201,7 +201,7 @@ impl Settings {
     }
 }
 
-impl Allowance {
+impl ConnectionLimits {
     fn of(config: &Config) -> Self {
         Self {
             connections: config.api.connections,
@@ -224,9 +224,9 @@ fn volume_root(path: &Path) -> Result<Roots, ServeError> {
 }
 
 /// Sockets the service manager opened, with their paths.
-struct Given(Vec<(StdListener, Option<PathBuf>)>);
+struct PassedSockets(Vec<(StdListener, Option<PathBuf>)>);
 
-impl Given {
+impl PassedSockets {
     fn new(sockets: Vec<OwnedFd>) -> Result<Self, ServeError> {
         let named = |socket| {
             let listener = StdListener::from(socket);
@@ -244,7 +244,7 @@ impl Given {
 }
 
 /// The socket of the API and where it is: the service manager knows better than the configuration.
-fn listen(config: &Config, mut given: Given) -> Result<(UnixListener, PathBuf), ServeError> {
+fn listen(config: &Config, mut given: PassedSockets) -> Result<(UnixListener, PathBuf), ServeError> {
     let path = config.api.socket.as_path().to_owned();
     match (given.0.len(), given.0.pop()) {
         (0, _) => Ok((own_socket(&path, config.api.mode.0, config.group())?, path)),
@@ -256,7 +256,7 @@ fn listen(config: &Config, mut given: Given) -> Result<(UnixListener, PathBuf), 
     }
 }
 
-fn listen_to_docker(config: &Config, given: &mut Given) -> Result<UnixListener, ServeError> {
+fn listen_to_docker(config: &Config, given: &mut PassedSockets) -> Result<UnixListener, ServeError> {
     let path = config.docker.socket.as_path();
     match given.take(path) {
         Some(listener) => in_runtime(listener),

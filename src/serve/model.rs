@@ -3,17 +3,20 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::de::{self, Visitor};
+use serde::de;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::run::{Credentials, ResumeOrder};
-use crate::spec::{KmsKey, Region, ResumeSpec, RoleArn, RunId, Sse};
-use crate::units::ByteSize;
+use super::table::RunRow;
+use crate::run::{Credentials, CredentialsText, ResumeOrder};
+use crate::spec::{InputSpec, KmsKey, Region, ResumeSpec, RoleArn, RunId, Sse};
+use crate::sys::path::shown;
+use crate::units::{ByteSize, ByteSizeError};
 
 /// A number of bytes: a number, or text such as `10G`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "SizeText")]
 pub struct Size(pub ByteSize);
 
 impl Size {
@@ -29,30 +32,15 @@ impl Serialize for Size {
     }
 }
 
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl Visitor<'_> for Reader {
-            type Value = Size;
+impl TryFrom<SizeText> for Size {
+    type Error = String;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes above 0, or text such as \"10G\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
-                let size: ByteSize = text.parse().map_err(E::custom)?;
-                self.visit_u64(size.0)
-            }
-
-            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
-                if bytes == 0 { Err(E::custom("a size of 0 holds nothing")) } else { Ok(Size(ByteSize(bytes))) }
-            }
-
-            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-                u64::try_from(bytes).map_err(|_| E::custom("a size is not negative")).and_then(|b| self.visit_u64(b))
-            }
-        }
-        deserializer.deserialize_any(Reader)
+    fn try_from(text: SizeText) -> Result<Self, String> {
+        let size = match text {
+            SizeText::Bytes(bytes) => ByteSize(bytes),
+            SizeText::Text(text) => text.parse().map_err(|error: ByteSizeError| error.to_string())?,
+        };
+        if size.0 == 0 { Err("a size of 0 holds nothing".to_owned()) } else { Ok(Self(size)) }
     }
 }
 
@@ -186,7 +174,7 @@ pub struct AwsRequest {
     pub concurrency: Option<u16>,
     /// Credentials to use; required of everybody but root unless the node allows its own
     #[schema(value_type = Option<Secret>)]
-    pub credentials: Option<Handed>,
+    pub credentials: Option<ApiCredentials>,
 }
 
 /// How to publish again
@@ -195,7 +183,7 @@ pub struct AwsRequest {
 pub struct PublishRequest {
     /// Credentials to use from now on; those of before if absent
     #[schema(value_type = Option<Secret>)]
-    pub credentials: Option<Handed>,
+    pub credentials: Option<ApiCredentials>,
     /// Even if data of the run was lost
     #[serde(default)]
     pub incomplete: bool,
@@ -233,12 +221,13 @@ impl PublishRequest {
             keep_set_id,
             ..ResumeSpec::default()
         };
-        ResumeOrder { credentials: self.credentials.map(|handed| handed.0), spec }
+        ResumeOrder { credentials: self.credentials.map(|own| own.0), spec }
     }
 }
 
 /// Credentials of AWS; never written, logged or shown
-#[derive(Deserialize, ToSchema)]
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "a schema only")]
 #[schema(as = Credentials)]
 #[serde(deny_unknown_fields)]
 pub struct Secret<'a> {
@@ -247,31 +236,28 @@ pub struct Secret<'a> {
     /// Secret access key
     secret_access_key: &'a str,
     /// Session token of temporary credentials
-    #[serde(borrow)]
     session_token: Option<&'a str>,
 }
 
 /// Credentials that came with a request. What is wrong with them is told without quoting them.
-pub struct Handed(pub Credentials);
+pub struct ApiCredentials(pub Credentials);
 
-impl<'de> Deserialize<'de> for Handed {
+impl<'de> Deserialize<'de> for ApiCredentials {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <&RawValue>::deserialize(deserializer)?;
-        let Secret { access_key_id, secret_access_key, session_token } =
-            serde_json::from_str(text.get()).map_err(|_| {
-                de::Error::custom(
-                    "credentials: not an object of the texts access_key_id, secret_access_key and, perhaps, session_token",
-                )
-            })?;
-        Ok(Self(Credentials::new(access_key_id, secret_access_key, session_token)))
+        let credentials: CredentialsText = serde_json::from_str(text.get()).map_err(|_| {
+            de::Error::custom(
+                "credentials: not an object of the texts access_key_id, secret_access_key and, perhaps, session_token",
+            )
+        })?;
+        Ok(Self(credentials.into()))
     }
 }
 
 /// Bytes as a number, or text such as "10G"
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "a schema only")]
+#[derive(Deserialize, ToSchema)]
 #[schema(as = Size)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a size is a number of bytes, or text such as \"10G\"")]
 pub enum SizeText {
     /// Bytes
     Bytes(u64),
@@ -367,6 +353,37 @@ pub struct RunView {
     pub sealed: Option<u32>,
     /// What the run warned of when it started
     pub warnings: Vec<String>,
+}
+
+impl From<&RunRow> for RunView {
+    fn from(row: &RunRow) -> Self {
+        let (order, mount, processes) =
+            (&row.order, row.order.mount(), row.family.as_ref().map(|family| &family.record));
+        let (spec, root) = (&order.spec, &mount.root);
+        let (uid, gid) = root.owner.unwrap_or_default();
+        let input = |input: &InputSpec| format!("{}={}", input.source, shown(&input.target));
+        Self {
+            id: spec.id.clone(),
+            state: row.state(),
+            outcome: row.outcome,
+            user: order.user,
+            volume: order.volume.clone(),
+            mountpoint: mount.mountpoint.clone(),
+            size: Size(spec.store.size.unwrap_or_default()),
+            memory: Size(spec.store.memory.unwrap_or_default()),
+            backing: spec.store.backing.clone(),
+            owner: Owner { uid, gid },
+            mode: Mode(root.mode.unwrap_or_default()),
+            options: mount.options.clone(),
+            inputs: spec.data.inputs.iter().map(input).collect(),
+            output: spec.data.output.as_ref().map(ToString::to_string),
+            problem: row.problem.clone(),
+            started: processes.map(|record| record.started.clone()),
+            supervisor: processes.map(|record| record.supervisor),
+            sealed: processes.and_then(|record| record.sealed),
+            warnings: row.warnings.clone(),
+        }
+    }
 }
 
 /// The runs of the caller

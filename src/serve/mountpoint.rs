@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use crate::sys::immutable;
 
 use crate::sys::path::shown;
@@ -73,10 +73,10 @@ impl Roots {
                 take_over(&parent, path, name)?;
                 // What is not as a crash leaves it is somebody's: only root names what is deeper.
                 if self.holds(path) && !is_bare(&parent, name) {
-                    return Err(refuse(Kind::InUse, path, "exists; name another mountpoint, or leave it out"));
+                    return Err(refuse(ProblemKind::InUse, path, "exists; name another mountpoint, or leave it out"));
                 }
             }
-            Err(errno) => return Err(refuse(Kind::CannotCreate, path, errno.desc())),
+            Err(errno) => return Err(refuse(ProblemKind::CannotCreate, path, errno.desc())),
         }
         set_immutable(&parent, name, true);
         Ok(())
@@ -124,27 +124,27 @@ impl Roots {
         let Some(root) = found else {
             let roots: Vec<_> = self.0.iter().map(|root| shown(&root.path)).collect();
             let problem = format!("is not below a root of this node ({}), without `..`", roots.join(", "));
-            return Err(refuse(Kind::Forbidden, path, problem));
+            return Err(refuse(ProblemKind::Forbidden, path, problem));
         };
         let rest = below(root).expect("found by this");
         let name = Path::new(rest.file_name().expect("found by this"));
-        let own = root.fd.try_clone().map_err(|error| refuse(Kind::System, path, error))?;
+        let own = root.fd.try_clone().map_err(|error| refuse(ProblemKind::System, path, error))?;
         let parent =
             descend(own, rest.parent().unwrap_or(Path::new("")), ResolveFlag::RESOLVE_NO_XDEV).map_err(|error| {
                 match error {
                     Obstacle::Missing(part) => refuse(
-                        Kind::CannotCreate,
+                        ProblemKind::CannotCreate,
                         path,
                         format!("{} does not exist; only the last directory is made", shown(&root.path.join(part))),
                     ),
                     Obstacle::Open(Errno::EXDEV) => {
-                        refuse(Kind::Forbidden, path, "is in something else that is mounted there")
+                        refuse(ProblemKind::Forbidden, path, "is in something else that is mounted there")
                     }
                     Obstacle::Open(errno) => {
-                        refuse(Kind::Forbidden, path, format!("{}; links are not followed", errno.desc()))
+                        refuse(ProblemKind::Forbidden, path, format!("{}; links are not followed", errno.desc()))
                     }
                     Obstacle::Unsafe(part) => refuse(
-                        Kind::Forbidden,
+                        ProblemKind::Forbidden,
                         path,
                         format!(
                             "others may change {}, it must belong to root, mode 0755",
@@ -166,17 +166,19 @@ fn is_bare(parent: &OwnedFd, name: &Path) -> bool {
 /// An empty directory of our own user may be what a crash has left; `mount` itself looks whether something is mounted
 /// there.
 fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> {
-    let taken = |why: &str| refuse(Kind::InUse, path, format!("{why}; name another mountpoint, or leave it out"));
+    let taken =
+        |why: &str| refuse(ProblemKind::InUse, path, format!("{why}; name another mountpoint, or leave it out"));
     let directory =
         open_below(parent, name, OFlag::O_RDONLY, ResolveFlag::RESOLVE_NO_XDEV).map_err(|errno| match errno {
             Errno::EXDEV => taken("something is mounted there"),
             _ => taken("exists and is no directory"),
         })?;
-    let stat = fstat(&directory).map_err(|errno| refuse(Kind::System, path, errno.desc()))?;
+    let stat = fstat(&directory).map_err(|errno| refuse(ProblemKind::System, path, errno.desc()))?;
     if stat.st_uid != geteuid().as_raw() {
         return Err(taken("exists and belongs to somebody else"));
     }
-    let mut entries = nix::dir::Dir::from_fd(directory).map_err(|errno| refuse(Kind::System, path, errno.desc()))?;
+    let mut entries =
+        nix::dir::Dir::from_fd(directory).map_err(|errno| refuse(ProblemKind::System, path, errno.desc()))?;
     let empty = entries.iter().flatten().all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
     if empty { Ok(()) } else { Err(taken("exists and is not empty")) }
 }
@@ -190,7 +192,7 @@ fn set_immutable(parent: &OwnedFd, name: &Path, wanted: bool) {
     }
 }
 
-fn refuse(kind: Kind, path: &Path, problem: impl std::fmt::Display) -> Problem {
+fn refuse(kind: ProblemKind, path: &Path, problem: impl std::fmt::Display) -> Problem {
     Problem::new(kind, format!("mountpoint {}: {problem}", shown(path)))
 }
 
@@ -281,18 +283,18 @@ mod tests {
         fs::create_dir_all(root.join("full/x")).expect("made");
         let roots = roots(&root);
         for (path, kind) in [
-            (elsewhere.join("x"), Kind::Forbidden),
-            (root.clone(), Kind::Forbidden),
-            (root.join("../x"), Kind::Forbidden),
-            (root.join("sub/../../x"), Kind::Forbidden),
-            (PathBuf::from("x"), Kind::Forbidden),
-            (root.join("link/x"), Kind::Forbidden),
-            (root.join("inner/x"), Kind::Forbidden),
-            (root.join("link"), Kind::InUse),
-            (root.join("file"), Kind::InUse),
-            (root.join("full"), Kind::InUse),
-            (root.join("none/x"), Kind::CannotCreate),
-            (root.join("file/x"), Kind::Forbidden),
+            (elsewhere.join("x"), ProblemKind::Forbidden),
+            (root.clone(), ProblemKind::Forbidden),
+            (root.join("../x"), ProblemKind::Forbidden),
+            (root.join("sub/../../x"), ProblemKind::Forbidden),
+            (PathBuf::from("x"), ProblemKind::Forbidden),
+            (root.join("link/x"), ProblemKind::Forbidden),
+            (root.join("inner/x"), ProblemKind::Forbidden),
+            (root.join("link"), ProblemKind::InUse),
+            (root.join("file"), ProblemKind::InUse),
+            (root.join("full"), ProblemKind::InUse),
+            (root.join("none/x"), ProblemKind::CannotCreate),
+            (root.join("file/x"), ProblemKind::Forbidden),
         ] {
             assert_eq!(roots.make(&path).expect_err("refused").kind, kind, "{}", path.display());
         }
@@ -308,7 +310,7 @@ mod tests {
         fs::set_permissions(root.join("open"), fs::Permissions::from_mode(0o777)).expect("set");
         let problem = Root::open(&root.join("open")).expect_err("unsafe");
         assert!(problem.contains("others may change it"), "{problem}");
-        assert_eq!(roots(&root).make(&root.join("open/x")).expect_err("unsafe").kind, Kind::Forbidden);
+        assert_eq!(roots(&root).make(&root.join("open/x")).expect_err("unsafe").kind, ProblemKind::Forbidden);
         fs::set_permissions(root.join("open"), fs::Permissions::from_mode(0o1777)).expect("set");
         roots(&root).make(&root.join("open/x")).expect("sticky will do");
         roots(&root).remove(&root.join("open/x"));

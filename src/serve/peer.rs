@@ -5,7 +5,7 @@ use std::io;
 use tokio::net::UnixStream;
 
 use super::model::Owner;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Caller {
         let own = Owner { uid: self.uid, gid: self.gid };
         match wanted {
             Some(owner) if !self.is_root() && owner != own => Err(Problem::new(
-                Kind::Forbidden,
+                ProblemKind::Forbidden,
                 format!(
                     "owner {}:{}: only root makes runs for others; leave `owner` out, it is then {}:{}",
                     owner.uid, owner.gid, own.uid, own.gid
@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(user.owner(None).expect("own"), own);
         assert_eq!(user.owner(Some(own)).expect("own"), own);
         for other in [Owner { uid: 0, gid: 0 }, Owner { uid: 1001, gid: 100 }, Owner { uid: 1000, gid: 0 }] {
-            assert_eq!(user.owner(Some(other)).expect_err("not root").kind, Kind::Forbidden);
+            assert_eq!(user.owner(Some(other)).expect_err("not root").kind, ProblemKind::Forbidden);
             assert_eq!(Caller::ROOT.owner(Some(other)).expect("root"), other);
         }
         assert!(user.may_see(1000) && !user.may_see(0) && Caller::ROOT.may_see(1000));

@@ -18,7 +18,7 @@ pub const TYPE_PREFIX: &str = "urn:runseal:problem:";
 
 /// What went wrong. Names and numbers are part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ProblemKind {
     /// The request makes no sense.
     Usage,
     /// No such run, volume or path, or none the caller may see.
@@ -53,28 +53,7 @@ pub enum Kind {
     Configuration,
 }
 
-impl Kind {
-    /// All of them.
-    #[cfg(test)]
-    pub const ALL: [Self; 16] = [
-        Self::Usage,
-        Self::NotFound,
-        Self::Method,
-        Self::Forbidden,
-        Self::InUse,
-        Self::Busy,
-        Self::Held,
-        Self::Limit,
-        Self::TooLarge,
-        Self::Timeout,
-        Self::NoInput,
-        Self::CannotCreate,
-        Self::Unavailable,
-        Self::System,
-        Self::Io,
-        Self::Configuration,
-    ];
-
+impl ProblemKind {
     /// Name behind [`TYPE_PREFIX`], HTTP status, title, exit code.
     fn row(self) -> (&'static str, u16, &'static str, Exit) {
         match self {
@@ -123,7 +102,7 @@ impl Kind {
 #[error("{detail}")]
 pub struct Problem {
     /// What went wrong.
-    pub kind: Kind,
+    pub kind: ProblemKind,
     /// What and why, and what to do.
     pub detail: String,
     /// What preflight has found.
@@ -132,29 +111,29 @@ pub struct Problem {
 
 impl Problem {
     /// `detail` names the thing and the remedy. What others chose in it is made fit to be shown.
-    pub fn new(kind: Kind, detail: impl Display) -> Self {
+    pub fn new(kind: ProblemKind, detail: impl Display) -> Self {
         Self { kind, detail: Message(detail).to_string(), findings: Vec::new() }
     }
 
     /// Of a run nobody, or nobody the caller may see, has.
     pub fn no_run(id: &str) -> Self {
-        Self::new(Kind::NotFound, format!("you have no run `{id}` here; GET /v1/runs lists yours"))
+        Self::new(ProblemKind::NotFound, format!("you have no run `{id}` here; GET /v1/runs lists yours"))
     }
 }
 
 impl From<NotMounted> for Problem {
     fn from(error: NotMounted) -> Self {
-        Self { findings: error.findings, ..Self::new(Kind::of_exit(error.code), error.message) }
+        Self { findings: error.findings, ..Self::new(ProblemKind::of_exit(error.code), error.message) }
     }
 }
 
 impl From<RunError> for Problem {
     fn from(error: RunError) -> Self {
         let kind = match &error {
-            RunError::Refused(_) => Kind::Held,
-            RunError::Unreachable { .. } => Kind::Unavailable,
-            RunError::State(_) => Kind::NotFound,
-            _ => Kind::System,
+            RunError::Refused(_) => ProblemKind::Held,
+            RunError::Unreachable { .. } => ProblemKind::Unavailable,
+            RunError::State(_) => ProblemKind::NotFound,
+            _ => ProblemKind::System,
         };
         Self::new(kind, error.to_string())
     }
@@ -163,7 +142,7 @@ impl From<RunError> for Problem {
 /// RFC 9457 problem details
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
-pub struct Document {
+pub struct ProblemDocument {
     /// Stable name of the kind of problem, a URN
     #[serde(rename = "type")]
     #[schema(example = "urn:runseal:problem:not-found")]
@@ -186,7 +165,7 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (name, status, title, exit) = self.kind.row();
         let Self { detail, findings, .. } = self;
-        let document = Document {
+        let document = ProblemDocument {
             kind: format!("{TYPE_PREFIX}{name}"),
             title,
             status,
@@ -207,13 +186,32 @@ impl IntoResponse for Problem {
 mod tests {
     use super::*;
 
+    const ALL: [ProblemKind; 16] = [
+        ProblemKind::Usage,
+        ProblemKind::NotFound,
+        ProblemKind::Method,
+        ProblemKind::Forbidden,
+        ProblemKind::InUse,
+        ProblemKind::Busy,
+        ProblemKind::Held,
+        ProblemKind::Limit,
+        ProblemKind::TooLarge,
+        ProblemKind::Timeout,
+        ProblemKind::NoInput,
+        ProblemKind::CannotCreate,
+        ProblemKind::Unavailable,
+        ProblemKind::System,
+        ProblemKind::Io,
+        ProblemKind::Configuration,
+    ];
+
     #[test]
     fn names_are_unique_and_numbers_valid() {
-        let mut names: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        let mut names: Vec<_> = ALL.iter().map(|kind| kind.name()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Kind::ALL.len());
-        for kind in Kind::ALL {
+        assert_eq!(names.len(), ALL.len());
+        for kind in ALL {
             assert!(Problem::new(kind, "x").into_response().status().as_u16() >= 400, "{kind:?}");
         }
     }
@@ -230,7 +228,7 @@ mod tests {
             let number = |at: usize| numbers.get(at).or(numbers.last()).expect("a number").to_string();
             names.iter().enumerate().map(|(at, name)| (name.to_string(), number(at))).collect::<Vec<_>>()
         });
-        let known = Kind::ALL.iter().map(|kind| (format!("`{}`", kind.name()), kind.row().1.to_string()));
+        let known = ALL.iter().map(|kind| (format!("`{}`", kind.name()), kind.row().1.to_string()));
         let (mut told, mut known): (Vec<_>, Vec<_>) = (told.collect(), known.collect());
         told.sort();
         known.sort();
@@ -240,15 +238,15 @@ mod tests {
     // promise: T-44
     #[test]
     fn a_name_in_a_problem_is_escaped() {
-        let problem = Problem::new(Kind::InUse, "mountpoint /a\nrunseal: \u{1b}[2J\u{202e}: taken");
+        let problem = Problem::new(ProblemKind::InUse, "mountpoint /a\nrunseal: \u{1b}[2J\u{202e}: taken");
         assert_eq!(problem.detail, "mountpoint /a\n  runseal: \\u{1b}[2J\\u{202e}: taken");
     }
 
     #[test]
     fn exit_codes_of_a_family_keep_their_meaning() {
         for code in [64, 66, 69, 71, 73, 74, 77, 78] {
-            assert_eq!(Kind::of_exit(code).row().3.number(), code);
+            assert_eq!(ProblemKind::of_exit(code).row().3.number(), code);
         }
-        assert_eq!(Kind::of_exit(1), Kind::System);
+        assert_eq!(ProblemKind::of_exit(1), ProblemKind::System);
     }
 }

@@ -9,21 +9,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
 use super::account::Accounts;
 use super::admission::{Admitted, admit};
 use super::config::Config;
-use super::metrics::{Metrics, Page, label};
-use super::model::{Mode, Owner, PublishRequest, RunOutcome, RunRequest, RunState, RunView, Size};
+use super::metrics::{Metrics, MetricsPage, label};
+use super::model::{PublishRequest, RunOutcome, RunRequest, RunState, RunView};
 use super::mountpoint::Roots;
 use super::peer::Caller;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::sight;
-use super::table::{Attempt, Change, Departure, Row, Table, Usage, told};
+use super::table::{Departure, PublishAttempt, Reservation, RunChange, RunRow, RunTable, told};
 use crate::run::error::RunError;
-use crate::run::{Family, MountOrder, Phase, beside};
+use crate::run::{Credentials, Family, MountOrder, Phase, beside};
 use crate::spec::RunId;
 use crate::sys::process;
 
@@ -34,25 +33,6 @@ const STAGING: usize = 16;
 const STAGING_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a client waits for the end of a run. Open files alone keep one for five seconds.
 const END_TIME: Duration = Duration::from_secs(50);
-
-/// What the service writes into the state of a run, to find it again.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Note {
-    /// Socket of the service the run belongs to.
-    service: PathBuf,
-    user: u32,
-    volume: Option<String>,
-    size: Size,
-    memory: Size,
-    backing: Vec<PathBuf>,
-    owner: Owner,
-    mode: Mode,
-    options: Vec<String>,
-    #[serde(default)]
-    inputs: Vec<String>,
-    #[serde(default)]
-    output: Option<String>,
-}
 
 /// What becomes of results that are not published when their run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +47,7 @@ pub enum Results {
 pub struct Runs {
     settings: RwLock<Arc<Settings>>,
     service: PathBuf,
-    table: Mutex<Table>,
+    table: Mutex<RunTable>,
     slots: Arc<Semaphore>,
     /// By account: slow inputs of one keep nobody else waiting.
     staging_slots: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
@@ -119,31 +99,26 @@ impl Runs {
     /// What the caller may see, by name.
     pub fn list(&self, caller: Caller) -> Vec<RunView> {
         let table = self.table.lock();
-        table.rows().filter(|row| caller.may_see(row.view.user)).map(|row| row.view.clone()).collect()
+        table.rows().filter(|row| caller.may_see(row.order.user)).map(RunView::from).collect()
     }
 
     /// One run, if the caller may see it.
     pub fn view(&self, id: &str, caller: Caller) -> Result<RunView, Problem> {
-        Ok(self.table.lock().row_for(id, caller)?.view.clone())
+        Ok(RunView::from(&*self.table.lock().row_for(id, caller)?))
     }
 
     /// One run as it is now: of one with an output its family is asked, which others may have told to publish.
     pub async fn look(&self, id: &str, caller: Caller) -> Result<RunView, Problem> {
-        let (view, family) = {
-            let mut table = self.table.lock();
-            let row = table.row_for(id, caller)?;
-            (row.view.clone(), row.family.clone())
-        };
-        let asks = view.output.is_some() && !matches!(view.state, RunState::Ending | RunState::Ended);
-        if let (true, Some(family)) = (asks, family)
+        let informant = self.table.lock().row_for(id, caller)?.informant();
+        if let Some(family) = informant
             && let Ok(report) = family.report().await
         {
-            self.change(&view.id, told(&report));
+            self.change(&family.record.run_id, told(&report));
         }
         self.view(id, caller)
     }
 
-    fn change(&self, id: &RunId, (change, problem): (Change, Option<String>)) {
+    fn change(&self, id: &RunId, (change, problem): (RunChange, Option<String>)) {
         if let Some(row) = self.table.lock().row(id) {
             row.change(change, problem);
         }
@@ -152,7 +127,7 @@ impl Runs {
     /// The live runs behind volumes.
     pub fn of_volumes(&self) -> Vec<RunId> {
         let table = self.table.lock();
-        table.live().filter(|row| row.view.volume.is_some()).map(|row| row.view.id.clone()).collect()
+        table.live().filter(|row| row.order.volume.is_some()).map(|row| row.id().clone()).collect()
     }
 
     /// Number of live runs.
@@ -163,18 +138,11 @@ impl Runs {
     /// Takes over the live runs an earlier life of this service has left. Blocks.
     pub fn adopt(self: &Arc<Self>) -> Result<usize, Problem> {
         let mut count = 0;
-        for family in Family::all_noted()? {
-            let note = family.record.note.clone().unwrap_or_default();
-            let Ok(note) = serde_json::from_value::<Note>(note) else { continue };
-            if note.service != self.service {
-                continue;
-            }
-            let id = family.record.run_id.clone();
-            let mut view = note.into_view(&family, Vec::new());
-            let volume = view.volume.clone();
-            view.state = RunState::Serving;
-            let mut row = Row::new(view, Some(family.clone()));
-            if row.view.output.is_some() {
+        for (family, order) in Family::all_of(&self.service)? {
+            let (id, volume) = (order.spec.id.clone(), order.volume.clone());
+            let mut row = RunRow::new(order);
+            row.serve(family.clone(), Vec::new());
+            if row.informant().is_some() {
                 // One that does not answer now is asked again when somebody looks.
                 let asked = crate::run::status(Some(id.as_str()))?;
                 if let Some((_, Ok(report))) = asked.into_iter().next() {
@@ -201,7 +169,8 @@ impl Runs {
     ) -> Result<RunView, Problem> {
         let (runs, began) = (self.clone(), Instant::now());
         let made = tokio::spawn(async move { runs.make(request, volume, caller).await }).await;
-        let made = made.unwrap_or_else(|_| Err(Problem::new(Kind::System, "making the run failed; see the log")));
+        let made =
+            made.unwrap_or_else(|_| Err(Problem::new(ProblemKind::System, "making the run failed; see the log")));
         match &made {
             Ok(_) => self.metrics.create.observe(began.elapsed()),
             Err(problem) => self.metrics.refused.increment(&[("problem", problem.kind.name())]),
@@ -216,20 +185,18 @@ impl Runs {
         caller: Caller,
     ) -> Result<RunView, Problem> {
         let settings = self.settings();
-        let rules = settings.clone();
-        let admitted = beside(move || admit(request, volume, caller, &rules)).await?;
-        let view = admitted.view.clone();
+        let (rules, service) = (settings.clone(), self.service.clone());
+        let Admitted { order, credentials } = beside(move || admit(request, volume, caller, &rules, &service)).await?;
+        let id = order.spec.id.clone();
         let account = |user| self.accounts.of(user);
-        self.table.lock().reserve(Row::new(view.clone(), None), &settings.config.limits, account)?;
-        let (family, warnings) = match self.start(admitted, settings).await {
-            Ok(started) => started,
+        self.table.lock().reserve(RunRow::new(order.clone()), &settings.config.limits, account)?;
+        let view = match self.start(order, credentials, settings).await {
+            Ok(view) => view,
             Err(problem) => {
-                self.table.lock().forget(&view.id);
+                self.table.lock().forget(&id);
                 return Err(problem);
             }
         };
-        let view = self.serves(&view, &family, warnings);
-        self.watch(view.id.clone(), family, view.volume.clone());
         let mountpoint = view.mountpoint.clone();
         match beside(move || sight::prove(&mountpoint, caller)).await {
             Ok(()) => Ok(view),
@@ -237,69 +204,50 @@ impl Runs {
                 // Nobody has been told of it, so nothing is lost.
                 let ended = self.end(view.id.as_str(), Results::Discard, Caller::ROOT).await;
                 let also = ended.err().map(|problem| format!("; {problem}")).unwrap_or_default();
-                Err(Problem::new(Kind::Unavailable, unseen + &also))
+                Err(Problem::new(ProblemKind::Unavailable, unseen + &also))
             }
         }
     }
 
-    /// A run has come to be mounted.
-    fn serves(&self, view: &RunView, family: &Family, warnings: Vec<String>) -> RunView {
-        let view = Note::of(view, &self.service).into_view(family, warnings);
-        if let Some(row) = self.table.lock().row(&view.id) {
-            row.family = Some(family.clone());
-            row.view = RunView { state: row.view.state, ..view.clone() };
-            row.change(Change::Mounted, None);
-        }
-        view
-    }
-
-    /// Makes the mountpoint and starts the family; answers when it serves, with what it warned of.
+    /// Makes the mountpoint and starts the family; answers when it serves.
     async fn start(
         self: &Arc<Self>,
-        admitted: Admitted,
+        order: MountOrder,
+        credentials: Option<Credentials>,
         settings: Arc<Settings>,
-    ) -> Result<(Family, Vec<String>), Problem> {
-        let Admitted { view, staging, credentials } = admitted;
-        let slots = match &staging {
-            Some(_) => {
-                let new = || Arc::new(Semaphore::new(STAGING));
-                self.staging_slots.lock().entry(self.accounts.of(view.user)).or_insert_with(new).clone()
-            }
-            None => self.slots.clone(),
-        };
+    ) -> Result<RunView, Problem> {
+        let (id, volume, stages) = (order.spec.id.clone(), order.volume.clone(), !order.spec.data.is_nothing());
+        let slots = if stages { self.staging_slots_of(order.user) } else { self.slots.clone() };
         let _slot = slots.acquire().await.expect("never closed");
-        let order = MountOrder {
-            id: view.id.clone(),
-            backing: view.backing.clone(),
-            size: view.size.0,
-            memory: view.memory.0,
-            mountpoint: view.mountpoint.clone(),
-            options: view.options.clone(),
-            owner: (view.owner.uid, view.owner.gid),
-            mode: view.mode.0,
-            staging,
-            note: serde_json::to_value(Note::of(&view, &self.service)).expect("text and numbers only"),
-        };
-        let volume = view.volume.clone();
         let made = beside(move || {
-            let (roots, patience) = (settings.roots_of(volume.as_deref()), settings.config.mounts.patience.0);
-            let patience = if order.staging.is_some() { STAGING_TIME } else { patience };
-            roots.make(&order.mountpoint).map_err(|problem| (problem, None))?;
+            let (roots, patience) = (settings.roots_of(order.volume.as_deref()), settings.config.mounts.patience.0);
+            let (mountpoint, patience) = (&order.mount().mountpoint, if stages { STAGING_TIME } else { patience });
+            roots.make(mountpoint).map_err(|problem| (problem, None))?;
             Family::start(&order, credentials, patience).map_err(|mut error| {
-                roots.remove(&order.mountpoint);
+                roots.remove(mountpoint);
                 let left = error.left.take();
                 (error.into(), left)
             })
         })
         .await;
-        made.map_err(|(problem, left)| {
+        let (family, warnings) = made.map_err(|(problem, left)| {
             // The caller need not wait for a disk that does not answer, nor anybody else for this slot.
             if let Some(family) = left {
-                let runs = self.clone();
-                tokio::spawn(async move { runs.clear_after(*family, view.volume).await });
+                let (runs, volume) = (self.clone(), volume.clone());
+                tokio::spawn(async move { runs.clear_after(*family, volume).await });
             }
             problem
-        })
+        })?;
+        if let Some(row) = self.table.lock().row(&id) {
+            row.serve(family.clone(), warnings);
+        }
+        self.watch(id.clone(), family, volume);
+        self.view(id.as_str(), Caller::ROOT)
+    }
+
+    fn staging_slots_of(&self, user: u32) -> Arc<Semaphore> {
+        let new = || Arc::new(Semaphore::new(STAGING));
+        self.staging_slots.lock().entry(self.accounts.of(user)).or_insert_with(new).clone()
     }
 
     /// Has a run publish its results; answers when it has. Goes on even if whoever asks stops waiting.
@@ -307,14 +255,14 @@ impl Runs {
         self: &Arc<Self>,
         id: &str,
         request: PublishRequest,
-        attempt: Attempt,
+        attempt: PublishAttempt,
         caller: Caller,
     ) -> Result<RunView, Problem> {
         let run = self.look(id, caller).await?.id;
         let family = self.table.lock().row_for(id, caller)?.publisher(attempt)?;
         let runs = self.clone();
         let work = tokio::spawn(async move {
-            runs.change(&run, (Change::Told(RunState::Publishing), None));
+            runs.change(&run, (RunChange::Told(RunState::Publishing), None));
             let published = family.publish(request.into_order()).await;
             if let Ok(report) = family.report().await {
                 if report.lost_writes.files > 0 {
@@ -326,7 +274,7 @@ impl Runs {
             runs.metrics.published.increment(&[("result", result)]);
             published
         });
-        work.await.map_err(|_| Problem::new(Kind::System, "publishing failed; see the log"))??;
+        work.await.map_err(|_| Problem::new(ProblemKind::System, "publishing failed; see the log"))??;
         self.view(id, caller)
     }
 
@@ -335,7 +283,7 @@ impl Runs {
         let (view, mut state, family, stages) = {
             let mut table = self.table.lock();
             let row = table.row_for(id, caller)?;
-            (row.view.clone(), row.listen(), row.family.clone(), row.stages())
+            (RunView::from(&*row), row.listen(), row.family.clone(), !row.order.spec.data.is_nothing())
         };
         if view.state == RunState::Ended {
             self.table.lock().forget(&view.id);
@@ -344,7 +292,7 @@ impl Runs {
         // One that is staging hears this already.
         let starting = || Family::find(&view.id).ok().filter(|_| results == Results::Discard && stages);
         let Some(family) = family.or_else(starting) else {
-            return Err(Problem::new(Kind::Busy, format!("run {id} is still starting; try again in a moment")));
+            return Err(Problem::new(ProblemKind::Busy, format!("run {id} is still starting; try again in a moment")));
         };
         self.table.lock().row_for(id, caller)?.asked.get_or_insert_with(Instant::now);
         if let Err(error) = family.end(results == Results::Discard).await
@@ -358,11 +306,11 @@ impl Runs {
             }
             tracing::info!("{error}");
         }
-        self.change(&view.id, (Change::Ending, None));
+        self.change(&view.id, (RunChange::Ending, None));
         let over = state.wait_for(|state| *state == RunState::Ended);
         match tokio::time::timeout(END_TIME, over).await {
             Ok(_) => Ok(RunView { state: RunState::Ended, outcome: Some(RunOutcome::Ended), ..view }),
-            Err(_) => Err(Problem::new(Kind::Busy, format!("run {id} is still ending after {END_TIME:?}"))),
+            Err(_) => Err(Problem::new(ProblemKind::Busy, format!("run {id} is still ending after {END_TIME:?}"))),
         }
     }
 
@@ -408,15 +356,15 @@ impl Runs {
     }
 
     /// Adds the gauges of runs to a page.
-    pub fn measure(&self, page: &mut Page) {
+    pub fn measure(&self, page: &mut MetricsPage) {
         let settings = self.settings();
         let table = self.table.lock();
         let states = RunState::ALL.map(|state| {
-            let count = table.rows().filter(|row| row.view.state == state).count() as u64;
+            let count = table.rows().filter(|row| row.state() == state).count() as u64;
             (label("state", &state.name()), count)
         });
         page.gauge("runseal_runs", "Runs", states);
-        let all = Usage::of(table.live());
+        let all = Reservation::of(table.live());
         let one = |value| [(String::new(), value)];
         page.gauge("runseal_reserved_bytes", "Sum of the sizes of live runs", one(all.bytes));
         page.gauge("runseal_reserved_memory_bytes", "Sum of the memory of live runs", one(all.memory));
@@ -426,49 +374,6 @@ impl Runs {
         page.gauge("runseal_limit_bytes", "Most bytes of all live runs", bytes);
         let memory = limits.memory.map(|bytes| (String::new(), bytes.bytes()));
         page.gauge("runseal_limit_memory_bytes", "Most memory of all live runs", memory);
-    }
-}
-
-impl Note {
-    fn of(view: &RunView, service: &Path) -> Self {
-        Self {
-            service: service.to_owned(),
-            user: view.user,
-            volume: view.volume.clone(),
-            size: view.size,
-            memory: view.memory,
-            backing: view.backing.clone(),
-            owner: view.owner,
-            mode: view.mode,
-            options: view.options.clone(),
-            inputs: view.inputs.clone(),
-            output: view.output.clone(),
-        }
-    }
-
-    fn into_view(self, family: &Family, warnings: Vec<String>) -> RunView {
-        let record = &family.record;
-        RunView {
-            id: record.run_id.clone(),
-            state: RunState::Serving,
-            outcome: None,
-            user: self.user,
-            volume: self.volume,
-            mountpoint: record.mountpoint.clone(),
-            size: self.size,
-            memory: self.memory,
-            backing: self.backing,
-            owner: self.owner,
-            mode: self.mode,
-            options: self.options,
-            inputs: self.inputs,
-            output: self.output,
-            problem: None,
-            started: Some(record.started.clone()),
-            supervisor: Some(record.supervisor),
-            sealed: record.sealed,
-            warnings,
-        }
     }
 }
 

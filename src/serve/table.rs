@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::config::Limits;
-use super::model::{RunOutcome, RunState, RunView, Size};
+use super::model::{RunOutcome, RunState, Size};
 use super::peer::Caller;
-use super::problem::{Kind, Problem};
-use crate::run::{Family, Phase, Report};
+use super::problem::{Problem, ProblemKind};
+use crate::run::{Family, MountOrder, Phase, Report};
 use crate::spec::RunId;
 use crate::sys::path::shown;
 
@@ -37,7 +37,7 @@ const REMEMBERED_MOST: usize = 1000;
 
 /// What changes the state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum RunChange {
     /// Its mount is there, with all inputs.
     Mounted,
     /// Its family says that it is here.
@@ -50,22 +50,22 @@ pub enum Change {
 
 impl RunState {
     /// The state after `change`.
-    fn after(self, change: Change) -> Self {
+    fn after(self, change: RunChange) -> Self {
         match (self, change) {
-            (_, Change::Gone) | (Self::Ended, _) => Self::Ended,
-            (_, Change::Ending) | (Self::Ending, _) => Self::Ending,
-            (Self::Starting, Change::Mounted) => Self::Serving,
-            (Self::Starting, Change::Told(_)) => Self::Starting,
-            (state, Change::Mounted) => state,
-            (_, Change::Told(state)) => state,
+            (_, RunChange::Gone) | (Self::Ended, _) => Self::Ended,
+            (_, RunChange::Ending) | (Self::Ending, _) => Self::Ending,
+            (Self::Starting, RunChange::Mounted) => Self::Serving,
+            (Self::Starting, RunChange::Told(_)) => Self::Starting,
+            (state, RunChange::Mounted) => state,
+            (_, RunChange::Told(state)) => state,
         }
     }
 
     /// Fails unless a run in this state publishes when it is asked to, for this `attempt`.
-    fn check_publish(self, attempt: Attempt) -> Result<(), &'static str> {
+    fn check_publish(self, attempt: PublishAttempt) -> Result<(), &'static str> {
         match (self, attempt) {
-            (Self::Held, _) | (Self::Serving, Attempt::First) => Ok(()),
-            (Self::Serving, Attempt::Again) => Err("is not held; publish it"),
+            (Self::Held, _) | (Self::Serving, PublishAttempt::First) => Ok(()),
+            (Self::Serving, PublishAttempt::Again) => Err("is not held; publish it"),
             (Self::Published, _) => Err("is published already"),
             _ => Err("is starting, publishing or ending"),
         }
@@ -74,7 +74,7 @@ impl RunState {
 
 /// Which attempt to publish somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub enum PublishAttempt {
     /// Whichever comes next.
     First,
     /// One after another that has failed.
@@ -82,43 +82,72 @@ pub enum Attempt {
 }
 
 /// What is known of one run.
-pub struct Row {
-    /// As clients see it.
-    pub view: RunView,
+pub struct RunRow {
+    /// What it was ordered to be.
+    pub order: MountOrder,
     /// Its processes, once they serve.
     pub family: Option<Family>,
-    /// Told when `view.state` changes.
-    state: watch::Sender<RunState>,
+    /// What the run warned of when it started.
+    pub warnings: Vec<String>,
     /// When somebody asked here for the end, if anybody did.
     pub asked: Option<Instant>,
+    /// Why results are held.
+    pub problem: Option<String>,
+    /// How it ended, if it has.
+    pub outcome: Option<RunOutcome>,
+    state: watch::Sender<RunState>,
     ended: Option<Instant>,
 }
 
-impl Row {
-    /// A run as `view` says, and its processes.
-    pub fn new(view: RunView, family: Option<Family>) -> Self {
-        let state = watch::Sender::new(view.state);
-        Self { view, family, state, asked: None, ended: None }
+impl RunRow {
+    /// A run that is to start.
+    pub fn new(order: MountOrder) -> Self {
+        Self {
+            order,
+            family: None,
+            warnings: Vec::new(),
+            asked: None,
+            problem: None,
+            outcome: None,
+            state: watch::Sender::new(RunState::Starting),
+            ended: None,
+        }
+    }
+
+    /// Its processes serve, and have warned of something meanwhile.
+    pub fn serve(&mut self, family: Family, warnings: Vec<String>) {
+        (self.family, self.warnings) = (Some(family), warnings);
+        self.change(RunChange::Mounted, None);
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &RunId {
+        &self.order.spec.id
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> RunState {
+        *self.state.borrow()
     }
 
     /// Takes a change, and why results are held then.
-    pub fn change(&mut self, change: Change, problem: Option<String>) {
-        let state = self.view.state.after(change);
+    pub fn change(&mut self, change: RunChange, problem: Option<String>) {
+        let state = self.state().after(change);
         if !matches!(state, RunState::Ending | RunState::Ended) {
-            self.view.problem = problem;
+            self.problem = problem;
         }
-        self.view.state = state;
         self.state.send_replace(state);
     }
 
     /// Whether it has not ended.
     pub fn is_live(&self) -> bool {
-        self.view.state != RunState::Ended
+        self.state() != RunState::Ended
     }
 
-    /// Whether it stages anything.
-    pub fn stages(&self) -> bool {
-        !self.view.inputs.is_empty() || self.view.output.is_some()
+    /// Its processes, if they can tell more of it than is known here: others may have told them to publish.
+    pub fn informant(&self) -> Option<Family> {
+        let asks = self.order.spec.data.output.is_some() && !matches!(self.state(), RunState::Ending | RunState::Ended);
+        self.family.clone().filter(|_| asks)
     }
 
     /// Hears of changes of its state.
@@ -127,13 +156,13 @@ impl Row {
     }
 
     /// Its processes, if it may publish now.
-    pub fn publisher(&self, attempt: Attempt) -> Result<Family, Problem> {
-        let id = &self.view.id;
-        if self.view.output.is_none() {
-            return Err(Problem::new(Kind::Usage, format!("run {id} has no output; name one when it is made")));
+    pub fn publisher(&self, attempt: PublishAttempt) -> Result<Family, Problem> {
+        let id = self.id();
+        if self.order.spec.data.output.is_none() {
+            return Err(Problem::new(ProblemKind::Usage, format!("run {id} has no output; name one when it is made")));
         }
-        let busy = |why: &str| Problem::new(Kind::Busy, format!("run {id} {why}"));
-        self.view.state.check_publish(attempt).map_err(busy)?;
+        let busy = |why: &str| Problem::new(ProblemKind::Busy, format!("run {id} {why}"));
+        self.state().check_publish(attempt).map_err(busy)?;
         self.family.clone().ok_or_else(|| busy("is still starting"))
     }
 }
@@ -149,47 +178,46 @@ pub enum Departure {
 
 /// All runs, by name.
 #[derive(Default)]
-pub struct Table(BTreeMap<RunId, Row>);
+pub struct RunTable(BTreeMap<RunId, RunRow>);
 
-impl Table {
+impl RunTable {
     /// Enters a run, if its name and mountpoint are free and the limits allow it. `account`: whom a user counts as.
-    pub fn reserve(&mut self, row: Row, limits: &Limits, account: impl Fn(u32) -> u32) -> Result<(), Problem> {
-        let view = &row.view;
-        if self.0.get(&view.id).is_some_and(Row::is_live) {
-            let detail = format!("the id `{}` is taken; choose another id, or leave it out", view.id);
-            return Err(Problem::new(Kind::InUse, detail));
+    pub fn reserve(&mut self, row: RunRow, limits: &Limits, account: impl Fn(u32) -> u32) -> Result<(), Problem> {
+        let (id, here) = (row.id(), &row.order.mount().mountpoint);
+        if self.0.get(id).is_some_and(RunRow::is_live) {
+            let detail = format!("the id `{id}` is taken; choose another id, or leave it out");
+            return Err(Problem::new(ProblemKind::InUse, detail));
         }
-        let (here, apart) =
-            (&view.mountpoint, |one: &Path, other: &Path| !one.starts_with(other) && !other.starts_with(one));
-        if self.live().any(|other| !apart(&other.view.mountpoint, here)) {
+        let apart = |other: &Path| !here.starts_with(other) && !other.starts_with(here);
+        if self.live().any(|other| !apart(&other.order.mount().mountpoint)) {
             let detail = format!("mountpoint {}: a live run is mounted there, below it or above it", shown(here));
-            return Err(Problem::new(Kind::InUse, detail));
+            return Err(Problem::new(ProblemKind::InUse, detail));
         }
-        Usage::of(self.live()).check(view, (limits.runs, limits.bytes, limits.memory), "of this node")?;
-        if view.user != 0 {
-            let account_here = account(view.user);
-            let own = Usage::of(self.live().filter(|other| account(other.view.user) == account_here));
+        Reservation::of(self.live()).check(&row, (limits.runs, limits.bytes, limits.memory), "of this node")?;
+        if row.order.user != 0 {
+            let whose = account(row.order.user);
+            let own = Reservation::of(self.live().filter(|other| account(other.order.user) == whose));
             let limits = &limits.per_user;
-            own.check(view, (limits.runs, limits.bytes, limits.memory), &format!("of user {account_here}"))?;
+            own.check(&row, (limits.runs, limits.bytes, limits.memory), &format!("of user {whose}"))?;
         }
         self.enter(row);
         Ok(())
     }
 
     /// Enters a run that is there already.
-    pub fn enter(&mut self, row: Row) {
-        self.0.insert(row.view.id.clone(), row);
+    pub fn enter(&mut self, row: RunRow) {
+        self.0.insert(row.id().clone(), row);
     }
 
     /// One run.
-    pub fn row(&mut self, id: &RunId) -> Option<&mut Row> {
+    pub fn row(&mut self, id: &RunId) -> Option<&mut RunRow> {
         self.0.get_mut(id)
     }
 
     /// One run, if the caller may see it.
-    pub fn row_for(&mut self, id: &str, caller: Caller) -> Result<&mut Row, Problem> {
+    pub fn row_for(&mut self, id: &str, caller: Caller) -> Result<&mut RunRow, Problem> {
         let row = id.parse().ok().and_then(|id| self.0.get_mut(&id));
-        row.filter(|row| caller.may_see(row.view.user)).ok_or_else(|| Problem::no_run(id))
+        row.filter(|row| caller.may_see(row.order.user)).ok_or_else(|| Problem::no_run(id))
     }
 
     /// Forgets a run.
@@ -198,21 +226,21 @@ impl Table {
     }
 
     /// All runs, by name.
-    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+    pub fn rows(&self) -> impl Iterator<Item = &RunRow> {
         self.0.values()
     }
 
     /// Those that have not ended.
-    pub fn live(&self) -> impl Iterator<Item = &Row> {
+    pub fn live(&self) -> impl Iterator<Item = &RunRow> {
         self.rows().filter(|row| row.is_live())
     }
 
     /// The processes of a run are gone.
     pub fn depart(&mut self, id: &RunId) -> Option<Departure> {
         let row = self.0.get_mut(id)?;
-        row.view.outcome = Some(if row.asked.is_some() { RunOutcome::Ended } else { RunOutcome::Gone });
+        row.outcome = Some(if row.asked.is_some() { RunOutcome::Ended } else { RunOutcome::Gone });
         row.ended = Some(Instant::now());
-        row.change(Change::Gone, None);
+        row.change(RunChange::Gone, None);
         match row.asked {
             Some(asked) => {
                 self.forget(id);
@@ -237,7 +265,7 @@ impl Table {
 
 /// What some runs have together.
 #[derive(Debug, Default)]
-pub struct Usage {
+pub struct Reservation {
     runs: usize,
     /// Sum of their sizes.
     pub bytes: u64,
@@ -245,34 +273,36 @@ pub struct Usage {
     pub memory: u64,
 }
 
-impl Usage {
+impl Reservation {
     /// Of these.
-    pub fn of<'a>(rows: impl Iterator<Item = &'a Row>) -> Self {
-        rows.fold(Self::default(), |sum, Row { view, .. }| Self {
+    pub fn of<'a>(rows: impl Iterator<Item = &'a RunRow>) -> Self {
+        rows.map(|row| &row.order.spec.store).fold(Self::default(), |sum, store| Self {
             runs: sum.runs + 1,
-            bytes: sum.bytes.saturating_add(view.size.bytes()),
-            memory: sum.memory.saturating_add(view.memory.bytes()),
+            bytes: sum.bytes.saturating_add(store.size.unwrap_or_default().0),
+            memory: sum.memory.saturating_add(store.memory.unwrap_or_default().0),
         })
     }
 
     /// Fails unless there is room for one `more` below the limits: runs, bytes and memory of `whose`.
     fn check(
         &self,
-        more: &RunView,
+        more: &RunRow,
         (runs, bytes, memory): (usize, Option<Size>, Option<Size>),
         whose: &str,
     ) -> Result<(), Problem> {
         let refuse = |what: String| {
             let detail = format!("{what}; end runs that are done, ask for less, or ask the administrator for more");
-            Err(Problem::new(Kind::Limit, detail))
+            Err(Problem::new(ProblemKind::Limit, detail))
         };
+        let store = &more.order.spec.store;
         if self.runs >= runs {
             return refuse(format!("the runs {whose} are limited to {runs}"));
         }
         for (what, used, wanted, limit) in
-            [("bytes", self.bytes, more.size, bytes), ("memory", self.memory, more.memory, memory)]
+            [("bytes", self.bytes, store.size, bytes), ("memory", self.memory, store.memory, memory)]
         {
-            if let Some(limit) = limit.filter(|limit| used.saturating_add(wanted.bytes()) > limit.bytes()) {
+            if let Some(limit) = limit.filter(|limit| used.saturating_add(wanted.unwrap_or_default().0) > limit.bytes())
+            {
                 return refuse(format!("the {what} {whose} are limited to {}", limit.0));
             }
         }
@@ -281,46 +311,37 @@ impl Usage {
 }
 
 /// What a run with an output is doing, and why its results are held.
-pub fn told(report: &Report) -> (Change, Option<String>) {
+pub fn told(report: &Report) -> (RunChange, Option<String>) {
     let state = match report.phase() {
         Some(Phase::Publish) => RunState::Publishing,
-        Some(Phase::Held) => return (Change::Told(RunState::Held), report.held.clone()),
+        Some(Phase::Held) => return (RunChange::Told(RunState::Held), report.held.clone()),
         Some(Phase::End) => RunState::Ending,
         _ if report.published.is_some() => RunState::Published,
         _ => RunState::Serving,
     };
-    (Change::Told(state), None)
+    (RunChange::Told(state), None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::model::{Mode, Owner};
+    use crate::spec::{DataSpec, Location, Purpose, RunSpec, ServeSpec, StoreSpec};
     use crate::units::ByteSize;
 
-    fn row(id: &str, user: u32, size: u64) -> Row {
-        let view = RunView {
+    fn order(id: &str, user: u32, size: u64, mountpoint: &str) -> MountOrder {
+        let size = Some(ByteSize(size));
+        let output = Some(Location::S3("s3://bucket/".parse().expect("a URI")));
+        let spec = RunSpec {
             id: id.parse().expect("an id"),
-            state: RunState::Starting,
-            outcome: None,
-            user,
-            volume: None,
-            mountpoint: Path::new("/mnt").join(id),
-            size: Size(ByteSize(size)),
-            memory: Size(ByteSize(size)),
-            backing: Vec::new(),
-            owner: Owner { uid: user, gid: user },
-            mode: Mode(0o700),
-            options: Vec::new(),
-            inputs: Vec::new(),
-            output: Some("s3://bucket/".to_owned()),
-            problem: None,
-            started: None,
-            supervisor: None,
-            sealed: None,
-            warnings: Vec::new(),
+            store: StoreSpec { size, memory: size, ..StoreSpec::default() },
+            data: DataSpec { output, ..DataSpec::default() },
+            purpose: Purpose::Serve(ServeSpec::new(mountpoint)),
         };
-        Row::new(view, None)
+        MountOrder { spec, service: "/run/serve.sock".into(), user, volume: None }
+    }
+
+    fn row(id: &str, user: u32, size: u64) -> RunRow {
+        RunRow::new(order(id, user, size, &format!("/mnt/{id}")))
     }
 
     fn limits(runs: usize, bytes: u64) -> Limits {
@@ -332,8 +353,9 @@ mod tests {
     #[test]
     fn every_change_in_every_state_leads_where_the_drawing_says() {
         use RunState::*;
-        let told = [Serving, Publishing, Held, Published, Ending].map(Change::Told);
-        let changes: Vec<_> = [Change::Mounted].into_iter().chain(told).chain([Change::Ending, Change::Gone]).collect();
+        let told = [Serving, Publishing, Held, Published, Ending].map(RunChange::Told);
+        let changes: Vec<_> =
+            [RunChange::Mounted].into_iter().chain(told).chain([RunChange::Ending, RunChange::Gone]).collect();
         for (state, after) in [
             (Starting, [Serving, Starting, Starting, Starting, Starting, Starting, Ending, Ended]),
             (Serving, [Serving, Serving, Publishing, Held, Published, Ending, Ending, Ended]),
@@ -350,7 +372,8 @@ mod tests {
     #[test]
     fn a_run_publishes_while_it_serves_or_is_held() {
         for state in RunState::ALL {
-            let allowed = [Attempt::First, Attempt::Again].map(|attempt| state.check_publish(attempt).is_ok());
+            let allowed =
+                [PublishAttempt::First, PublishAttempt::Again].map(|attempt| state.check_publish(attempt).is_ok());
             let expected = match state {
                 RunState::Serving => [true, false],
                 RunState::Held => [true, true],
@@ -360,48 +383,48 @@ mod tests {
         }
         let mut row = row("a", 1000, 1);
         for (change, word) in [
-            (Change::Told(RunState::Held), "starting, publishing or ending"),
-            (Change::Mounted, "still starting"),
-            (Change::Told(RunState::Published), "published already"),
+            (RunChange::Told(RunState::Held), "starting, publishing or ending"),
+            (RunChange::Mounted, "still starting"),
+            (RunChange::Told(RunState::Published), "published already"),
         ] {
             row.change(change, None);
-            assert!(row.publisher(Attempt::First).expect_err(word).detail.contains(word));
+            assert!(row.publisher(PublishAttempt::First).expect_err(word).detail.contains(word));
         }
-        row.view.output = None;
-        assert_eq!(row.publisher(Attempt::First).expect_err("nowhere to").kind, Kind::Usage);
+        row.order.spec.data.output = None;
+        assert_eq!(row.publisher(PublishAttempt::First).expect_err("nowhere to").kind, ProblemKind::Usage);
     }
 
     #[test]
     fn who_waits_hears_every_change_and_why_results_are_held() {
         let mut row = row("a", 1000, 1);
         let heard = row.listen();
-        row.change(Change::Mounted, None);
-        row.change(Change::Told(RunState::Held), Some("denied".to_owned()));
-        assert_eq!((*heard.borrow(), row.view.problem.as_deref()), (RunState::Held, Some("denied")));
-        row.change(Change::Ending, None);
+        row.change(RunChange::Mounted, None);
+        row.change(RunChange::Told(RunState::Held), Some("denied".to_owned()));
+        assert_eq!((*heard.borrow(), row.problem.as_deref()), (RunState::Held, Some("denied")));
+        row.change(RunChange::Ending, None);
         assert_eq!((*heard.borrow(), row.is_live()), (RunState::Ending, true));
-        row.change(Change::Gone, None);
+        row.change(RunChange::Gone, None);
         assert_eq!((*heard.borrow(), row.is_live()), (RunState::Ended, false));
     }
 
     #[test]
     fn names_mountpoints_and_limits_are_those_of_live_runs() {
-        let mut table = Table::default();
+        let mut table = RunTable::default();
         let own = |user| if user == 1001 { 1000 } else { user };
-        let mut reserve = |row: Row, limits: &Limits| table.reserve(row, limits, own).map_err(|problem| problem.kind);
+        let mut reserve =
+            |row: RunRow, limits: &Limits| table.reserve(row, limits, own).map_err(|problem| problem.kind);
         let roomy = limits(10, 100);
         assert_eq!(reserve(row("a", 1000, 60), &roomy), Ok(()));
-        assert_eq!(reserve(row("a", 0, 1), &roomy), Err(Kind::InUse));
-        let mut below = row("b", 0, 1);
-        below.view.mountpoint = "/mnt/a/deep".into();
-        assert_eq!(reserve(below, &roomy), Err(Kind::InUse));
-        assert_eq!(reserve(row("b", 1001, 41), &roomy), Err(Kind::Limit), "of the same account");
+        assert_eq!(reserve(row("a", 0, 1), &roomy), Err(ProblemKind::InUse));
+        let below = RunRow::new(order("b", 0, 1, "/mnt/a/deep"));
+        assert_eq!(reserve(below, &roomy), Err(ProblemKind::InUse));
+        assert_eq!(reserve(row("b", 1001, 41), &roomy), Err(ProblemKind::Limit), "of the same account");
         assert_eq!(reserve(row("b", 1002, 41), &roomy), Ok(()));
         assert_eq!(reserve(row("c", 0, 1000), &roomy), Ok(()), "root has no limit of its own");
-        assert_eq!(reserve(row("d", 0, 1), &limits(3, 100)), Err(Kind::Limit), "of the node");
+        assert_eq!(reserve(row("d", 0, 1), &limits(3, 100)), Err(ProblemKind::Limit), "of the node");
         let gone = "a".parse().expect("an id");
         assert_eq!(table.depart(&gone), Some(Departure::Unasked));
-        assert_eq!(table.row(&gone).expect("remembered").view.outcome, Some(RunOutcome::Gone));
+        assert_eq!(table.row(&gone).expect("remembered").outcome, Some(RunOutcome::Gone));
         assert_eq!(
             table.reserve(row("a", 1000, 60), &roomy, own).map_err(|problem| problem.kind),
             Ok(()),
@@ -414,13 +437,13 @@ mod tests {
 
     #[test]
     fn what_a_caller_may_not_see_is_not_there() {
-        let mut table = Table::default();
+        let mut table = RunTable::default();
         table.enter(row("a", 1000, 1));
         let alice = Caller { uid: 1000, gid: 1000, process: None };
         let bob = Caller { uid: 1001, gid: 1001, process: None };
         assert!(table.row_for("a", alice).is_ok() && table.row_for("a", Caller::ROOT).is_ok());
         for (id, caller) in [("a", bob), ("b", alice), ("../a", Caller::ROOT)] {
-            assert_eq!(table.row_for(id, caller).err().expect("hidden").kind, Kind::NotFound);
+            assert_eq!(table.row_for(id, caller).err().expect("hidden").kind, ProblemKind::NotFound);
         }
     }
 }

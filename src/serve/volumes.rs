@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::admission::OF_VOLUMES;
 use super::model::{Owner, RunRequest, RunState, Size};
 use super::peer::Caller;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::runs::{Results, Runs};
 use crate::spec::RunId;
 use crate::sys::path::shown;
@@ -54,7 +54,7 @@ pub struct Volumes {
 
 /// A volume as Docker sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct VolumeView {
     /// Name.
     pub name: String,
     /// Where it is, while it is mounted.
@@ -100,7 +100,7 @@ impl Volumes {
                 if known.options == options {
                     return Ok(());
                 }
-                return Err(refuse(Kind::InUse, name, "exists with other options; remove it first"));
+                return Err(refuse(ProblemKind::InUse, name, "exists with other options; remove it first"));
             }
             table.insert(name.to_owned(), Volume { options, ..Volume::default() });
         }
@@ -118,7 +118,7 @@ impl Volumes {
             if !volume.users.is_empty() {
                 let users: Vec<_> = volume.users.iter().map(String::as_str).collect();
                 let detail = format!("is in use by {}; stop what uses it first", users.join(", "));
-                return Err(refuse(Kind::InUse, name, detail));
+                return Err(refuse(ProblemKind::InUse, name, detail));
             }
             table.remove(name);
         }
@@ -160,7 +160,7 @@ impl Volumes {
         self.keep(name)?;
         let Some(run) = last else { return Ok(()) };
         match self.runs.end(run.as_str(), Results::Discard, Caller::ROOT).await {
-            Err(problem) if problem.kind != Kind::NotFound => return Err(problem),
+            Err(problem) if problem.kind != ProblemKind::NotFound => return Err(problem),
             _ => {}
         }
         self.change(name, Volume::release)?;
@@ -168,21 +168,21 @@ impl Volumes {
     }
 
     /// One volume.
-    pub fn seen(&self, name: &str) -> Result<Seen, Problem> {
+    pub fn seen(&self, name: &str) -> Result<VolumeView, Problem> {
         let volume = self.table.lock().get(name).cloned().ok_or_else(|| missing(name))?;
         Ok(self.look(name, &volume))
     }
 
     /// All volumes, by name.
-    pub fn list(&self) -> Vec<Seen> {
+    pub fn list(&self) -> Vec<VolumeView> {
         let table = self.table.lock().clone();
         table.iter().map(|(name, volume)| self.look(name, volume)).collect()
     }
 
-    fn look(&self, name: &str, volume: &Volume) -> Seen {
+    fn look(&self, name: &str, volume: &Volume) -> VolumeView {
         let run = volume.run.as_ref().and_then(|run| self.runs.view(run.as_str(), Caller::ROOT).ok());
         let serving = run.filter(|view| view.state == RunState::Serving);
-        Seen { name: name.to_owned(), mountpoint: serving.map(|view| view.mountpoint), users: volume.users.len() }
+        VolumeView { name: name.to_owned(), mountpoint: serving.map(|view| view.mountpoint), users: volume.users.len() }
     }
 
     /// A run that died, or was ended by somebody else, has no users any more: what they see is gone for good.
@@ -201,7 +201,7 @@ impl Volumes {
     }
 
     fn keep(&self, name: &str) -> Result<(), Problem> {
-        let problem = |error| refuse(Kind::System, name, format!("{}: {error}", shown(&self.file)));
+        let problem = |error| refuse(ProblemKind::System, name, format!("{}: {error}", shown(&self.file)));
         self.save().map_err(problem)
     }
 
@@ -229,10 +229,10 @@ impl Volumes {
                 "gid" => number(value).map(|id| gid = Some(id)),
                 _ => Err(format!("is not known; known are {KNOWN}")),
             };
-            read.map_err(|problem| refuse(Kind::Usage, name, format!("option {key}={value}: {problem}")))?;
+            read.map_err(|problem| refuse(ProblemKind::Usage, name, format!("option {key}={value}: {problem}")))?;
         }
         if let Some(foreign) = self.runs.settings().config.foreign_backing(&request.backing) {
-            return Err(refuse(Kind::Usage, name, format!("option backing={foreign}")));
+            return Err(refuse(ProblemKind::Usage, name, format!("option backing={foreign}")));
         }
         let uid = uid.unwrap_or(0);
         request.owner = Some(Owner { uid, gid: gid.unwrap_or(uid) });
@@ -251,10 +251,10 @@ impl Volume {
 fn run_of(name: &str) -> Result<RunId, Problem> {
     let plain: RunId = format!("{OF_VOLUMES}{}", if name.len() <= NAME_MAX { name } else { "" })
         .parse()
-        .map_err(|_| refuse(Kind::Usage, name, "is no name: use the characters A-Z a-z 0-9 . _ -"))?;
+        .map_err(|_| refuse(ProblemKind::Usage, name, "is no name: use the characters A-Z a-z 0-9 . _ -"))?;
     let all_allowed = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if name.is_empty() || name.len() > 255 || !all_allowed {
-        return Err(refuse(Kind::Usage, name, "is no name: use 1 to 255 of the characters A-Z a-z 0-9 . _ -"));
+        return Err(refuse(ProblemKind::Usage, name, "is no name: use 1 to 255 of the characters A-Z a-z 0-9 . _ -"));
     }
     if name.len() <= NAME_MAX {
         return Ok(plain);
@@ -272,10 +272,10 @@ fn number(text: &str) -> Result<u32, String> {
 }
 
 fn missing(name: &str) -> Problem {
-    refuse(Kind::NotFound, name, "does not exist")
+    refuse(ProblemKind::NotFound, name, "does not exist")
 }
 
-fn refuse(kind: Kind, name: &str, problem: impl std::fmt::Display) -> Problem {
+fn refuse(kind: ProblemKind, name: &str, problem: impl std::fmt::Display) -> Problem {
     Problem::new(kind, format!("volume {name}: {problem}"))
 }
 
@@ -292,7 +292,7 @@ mod tests {
         let sum = a.as_str().strip_prefix(OF_VOLUMES).expect("the prefix").to_owned();
         assert_ne!(run_of(&sum).expect("a name"), a, "a name that is the checksum of another");
         for name in ["", "a/b", "../x", "a b", "\u{e4}", &"x".repeat(256)] {
-            assert_eq!(run_of(name).expect_err(name).kind, Kind::Usage);
+            assert_eq!(run_of(name).expect_err(name).kind, ProblemKind::Usage);
         }
     }
 }
