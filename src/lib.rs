@@ -22,7 +22,7 @@
 //! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |
 //! | [`crypt`] | XTS-AES-256, key arena | `sys` |
 //! | [`backing`] | nameless arena files | `sys` |
-//! | [`spec`], [`sys`], [`units`] | vocabulary, thin wrappers of system calls | nothing |
+//! | [`spec`], [`sync`], [`sys`], [`units`] | vocabulary, locks that know their order, thin wrappers of system calls | nothing |
 //!
 //! Imports go downward only; `tests/architecture.rs` enforces the table.
 #![deny(unsafe_code, missing_docs)]
@@ -53,5 +53,6 @@ pub mod backing;
 pub mod crypt;
 
 pub mod spec;
+pub mod sync;
 pub mod sys;
 pub mod units;

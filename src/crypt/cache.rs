@@ -4,15 +4,14 @@
 //! swap by `sys::memory::lock_process_memory` only.
 
 use std::array;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
 
 use super::{CryptError, SectorCipher, SlotId};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, rank};
 
-const SETS: usize = 64;
+const SETS: usize = if cfg!(feature = "loom") { 1 } else { 64 };
 /// Also the number of threads that can use one slot at the same time: each takes a way of its own.
-const WAYS: usize = 8;
+const WAYS: usize = if cfg!(feature = "loom") { 2 } else { 8 };
 /// Owner hint of an empty way; the arena has fewer slots.
 const NOBODY: u32 = u32::MAX;
 
@@ -21,25 +20,29 @@ const NOBODY: u32 = u32::MAX;
 /// Invariant: a way whose hint does not name a slot does not hold it, as seen by every thread for which the uses of
 /// the slot have happened before.
 pub struct CipherCache {
-    sets: Box<[Set]>,
+    sets: Box<[CacheSet]>,
 }
 
-struct Set {
+struct CacheSet {
     /// Who owns each way; only changed under its lock, read without to find it.
     owners: [AtomicU32; WAYS],
-    ways: [Way; WAYS],
+    ways: [CacheWay; WAYS],
     /// Where the next search for a victim starts.
     turn: AtomicUsize,
 }
 
 /// On a cache line of its own: neighbours are used by other threads.
 #[repr(align(64))]
-struct Way(Mutex<Option<(SlotId, SectorCipher)>>);
+struct CacheWay(Mutex<{ rank::WAY }, Held>);
+
+/// A cipher and the slot it is of.
+type Held = Option<(SlotId, SectorCipher)>;
+type WayGuard<'a> = MutexGuard<'a, { rank::WAY }, Held>;
 
 impl CipherCache {
     /// An empty cache.
     pub fn new() -> Self {
-        Self { sets: (0..SETS).map(|_| Set::new()).collect() }
+        Self { sets: (0..SETS).map(|_| CacheSet::new()).collect() }
     }
 
     /// Does `work` with the cipher of `slot`, made by `make` when no way free at this moment holds it.
@@ -68,23 +71,23 @@ impl CipherCache {
         self.sets.iter().for_each(|set| set.evict(|_| true));
     }
 
-    fn set(&self, slot: SlotId) -> &Set {
+    fn set(&self, slot: SlotId) -> &CacheSet {
         // Slots are given out in order, so the low bits spread neighbours.
         &self.sets[slot.0 as usize % SETS]
     }
 }
 
-impl Set {
+impl CacheSet {
     fn new() -> Self {
         Self {
             owners: array::from_fn(|_| AtomicU32::new(NOBODY)),
-            ways: array::from_fn(|_| Way(Mutex::new(None))),
+            ways: array::from_fn(|_| CacheWay(Mutex::new(None))),
             turn: AtomicUsize::new(0),
         }
     }
 
     /// A way that holds `slot` and that nobody else is using.
-    fn find(&self, slot: SlotId) -> Option<MutexGuard<'_, Option<(SlotId, SectorCipher)>>> {
+    fn find(&self, slot: SlotId) -> Option<WayGuard<'_>> {
         let named = self.owners.iter().zip(&self.ways).filter(|(owner, _)| owner.load(Ordering::Relaxed) == slot.0);
         named.filter_map(|(_, way)| way.0.try_lock()).find(|way| way.as_ref().is_some_and(|(owner, _)| *owner == slot))
     }
@@ -95,7 +98,7 @@ impl Set {
         &self,
         slot: SlotId,
         make: impl FnOnce() -> Result<SectorCipher, CryptError>,
-    ) -> Result<MutexGuard<'_, Option<(SlotId, SectorCipher)>>, CryptError> {
+    ) -> Result<WayGuard<'_>, CryptError> {
         let (owner, mut way) = self.claim();
         // The lock is taken before the key is made: a wipe of the whole cache that began before the key was made
         // has yet to come to this way.
@@ -106,7 +109,7 @@ impl Set {
     }
 
     /// A way to overwrite: an empty one, else the next that is not in use, else the next one to become free.
-    fn claim(&self) -> (&AtomicU32, MutexGuard<'_, Option<(SlotId, SectorCipher)>>) {
+    fn claim(&self) -> (&AtomicU32, WayGuard<'_>) {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let order = || (0..WAYS).map(|i| turn.wrapping_add(i) % WAYS);
         let empty = order().filter(|&i| self.owners[i].load(Ordering::Relaxed) == NOBODY);

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use hkdf::Hkdf;
-use parking_lot::RwLock;
 use sha2::Sha512;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -12,6 +11,7 @@ use super::cache::CipherCache;
 use super::slots::{SLOT_BYTES, SlotArena, SlotId, secret_pages};
 use super::{CryptError, Engine, SectorCipher, XtsKey, self_test};
 use crate::spec::{EngineChoice, MemoryLock};
+use crate::sync::{RwLock, rank};
 use crate::sys::memory::{Protection, SecretPages};
 
 /// Bytes of the run key: one SHA-512 output, which makes it an HKDF pseudorandom key as it is.
@@ -40,11 +40,11 @@ impl KeyShare {
 /// Invariant: after [`Keyring::wipe`], and after the last [`Keyring::release`] of a slot, no copy of the key
 /// material concerned remains in this process.
 ///
-/// Lock order: a way of the cache, then the run key.
+/// Order of locks: a way of the cache, then the run key, then the list of free slots ([`crate::sync::rank`]).
 pub struct Keyring {
     engine: Engine,
     protection: Protection,
-    run_key: RwLock<Option<RunKey>>,
+    run_key: RwLock<{ rank::RUN_KEY }, Option<RunKey>>,
     slots: SlotArena,
     ciphers: CipherCache,
 }
@@ -152,6 +152,14 @@ impl Keyring {
         let run_key = run_key.as_ref().ok_or(CryptError::Wiped)?;
         let secret = self.slots.secret(slot).ok_or(CryptError::Wiped)?;
         SectorCipher::new(self.engine, &run_key.content_key(&secret)?)
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Keyring {
+    /// Asserts the invariants of the key slots; nothing may be given back meanwhile.
+    pub fn check(&self) {
+        self.slots.check();
     }
 }
 
@@ -453,5 +461,53 @@ mod tests {
         assert!(refused.to_string().contains("ulimit -l"), "{refused}");
         let lax = Keyring::new(EngineChoice::Auto, MemoryLock::Try).expect("keyring");
         assert_eq!((lax.key_memory(), lax.unlocked_bytes() > 0), ("unlocked", true));
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod interleavings {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::explore;
+
+    fn keyring() -> Arc<Keyring> {
+        Arc::new(Keyring::new(EngineChoice::Portable, MemoryLock::Try).expect("keyring"))
+    }
+
+    #[test]
+    fn no_cipher_outlives_the_last_reference() {
+        explore(|| {
+            let keys = keyring();
+            let slot = keys.acquire().expect("slot");
+            keys.retain(slot, 1);
+            let user = move |keys: &Keyring| {
+                keys.encrypt(slot, 0, &[], &mut []).expect("a holder can encrypt");
+                keys.release(slot, 1);
+            };
+            let other = keys.clone();
+            let other = thread::spawn(move || user(&other));
+            user(&keys);
+            other.join().expect("no panic");
+            assert_eq!((keys.ciphers.copies(slot), keys.live_slots()), (0, 0));
+            keys.check();
+        });
+    }
+
+    #[test]
+    fn no_cipher_outlives_the_wipe() {
+        explore(|| {
+            let keys = keyring();
+            let slot = keys.acquire().expect("slot");
+            let user = keys.clone();
+            let user = thread::spawn(move || user.encrypt(slot, 0, &[], &mut []));
+            keys.wipe();
+            let used = user.join().expect("no panic");
+            assert!(matches!(used, Ok(()) | Err(CryptError::Wiped)));
+            assert_eq!(keys.ciphers.filled(), 0);
+            assert!(matches!(keys.encrypt(slot, 0, &[], &mut []), Err(CryptError::Wiped)));
+        });
     }
 }

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::CryptError;
 use crate::spec::MemoryLock;
+use crate::sync::atomic::AtomicU32;
+use crate::sync::{Mutex, rank};
 use crate::sys::memory::{Protection, SecretPages};
 
 /// Names one key slot of the arena: a 32-byte random value from which one content key is derived.
@@ -20,7 +21,7 @@ pub const SLOT_BYTES: usize = 32;
 /// 64-bit words of one slot.
 const SLOT_WORDS: usize = SLOT_BYTES / 8;
 /// Slots of one chunk: 512 KiB of secret pages, so that little of a small `RLIMIT_MEMLOCK` is lost to rounding.
-const CHUNK_SLOTS: usize = 1 << 14;
+const CHUNK_SLOTS: usize = if cfg!(feature = "loom") { 2 } else { 1 << 14 };
 /// Most chunks: 2^26 slots, 2 GiB of secret pages.
 const MAX_CHUNKS: usize = 1 << 12;
 
@@ -38,7 +39,7 @@ const PINNED: u32 = 1 << 30;
 /// Invariant: the secret of a slot without references is all zeros.
 pub struct SlotArena {
     chunks: Box<[OnceLock<Chunk>]>,
-    free: Mutex<FreeList>,
+    free: Mutex<{ rank::FREE_SLOTS }, FreeList>,
     live: AtomicU64,
     unlocked_bytes: AtomicU64,
     policy: MemoryLock,
@@ -208,6 +209,26 @@ impl SlotArena {
     }
 }
 
+#[cfg(debug_assertions)]
+impl SlotArena {
+    /// Asserts that each slot ever used is live or in the list of free ones, which holds no secret. Nothing may be given
+    /// back meanwhile.
+    pub fn check(&self) {
+        let free = self.free.lock();
+        let (mut listed, mut at) = (0, free.head);
+        while at != END {
+            let (words, state) = self.slot(SlotId(at));
+            let state = state.load(Ordering::Acquire);
+            assert!(state & FREE != 0, "slot {at} is free and has {state} references");
+            assert!(words.iter().all(|word| word.load(Ordering::Relaxed) == 0), "slot {at} is free and not wiped");
+            listed += 1;
+            assert!(listed <= free.fresh, "the list of free slots is a circle");
+            at = state & !FREE;
+        }
+        assert_eq!(self.live() + u64::from(listed), u64::from(free.fresh), "live and free slots are all");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +271,7 @@ mod tests {
         again.sort_unstable();
         assert_eq!(again, [3, 4, 5]);
         assert_eq!(arena.insert(&[1; SLOT_BYTES]).expect("slot"), SlotId(10));
+        arena.check();
         for (i, &slot) in slots.iter().enumerate().filter(|(i, _)| !(3..6).contains(i)) {
             assert_eq!(arena.secret(slot).expect("untouched")[..], [i as u8; SLOT_BYTES]);
         }
@@ -268,5 +290,41 @@ mod tests {
         assert!(bytes <= 40 * slots as usize, "{bytes} bytes for {slots} slots");
         arena.wipe();
         assert!(chunks().all(|chunk| chunk.secrets.words().iter().all(|word| word.load(Ordering::Relaxed) == 0)));
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod interleavings {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::explore;
+
+    #[test]
+    fn a_slot_is_given_back_once_and_never_to_two() {
+        explore(|| {
+            let arena = Arc::new(SlotArena::new(MemoryLock::Try));
+            let slot = arena.insert(&[5; SLOT_BYTES]).expect("slot");
+            arena.retain(slot, 1);
+            let holder = move |arena: &SlotArena, secret: u8| {
+                assert_eq!(arena.secret(slot).expect("a holder sees it")[..], [5; SLOT_BYTES]);
+                let last = arena.release(slot, 1);
+                if last {
+                    arena.reuse(slot);
+                }
+                (last, arena.insert(&[secret; SLOT_BYTES]).expect("slot"))
+            };
+            let other = arena.clone();
+            let other = thread::spawn(move || holder(&other, 1));
+            let (last, mine) = holder(&arena, 2);
+            let (other_last, theirs) = other.join().expect("no panic");
+            assert!(last != other_last, "the last reference goes once");
+            assert_ne!(mine, theirs);
+            assert_eq!(arena.secret(mine).expect("live")[..], [2; SLOT_BYTES]);
+            assert_eq!(arena.secret(theirs).expect("live")[..], [1; SLOT_BYTES]);
+            arena.check();
+        });
     }
 }

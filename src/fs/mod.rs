@@ -5,13 +5,13 @@
 //!
 //! # Order of locks
 //!
-//! 1. the mutex of directory moves (`rename.rs`),
-//! 2. entries of directories, in ascending inode number,
-//! 3. attributes of one inode,
-//! 4. a shard of the inode table, or a content's own lock; nothing is locked while one of these is held.
+//! As [`crate::sync::rank`] says, and debug builds assert: the mutex of directory moves (`rename.rs`), entries of
+//! directories in ascending inode number, attributes of one inode, a shard of the inode table, the record of losses.
 //!
 //! A directory is removed under its parent's lock alone; `node/directory.rs` says how.
 
+#[cfg(debug_assertions)]
+mod check;
 mod file;
 mod listing;
 mod losses;
@@ -26,14 +26,13 @@ mod xattr;
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
-use self::node::{Directory, Entries, Inode, Losses, Meta, Node, Table};
+use self::node::{Directory, Entries, Inode, Losses, Meta, Node, Shard, Table};
 pub use self::node::{Loss, LossChanges, LossTotals, acl_permissions};
 pub use self::suidgid::{Change, Relation};
 pub use self::types::*;
 use crate::store::Store;
 pub use crate::store::{Pressure, StoreError};
+use crate::sync::{Mutex, rank};
 
 /// Bytes of memory that a small file with a name of 32 bytes counts as: so many inodes are free.
 const SMALL_FILE: u64 = 512;
@@ -47,7 +46,7 @@ pub struct Scratch {
     store: Arc<Store>,
     table: Table,
     /// Held while a directory moves to another parent, so that the tree above any directory stands still.
-    moves: Mutex<()>,
+    moves: Mutex<{ rank::MOVES }, ()>,
     losses: Losses,
 }
 
@@ -107,12 +106,9 @@ impl Scratch {
     /// meanwhile may be among them or not.
     pub fn referenced_files(&self, mut take: impl FnMut(&[u64])) {
         for shard in self.table.shards() {
-            let files: Vec<u64> = {
-                let shard = shard.read();
-                let known = shard.iter().filter(|inode| inode.kind() == Kind::File && inode.is_referenced());
-                known.map(|inode| inode.ino).collect()
-            };
-            take(&files);
+            let files = inodes_of(shard, |inode| inode.kind() == Kind::File);
+            let known = files.iter().filter(|inode| inode.is_referenced());
+            take(&known.map(|inode| inode.ino).collect::<Vec<_>>());
         }
     }
 
@@ -166,10 +162,17 @@ impl Scratch {
 /// the drop of something else: a tree may be deeper than the stack.
 impl Drop for Scratch {
     fn drop(&mut self) {
-        self.table.for_each(|inode| {
-            if let Node::Directory(directory) = &inode.node {
-                *directory.entries.write() = Entries::default();
+        for shard in self.table.shards() {
+            for inode in inodes_of(shard, Inode::is_directory) {
+                if let Ok(directory) = inode.directory() {
+                    *directory.entries.write() = Entries::default();
+                }
             }
-        });
+        }
     }
+}
+
+/// Those inodes of a shard, which is unlocked again: what is done with them may lock.
+fn inodes_of(shard: &Shard, wanted: impl Fn(&Inode) -> bool) -> Vec<Arc<Inode>> {
+    shard.read().iter().filter(|inode| wanted(inode)).cloned().collect()
 }

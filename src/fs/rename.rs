@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
-
 use super::names::check_name;
 use super::node::{Directory, Entries, Inode, Meta, Node, entry_memory, inode_memory};
 use super::{Creator, FsError, Kind, ROOT, RenameFlags, Scratch, Time};
+use crate::sync::{WriteGuard, rank};
 
 impl Scratch {
     /// Moves a name, replacing what has the new one (renameat2(2)). Two names of one inode stay as they are.
@@ -114,15 +113,17 @@ struct End<'a> {
     name: &'a [u8],
 }
 
+type EntriesGuard<'a> = WriteGuard<'a, { rank::ENTRIES }, Entries>;
+
 /// The entries of both directories, locked in ascending inode number.
 enum Locked<'a> {
-    One(RwLockWriteGuard<'a, Entries>),
-    Two { from: RwLockWriteGuard<'a, Entries>, to: RwLockWriteGuard<'a, Entries> },
+    One(EntriesGuard<'a>),
+    Two { from: EntriesGuard<'a>, to: EntriesGuard<'a> },
 }
 
 impl<'a> Locked<'a> {
     fn new(from: &End<'a>, to: &End<'a>) -> Self {
-        let lock = |end: &End<'a>| end.directory.entries.write();
+        let lock = |end: &End<'a>| end.directory.entries.write_nth(end.inode.ino);
         match from.inode.ino.cmp(&to.inode.ino) {
             std::cmp::Ordering::Equal => Self::One(lock(from)),
             std::cmp::Ordering::Less => {

@@ -9,11 +9,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, rank};
 
 /// Kept open; what is written to it holds until the next write or the end of the process.
 pub(super) const DEVICE: &str = "/dev/cpu_dma_latency";
@@ -43,16 +43,7 @@ impl LatencyHolder {
     }
 
     fn with_device(device: File, lease: Duration) -> io::Result<Self> {
-        let inner = Arc::new(Hold {
-            device,
-            lease,
-            begin: Instant::now(),
-            burst: Burst::default(),
-            held: AtomicBool::new(false),
-            seen: AtomicU32::new(0),
-            stop: Mutex::new(false),
-            wake: Condvar::new(),
-        });
+        let inner = Arc::new(Hold::new(device, lease));
         let keeper = inner.clone();
         let keeper = thread::Builder::new().name("cpu-latency".to_owned()).spawn(move || keeper.keep())?;
         Ok(Self { inner, keeper: Some(keeper) })
@@ -85,21 +76,35 @@ struct Hold {
     lease: Duration,
     begin: Instant,
     burst: Burst,
-    /// Whether the machine is held. Set by the worker that begins a hold, taken back by the keeper alone, and only
-    /// after it has written [`ANY`]: so the last value written is that of the last change.
+    /// Whether the machine is held. Changed under the lock of `stop` only, after the value has been written: so the last
+    /// value written is that of the last change.
     held: AtomicBool,
     /// Requests during the present lease.
     seen: AtomicU32,
-    stop: Mutex<bool>,
+    stop: Mutex<{ rank::LATENCY }, bool>,
     wake: Condvar,
 }
 
 impl Hold {
+    fn new(device: File, lease: Duration) -> Self {
+        Self {
+            device,
+            lease,
+            begin: Instant::now(),
+            burst: Burst::default(),
+            held: AtomicBool::new(false),
+            seen: AtomicU32::new(0),
+            stop: Mutex::new(false),
+            wake: Condvar::default(),
+        }
+    }
+
     fn hold(&self) {
-        if !self.held.swap(true, Ordering::AcqRel) {
+        // Under the lock, so that the keeper sees neither half of it, nor is on its way from looking to waiting.
+        let _stop = self.stop.lock();
+        if !self.held.load(Ordering::Acquire) {
             self.write(SHALLOWEST);
-            // Under the lock: the keeper may be on its way from looking at `held` to waiting.
-            let _stop = self.stop.lock();
+            self.held.store(true, Ordering::Release);
             self.wake.notify_all();
         }
     }
@@ -112,7 +117,7 @@ impl Hold {
                 self.wake.wait(&mut stop);
                 continue;
             }
-            let ended = self.wake.wait_for(&mut stop, self.lease).timed_out();
+            let ended = self.wake.wait_until(&mut stop, Instant::now() + self.lease);
             if ended && self.seen.swap(0, Ordering::Relaxed) < LEAST {
                 self.write(ANY);
                 self.held.store(false, Ordering::Release);
@@ -168,7 +173,7 @@ mod tests {
         assert_eq!(until_burst(&burst, 3 * hour, Duration::from_millis(1)), None, "an old burst does not count");
     }
 
-    fn values(path: &std::path::Path) -> Vec<i32> {
+    pub fn values(path: &std::path::Path) -> Vec<i32> {
         let bytes = fs::read(path).expect("readable");
         bytes.chunks(4).map(|value| i32::from_ne_bytes(value.try_into().expect("whole values"))).collect()
     }
@@ -201,5 +206,36 @@ mod tests {
             }
             assert_eq!(values(file.path()), [SHALLOWEST, ANY].repeat(burst));
         }
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod interleavings {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::explore;
+
+    /// The last value written is that of the last change, and none is written twice.
+    #[test]
+    fn the_machine_is_held_as_the_flag_says() {
+        explore(|| {
+            let device = tempfile::NamedTempFile::new().expect("a file");
+            let hold = Arc::new(Hold::new(device.reopen().expect("opened"), LEASE));
+            let keeper = hold.clone();
+            let keeper = thread::spawn(move || keeper.keep());
+            let other = hold.clone();
+            let other = thread::spawn(move || other.hold());
+            hold.hold();
+            other.join().expect("no panic");
+            *hold.stop.lock() = true;
+            hold.wake.notify_all();
+            keeper.join().expect("no panic");
+            let values = tests::values(device.path());
+            assert!(values.windows(2).all(|pair| pair[0] != pair[1]), "{values:?}");
+            assert_eq!(values.last() == Some(&SHALLOWEST), hold.held.load(Ordering::Acquire), "{values:?}");
+        });
     }
 }

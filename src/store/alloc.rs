@@ -134,6 +134,31 @@ impl ArenaAlloc {
     }
 }
 
+#[cfg(debug_assertions)]
+impl RangeSet {
+    /// Asserts that both orders hold the same ranges, which never touch.
+    fn check(&self) {
+        let by_len: BTreeMap<u64, u64> = self.by_len.iter().map(|(len, start)| (*start, *len)).collect();
+        assert_eq!((&by_len, by_len.len()), (&self.by_start, self.by_len.len()), "the two orders differ");
+        let ranges = self.by_start.iter().zip(self.by_start.iter().skip(1));
+        ranges.for_each(|((start, len), (next, _))| assert!(start + len < *next, "ranges touch at {next}"));
+    }
+}
+
+#[cfg(debug_assertions)]
+impl ArenaAlloc {
+    /// Asserts that what is free is free once, and below the end.
+    pub fn check(&self) {
+        self.dirty.check();
+        self.clean.check();
+        assert!(self.end <= self.capacity, "the end {} is behind the capacity", self.end);
+        let mut free: Vec<_> = self.dirty.by_start.iter().chain(&self.clean.by_start).collect();
+        free.sort_unstable();
+        let starts = free.iter().skip(1).map(|(start, _)| **start).chain([self.end]);
+        free.iter().zip(starts).for_each(|((start, len), next)| assert!(*start + *len <= next, "free twice at {next}"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -196,6 +221,7 @@ mod tests {
                         }
                     }
                 }
+                alloc.check();
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Pooled buffers: ciphertext on its way to the disk, and single sectors of plaintext that are wiped before reuse.
 
-use parking_lot::Mutex;
-
+use crate::sync::{Mutex, rank};
 use crate::units::SECTOR;
 
 /// Sectors that get their place in one go: one FUSE request of the largest size.
@@ -22,7 +21,7 @@ pub(super) struct Buffers {
 /// As many [`Buffers`] as operations ever ran at once.
 #[derive(Default)]
 pub(super) struct BufferPool {
-    free: Mutex<Vec<Buffers>>,
+    free: Mutex<{ rank::BUFFERS }, Vec<Buffers>>,
 }
 
 impl BufferPool {

@@ -10,14 +10,13 @@ use std::ops::Range;
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
-
 use super::buffer::CHUNK_SECTORS;
 use super::extent::{Extent, Segment};
 use super::layout::{Edit, Layout, Writing};
 use super::range::{Split, whole_sectors};
 use super::space::Claim;
 use super::{Store, StoreError};
+use crate::sync::{RwLock, rank};
 use crate::units::{SECTOR, SECTOR_U64};
 
 /// The bytes of one file: a sparse array of up to 2^63-1 bytes with its own lock and its own key slot.
@@ -26,7 +25,7 @@ use crate::units::{SECTOR, SECTOR_U64};
 /// its space and its key.
 pub struct Content {
     store: Arc<Store>,
-    layout: RwLock<Layout>,
+    layout: RwLock<{ rank::LAYOUT }, Layout>,
 }
 
 /// Whether reserving space behind the end moves the end.
@@ -289,5 +288,13 @@ impl Content {
 impl Drop for Content {
     fn drop(&mut self) {
         self.edit().clear();
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Content {
+    /// Asserts the invariants of the layout, which need no store; returns the bytes of memory its map counts as.
+    pub fn check(&self) -> u64 {
+        self.layout.read().check()
     }
 }

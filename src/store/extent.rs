@@ -242,6 +242,35 @@ impl ExtentMap {
     }
 }
 
+#[cfg(debug_assertions)]
+impl ExtentMap {
+    /// Asserts that extents are in order and apart, joined where they can be, and that small maps are small; returns the
+    /// sectors mapped and the end of the last written one.
+    pub fn check(&self) -> (u64, u64) {
+        if let Self::Many(map) = self {
+            assert!(map.len() > 1, "a map of {} extents has a tree", map.len());
+        }
+        let (mut sectors, mut written, mut last) = (0, 0, None::<(u64, Extent)>);
+        while let Some((start, extent)) = self.after(last.map_or(0, |(at, before)| at + u64::from(before.len))) {
+            assert!(extent.len > 0, "an extent without sectors at {start}");
+            if let Some((at, before)) = last {
+                let touches = at + u64::from(before.len) == start;
+                assert!(!touches || !before.continues_with(&extent), "extents at {at} and {start} could be one");
+            }
+            sectors += u64::from(extent.len);
+            written = if extent.is_reserved() { written } else { start + u64::from(extent.len) };
+            last = Some((start, extent));
+        }
+        let listed = match self {
+            Self::Empty => 0,
+            Self::One(_, extent) => u64::from(extent.len),
+            Self::Many(map) => map.values().map(|extent| u64::from(extent.len)).sum(),
+        };
+        assert_eq!(sectors, listed, "extents overlap");
+        (sectors, written)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -297,6 +326,7 @@ mod tests {
                     map.remove(range.clone(), &mut removed);
                     range.for_each(|s| { model.remove(&s); });
                 }
+                prop_assert_eq!(map.check().0, model.len() as u64);
                 prop_assert_eq!(removed.iter().map(|e| u64::from(e.len)).sum::<u64>(), before);
                 for s in 0..60 {
                     let found = match map.segment(s, 1) { Segment::Written(e) => Some(e.block), _ => None };

@@ -6,12 +6,11 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::alloc::RangeSet;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, rank};
 use crate::units::SECTOR_U64;
 
 /// Most sectors that are kept free beyond what may be accepted: writers notice late by a few hundred KiB each.
@@ -47,7 +46,7 @@ pub(super) struct Headroom {
     /// Where the reserve is.
     region: OnceLock<(u16, Range<u64>)>,
     /// Free sectors of the reserve. A leaf among locks.
-    reserve: Mutex<RangeSet>,
+    reserve: Mutex<{ rank::RESERVE }, RangeSet>,
     /// How many those are.
     reserve_free: AtomicU64,
     disk: Gauge,

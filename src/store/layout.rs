@@ -2,13 +2,12 @@
 
 use std::ops::Range;
 
-use parking_lot::RwLockWriteGuard;
-
 use super::buffer::{BufferLease, Buffers};
 use super::extent::{Extent, ExtentMap, Segment};
 use super::space::Claim;
 use super::{SlotLease, Store, StoreError};
 use crate::crypt::SlotId;
+use crate::sync::{WriteGuard, rank};
 use crate::units::{SECTOR, SECTOR_U64};
 
 /// Sectors one key slot encrypts before the content takes a new one: 2^28 sectors are 2^36 AES blocks, the
@@ -37,7 +36,7 @@ pub(super) struct Layout {
 /// A layout under its exclusive lock, and the store it lies in: every change of it is a method here.
 pub(super) struct Edit<'a> {
     pub store: &'a Store,
-    pub layout: RwLockWriteGuard<'a, Layout>,
+    pub layout: WriteGuard<'a, { rank::LAYOUT }, Layout>,
 }
 
 impl Layout {
@@ -225,6 +224,19 @@ impl<'a> Edit<'a> {
 
     pub fn grow(&mut self, sector: u64, bytes: usize) {
         self.layout.size = self.layout.size.max(sector * SECTOR_U64 + bytes as u64);
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Layout {
+    /// Asserts what can be seen without reading.
+    pub fn check(&self) -> u64 {
+        let (sectors, written) = self.map.check();
+        assert_eq!(self.sectors, sectors, "sectors counted and sectors mapped");
+        let size = self.size.div_ceil(SECTOR_U64);
+        assert!(written <= size, "sector {written} is written, the size ends in sector {size}");
+        assert!(self.slot_sectors <= SLOT_SECTORS, "{} sectors under one key", self.slot_sectors);
+        self.map.memory()
     }
 }
 

@@ -14,6 +14,7 @@ mod extent;
 mod headroom;
 mod layout;
 mod range;
+mod shared;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -337,6 +338,15 @@ impl Store {
                 self.release_slot(extent.slot, freed as u32);
             }
         }
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Store {
+    /// Asserts the invariants of allocators, shared sectors and key slots.
+    pub fn check(&self) {
+        self.space.check();
+        self.keyring.check();
     }
 }
 

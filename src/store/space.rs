@@ -1,19 +1,17 @@
-//! Places for sectors: per-arena allocators, reference counts of shared sectors, and the thread that gives freed
-//! space back to the disk.
+//! Places for sectors: per-arena allocators, and the thread that gives freed space back to the disk.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use super::alloc::{ArenaAlloc, Run};
 use super::extent::Extent;
 use super::headroom::{Headroom, Pressure};
+use super::shared::SharedExtents;
 use crate::backing::Backing;
+use crate::sync::{Condvar, Mutex, rank};
 use crate::units::SECTOR_U64;
 
 /// How long freed space waits for reuse before it goes back to the disk.
@@ -22,9 +20,6 @@ const DISCARD_DELAY: Duration = Duration::from_millis(500);
 const ARENA_SECTORS: u64 = 1 << 31;
 /// Sequence numbers of arena `n` start at `n << ARENA_SEQ_BITS`: 2^48 sectors (one exbibyte) are never exhausted.
 const ARENA_SEQ_BITS: u32 = 48;
-
-/// Reference counts by arena and first block: `(sectors, count)`, only where the count is at least 2.
-type SharedCounts = BTreeMap<(u16, u64), (u32, u32)>;
 
 /// Whose turn it is to take space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,31 +39,42 @@ pub(super) enum Site {
     Reserve,
 }
 
-struct Inner {
+/// What the contents and the discarder share.
+struct Arenas {
     backing: Box<dyn Backing>,
-    arenas: Vec<Mutex<ArenaAlloc>>,
-    shared: Mutex<SharedCounts>,
-    /// Set once the first range is shared, so that freeing need not look at `shared` before.
-    any_shared: AtomicBool,
+    arenas: Vec<Mutex<{ rank::ARENA }, ArenaAlloc>>,
+    shared: SharedExtents,
     limit: u64,
     used: AtomicU64,
     headroom: Headroom,
-    discard: Mutex<DiscardState>,
+    discard: Mutex<{ rank::DISCARD }, Discarder>,
     wake: Condvar,
     idle: Condvar,
 }
 
+/// What the discarder is to do next.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Discard {
+    /// Nothing has been freed since it last began.
+    #[default]
+    Nothing,
+    /// Give back what is still free after [`DISCARD_DELAY`].
+    Later,
+    /// Give back at once: somebody waits.
+    Now,
+    /// End.
+    Stop,
+}
+
 #[derive(Default)]
-struct DiscardState {
-    pending: bool,
-    hurry: bool,
+struct Discarder {
+    next: Discard,
     working: bool,
-    stop: bool,
 }
 
 /// All space of a run.
 pub(super) struct Space {
-    inner: Arc<Inner>,
+    inner: Arc<Arenas>,
     discarder: Option<JoinHandle<()>>,
 }
 
@@ -78,17 +84,16 @@ impl Space {
         let arenas = (0..u64::from(backing.arenas()))
             .map(|arena| Mutex::new(ArenaAlloc::new(ARENA_SECTORS, arena << ARENA_SEQ_BITS)))
             .collect();
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(Arenas {
             backing,
             arenas,
-            shared: Mutex::default(),
-            any_shared: AtomicBool::new(false),
+            shared: SharedExtents::default(),
             limit,
             used: AtomicU64::new(0),
             headroom: Headroom::default(),
             discard: Mutex::default(),
-            wake: Condvar::new(),
-            idle: Condvar::new(),
+            wake: Condvar::default(),
+            idle: Condvar::default(),
         });
         let worker = Arc::clone(&inner);
         let discarder = std::thread::Builder::new()
@@ -201,22 +206,18 @@ impl Space {
     /// Gives one reference to an extent's sectors back, frees and discharges those that were the last; returns
     /// how many were freed.
     pub fn release(&self, extent: &Extent) -> u64 {
-        if !extent.shared || !self.inner.any_shared.load(Ordering::Acquire) {
+        if !extent.shared {
             self.free(extent.arena, extent.block, u64::from(extent.len));
             return u64::from(extent.len);
         }
-        let freed = {
-            let mut shared = self.inner.shared.lock();
-            unshare(&mut shared, extent)
-        };
+        let freed = self.inner.shared.release(extent);
         freed.iter().for_each(|&(block, len)| self.free(extent.arena, block, len));
         freed.iter().map(|(_, len)| len).sum()
     }
 
     /// Adds one reference to the sectors of an extent.
     pub fn share(&self, extent: &Extent) {
-        self.inner.any_shared.store(true, Ordering::Release);
-        share(&mut self.inner.shared.lock(), extent);
+        self.inner.shared.share(extent);
     }
 
     /// Gives back sectors that were allocated and charged.
@@ -232,8 +233,8 @@ impl Space {
             .for_each(|range| alloc.free(range.start, range.end - range.start));
         drop(alloc);
         let mut state = self.inner.discard.lock();
-        if !state.pending {
-            state.pending = true;
+        if state.next == Discard::Nothing {
+            state.next = Discard::Later;
             self.inner.wake.notify_all();
         }
     }
@@ -244,9 +245,11 @@ impl Space {
             return;
         }
         let mut state = self.inner.discard.lock();
-        while state.pending || state.working {
-            state.hurry = true;
-            self.inner.wake.notify_all();
+        while state.next != Discard::Nothing || state.working {
+            if state.next == Discard::Later {
+                state.next = Discard::Now;
+                self.inner.wake.notify_all();
+            }
             self.inner.idle.wait(&mut state);
         }
     }
@@ -254,7 +257,7 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        self.inner.discard.lock().stop = true;
+        self.inner.discard.lock().next = Discard::Stop;
         self.inner.wake.notify_all();
         if let Some(thread) = self.discarder.take() {
             let _ = thread.join();
@@ -262,20 +265,20 @@ impl Drop for Space {
     }
 }
 
-impl Inner {
+impl Arenas {
     fn discard_loop(&self) {
         loop {
             {
                 let mut state = self.discard.lock();
-                while !state.pending && !state.stop {
+                while state.next == Discard::Nothing {
                     self.wake.wait(&mut state);
                 }
-                let deadline = std::time::Instant::now() + DISCARD_DELAY;
-                while !state.stop && !state.hurry && !self.wake.wait_until(&mut state, deadline).timed_out() {}
-                if state.stop {
+                let deadline = Instant::now() + DISCARD_DELAY;
+                while state.next == Discard::Later && !self.wake.wait_until(&mut state, deadline) {}
+                if state.next == Discard::Stop {
                     return;
                 }
-                (state.pending, state.hurry, state.working) = (false, false, true);
+                *state = Discarder { next: Discard::Nothing, working: true };
             }
             (0..self.arenas.len()).for_each(|arena| self.discard_arena(arena));
             let mut state = self.discard.lock();
@@ -291,99 +294,18 @@ impl Inner {
                 tracing::debug!(%error, arena, block, len, "space not given back; it will be reused instead");
             }
             self.arenas[arena].lock().discarded(block, len);
-            if self.discard.lock().stop {
+            if self.discard.lock().next == Discard::Stop {
                 return;
             }
         }
     }
 }
 
-/// Adds one reference to every sector of `extent`.
-fn share(counts: &mut SharedCounts, extent: &Extent) {
-    let (start, end) = (extent.block, extent.block + u64::from(extent.len));
-    split_at(counts, extent.arena, start);
-    split_at(counts, extent.arena, end);
-    let mut at = start;
-    while at < end {
-        let next = counts.range((extent.arena, at)..(extent.arena, end)).next().map(|(key, value)| (key.1, *value));
-        match next {
-            Some((block, (len, count))) if block == at => {
-                counts.insert((extent.arena, block), (len, count + 1));
-                at += u64::from(len);
-            }
-            other => {
-                let gap_end = other.map_or(end, |(block, _)| block);
-                counts.insert((extent.arena, at), ((gap_end - at) as u32, 2));
-                at = gap_end;
-            }
-        }
-    }
-}
-
-/// Takes one reference from every sector of `extent`; returns those that had only one, as `(block, len)`.
-fn unshare(counts: &mut SharedCounts, extent: &Extent) -> Vec<(u64, u64)> {
-    let (start, end) = (extent.block, extent.block + u64::from(extent.len));
-    split_at(counts, extent.arena, start);
-    split_at(counts, extent.arena, end);
-    let inside: Vec<(u64, (u32, u32))> =
-        counts.range((extent.arena, start)..(extent.arena, end)).map(|(&(_, block), &value)| (block, value)).collect();
-    let (mut freed, mut at) = (Vec::new(), start);
-    for (block, (len, count)) in inside {
-        if at < block {
-            freed.push((at, block - at));
-        }
-        match count {
-            2 => counts.remove(&(extent.arena, block)),
-            _ => counts.insert((extent.arena, block), (len, count - 1)),
-        };
-        at = block + u64::from(len);
-    }
-    if at < end {
-        freed.push((at, end - at));
-    }
-    freed
-}
-
-fn split_at(counts: &mut SharedCounts, arena: u16, at: u64) {
-    let found = counts.range(..(arena, at)).next_back().map(|(key, value)| (*key, *value));
-    if let Some(((found_arena, block), (len, count))) = found
-        && found_arena == arena
-        && at < block + u64::from(len)
-    {
-        counts.insert((arena, block), ((at - block) as u32, count));
-        counts.insert((arena, at), ((block + u64::from(len) - at) as u32, count));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::crypt::SlotId;
-
-    proptest! {
-        /// Against one counter per sector.
-        #[test]
-        fn shared_counts_agree_with_a_counter_per_sector(ops in prop::collection::vec((any::<bool>(), 0u64..20, 1u32..8), 1..50)) {
-            let mut counts = SharedCounts::new();
-            let mut model: HashMap<u64, u32> = (0..40).map(|s| (s, 1)).collect();
-            for (add, block, len) in ops {
-                let extent = Extent { block, seq: 0, slot: SlotId(0), len, arena: 1, shared: true };
-                let range = block..block + u64::from(len);
-                if add {
-                    share(&mut counts, &extent);
-                    range.for_each(|s| *model.get_mut(&s).unwrap() += 1);
-                } else {
-                    let freed: u64 = unshare(&mut counts, &extent).iter().map(|(_, l)| l).sum();
-                    let expected = range.clone().filter(|s| model[s] == 1).count() as u64;
-                    prop_assert_eq!(freed, expected);
-                    // A freed sector is allocated anew at once, so that every sector always has an owner.
-                    range.for_each(|s| { let c = model.get_mut(&s).unwrap(); *c = (*c - 1).max(1); });
-                }
-            }
-        }
+#[cfg(debug_assertions)]
+impl Space {
+    /// Asserts what [`ArenaAlloc::check`] and [`SharedExtents::check`] do.
+    pub fn check(&self) {
+        self.inner.arenas.iter().for_each(|arena| arena.lock().check());
+        self.inner.shared.check();
     }
 }

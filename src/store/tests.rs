@@ -122,7 +122,9 @@ proptest! {
             for (content, model) in contents.iter().zip(&models) {
                 prop_assert_eq!(content.size(), model.len() as u64);
                 prop_assert!(bytes(content) == *model, "after {:?}", op);
+                content.check();
             }
+            store.check();
             let mapped: u64 = contents.iter().map(Content::sectors).sum();
             prop_assert!(store.usage().used <= mapped);
         }

@@ -15,7 +15,7 @@ mod target;
 
 use std::path::{Path, PathBuf};
 
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 
 use crate::directory::Directory;
 use crate::model::Model;
@@ -111,7 +111,10 @@ fn compare_with_directory(base: &Path, cases: u32, ctime: bool) {
 }
 
 fn check(cases: u32, test: impl Fn(&[Op]) -> Result<(), String>) {
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
+    // Committed: a case that once failed is tried first for ever.
+    let regressions = FileFailurePersistence::Direct("tests/reference/regressions.txt");
+    let failure_persistence = Some(Box::new(regressions) as _);
+    let config = Config { cases, failure_persistence, max_shrink_iters: 2000, ..Config::default() };
     let test = |ops: Vec<Op>| test(&ops).map_err(TestCaseError::fail);
     if let Err(error) = TestRunner::new(config).run(&ops(60), test) {
         panic!("{error}");

@@ -269,6 +269,8 @@ impl Target for InProcess {
     }
 
     fn tree(&mut self) -> Tree {
+        #[cfg(debug_assertions)]
+        self.fs.check();
         let mut inos = BTreeMap::new();
         self.walk(&mut |path, ino| {
             inos.insert(path, ino);

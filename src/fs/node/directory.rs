@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashTable;
-use parking_lot::RwLock;
 
 use super::inode::Inode;
 use crate::fs::FsError;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{RwLock, rank};
 
 /// Cookies of `.` and `..`; real entries start at [`PAGE`].
 pub const COOKIE_SELF: u64 = 1;
@@ -29,7 +29,7 @@ pub const DIRECTORY_MEMORY: u64 = 832;
 
 /// The directory part of an inode.
 pub struct Directory {
-    pub entries: RwLock<Entries>,
+    pub entries: RwLock<{ rank::ENTRIES }, Entries>,
     /// Inode number behind `..`; changed under the rename mutex only.
     parent: AtomicU64,
     /// Entries there are or are about to be, and [`DEAD`]. It decides between a thread that inserts (holding this
@@ -256,6 +256,38 @@ fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
+#[cfg(debug_assertions)]
+impl Directory {
+    /// Asserts the invariants of the entries, and that as many are counted; hands them to `visit`. Nothing may change
+    /// meanwhile.
+    pub fn check(&self, visit: impl FnMut((u64, &[u8], &Arc<Inode>))) {
+        let entries = self.entries.read();
+        let count = entries.check();
+        assert_eq!(self.population.load(Ordering::Acquire) & !DEAD, count, "entries counted and entries there");
+        assert!(!self.is_dead() || count == 0, "a removed directory has entries");
+        entries.after(0).for_each(visit);
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Entries {
+    /// Asserts that each page holds what its bits say, and the index each name; returns how many.
+    fn check(&self) -> u64 {
+        let mut count = 0;
+        for (number, page) in &self.pages {
+            assert!(page.live != 0, "page {number} is empty");
+            assert_eq!(page.live.count_ones() as usize, page.entries.len(), "bits and entries of page {number}");
+            for (cookie, name, _) in page.entries(number * PAGE) {
+                assert_eq!(self.cookie(name), Some(cookie), "the index knows another place");
+                assert!(cookie > COOKIE_PARENT && cookie < self.next, "cookie {cookie} was not given");
+                count += 1;
+            }
+        }
+        assert_eq!(self.index.len() as u64, count, "names in the index and entries");
+        count
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::inode::{Meta, Node};
@@ -268,6 +300,7 @@ mod tests {
     }
 
     fn inos(entries: &Entries) -> Vec<u64> {
+        entries.check();
         entries.after(0).map(|(_, _, inode)| inode.ino).collect()
     }
 
@@ -349,5 +382,58 @@ mod tests {
         assert!(directory.is_dead() && directory.size() == 2 * ENTRY_SIZE);
         assert!(matches!(directory.reserve(), Err(FsError::NotFound)));
         assert!(matches!(directory.die(), Err(FsError::NotEmpty)));
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod interleavings {
+    use loom::thread;
+
+    use super::*;
+    use crate::fs::{Kind, Time};
+    use crate::sync::explore;
+
+    fn insert(directory: &Directory, name: &[u8]) -> bool {
+        let inode = Inode::new(
+            7,
+            super::super::Meta::root(0, 0, 0, Time::default()),
+            super::super::Node::Special { kind: Kind::Fifo, rdev: 0 },
+        );
+        let mut entries = directory.entries.write();
+        let reserved = directory.reserve().is_ok();
+        if reserved {
+            entries.insert(name, Arc::new(inode));
+        }
+        reserved
+    }
+
+    #[test]
+    fn an_entry_comes_or_the_directory_dies() {
+        explore(|| {
+            let directory = Arc::new(Directory::new(1));
+            let maker = directory.clone();
+            let maker = thread::spawn(move || insert(&maker, b"a"));
+            let died = directory.die().is_ok();
+            let made = maker.join().expect("no panic");
+            assert!(made != died, "made: {made}, died: {died}");
+            directory.check(|_| ());
+        });
+    }
+
+    #[test]
+    fn what_dies_is_seen_empty() {
+        explore(|| {
+            let directory = Arc::new(Directory::new(1));
+            insert(&directory, b"a");
+            let remover = directory.clone();
+            let remover = thread::spawn(move || {
+                remover.entries.write().remove(b"a");
+                remover.release();
+            });
+            if directory.die().is_ok() {
+                directory.check(|_| ());
+            }
+            remover.join().expect("no panic");
+        });
     }
 }

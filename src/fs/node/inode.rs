@@ -2,13 +2,12 @@
 
 use std::cell::LazyCell;
 
-use parking_lot::{Mutex, MutexGuard};
-
 use super::acl::Acl;
 use super::directory::{DIRECTORY_MEMORY, Directory};
 use super::extended::Extended;
 use crate::fs::{Attr, Creator, FsError, Kind, SetAttr, SetTime, Time};
 use crate::store::Content;
+use crate::sync::{Mutex, MutexGuard, rank};
 use crate::units::SECTOR_U64;
 
 pub const SETUID: u32 = 0o4000;
@@ -24,7 +23,7 @@ const INODE_MEMORY: u64 = 320;
 /// One object of the file system.
 pub struct Inode {
     pub ino: u64,
-    meta: Mutex<Meta>,
+    meta: Mutex<{ rank::META }, Meta>,
     pub node: Node,
 }
 
@@ -71,7 +70,7 @@ impl Inode {
         Self { ino, meta: Mutex::new(meta), node }
     }
 
-    pub fn meta(&self) -> MutexGuard<'_, Meta> {
+    pub fn meta(&self) -> MutexGuard<'_, { rank::META }, Meta> {
         self.meta.lock()
     }
 
@@ -150,7 +149,7 @@ impl Inode {
 
 impl Node {
     /// Bytes of memory that an inode of this kind counts as; extents count where they are.
-    fn memory(&self) -> u64 {
+    pub fn memory(&self) -> u64 {
         INODE_MEMORY
             + match self {
                 Self::File(_) | Self::Special { .. } => 0,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, rank};
 
 /// Most removed files and names that are remembered one by one.
 const MOST_REMEMBERED: usize = 1000;
@@ -45,14 +45,14 @@ pub struct LossTotals {
 pub struct Losses {
     /// Whether there is anything, so that nobody pays for a record that is empty.
     any: AtomicBool,
-    pub record: Mutex<Record>,
+    pub record: Mutex<{ rank::LOSSES }, Record>,
     pub changes: Arc<LossChanges>,
 }
 
 /// Counts changes of the record, for whoever waits for them.
 #[derive(Default)]
 pub struct LossChanges {
-    count: Mutex<u64>,
+    count: Mutex<{ rank::LOSS_CHANGES }, u64>,
     changed: Condvar,
 }
 
@@ -60,7 +60,9 @@ impl LossChanges {
     /// Waits for a change beyond the first `seen`, or for the end of the scratch; returns how many there were.
     pub fn wait(&self, seen: u64) -> u64 {
         let mut count = self.count.lock();
-        self.changed.wait_while(&mut count, |count| *count == seen);
+        while *count == seen {
+            self.changed.wait(&mut count);
+        }
         *count
     }
 

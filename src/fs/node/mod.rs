@@ -23,4 +23,4 @@ pub use self::extended::{ACCESS_ACL, DEFAULT_ACL, MAX_NAME, MAX_NAMES, MAX_TOTAL
 pub use self::extended::{ATTRIBUTE_MEMORY, Attribute, EXTENDED_MEMORY, MAX_VALUE};
 pub use self::inode::{GROUP_EXECUTE, Inode, Meta, Node, SETGID, SETUID, inode_memory};
 pub use self::losses::{Loss, LossChanges, LossTotals, Losses};
-pub use self::table::Table;
+pub use self::table::{Shard, Table};

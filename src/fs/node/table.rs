@@ -2,20 +2,23 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashTable;
-use parking_lot::RwLock;
 use rustc_hash::FxBuildHasher;
 
 use super::inode::{Inode, Meta, Node};
 use crate::fs::ROOT;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{RwLock, rank};
 
 const SHARDS: usize = 64;
 
+/// Some of the inodes.
+pub type Shard = RwLock<{ rank::SHARD }, HashTable<Arc<Inode>>>;
+
 /// All living inodes. Its locks are leaves: nothing else is locked while one is held.
 pub struct Table {
-    shards: [RwLock<HashTable<Arc<Inode>>>; SHARDS],
+    shards: [Shard; SHARDS],
     next: AtomicU64,
     live: AtomicU64,
 }
@@ -65,15 +68,8 @@ impl Table {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Every inode, one shard at a time.
-    pub fn for_each(&self, mut visit: impl FnMut(&Arc<Inode>)) {
-        for shard in &self.shards {
-            shard.read().iter().for_each(&mut visit);
-        }
-    }
-
     /// The shards, to be locked one after the other.
-    pub fn shards(&self) -> &[RwLock<HashTable<Arc<Inode>>>] {
+    pub fn shards(&self) -> &[Shard] {
         &self.shards
     }
 
@@ -81,7 +77,7 @@ impl Table {
         self.shard(inode.ino).write().insert_unique(hash(inode.ino), inode, |inode| hash(inode.ino));
     }
 
-    fn shard(&self, ino: u64) -> &RwLock<HashTable<Arc<Inode>>> {
+    fn shard(&self, ino: u64) -> &Shard {
         &self.shards[ino as usize % SHARDS]
     }
 }
@@ -89,6 +85,22 @@ impl Table {
 /// Numbers are given out by us, one after the other, so nobody can choose colliding ones: no keyed hash is needed.
 fn hash(ino: u64) -> u64 {
     FxBuildHasher.hash_one(ino)
+}
+
+#[cfg(debug_assertions)]
+impl Table {
+    /// Asserts that each inode is where its number says, and that as many live; returns them.
+    pub fn check(&self) -> Vec<Arc<Inode>> {
+        let mut inodes = Vec::new();
+        for (at, shard) in self.shards.iter().enumerate() {
+            for inode in shard.read().iter() {
+                assert!(inode.ino as usize % SHARDS == at && inode.ino <= self.newest(), "inode {} is lost", inode.ino);
+                inodes.push(inode.clone());
+            }
+        }
+        assert_eq!(inodes.len() as u64, self.live(), "inodes counted and inodes there");
+        inodes
+    }
 }
 
 #[cfg(test)]
@@ -127,8 +139,7 @@ mod tests {
         assert!(table.remove(first).is_some() && table.remove(first).is_none());
         assert_eq!(table.live(), 2);
         create();
-        let mut inos = Vec::new();
-        table.for_each(|inode| inos.push(inode.ino));
+        let mut inos: Vec<u64> = table.check().iter().map(|inode| inode.ino).collect();
         inos.sort();
         assert_eq!(inos, [1, 3, 4]);
     }
