@@ -3,8 +3,8 @@
 use crate::run::CommandError;
 use crate::run::StateError;
 use crate::run::error::{
-    AuditError, Cause, Code, CryptError, FsError, FuseError, IdentityError, PreflightReport, RunError, StageError,
-    VerifyError,
+    AuditError, Cause, Code, CryptError, FamilyError, FsError, FuseError, IdentityError, PreflightReport, RunError,
+    StageError, VerifyError,
 };
 use crate::serve::{ConfigError, ServeError};
 use crate::units::exit::Exit;
@@ -31,26 +31,36 @@ pub fn code(error: &RunError) -> u8 {
         RunError::Fetch(StageError::NoCloud { .. }) => Exit::Unavailable,
         RunError::Fetch(_) | RunError::Discarded(_) => Exit::Io,
         RunError::Unpublished { .. } => Exit::Unpublished,
-        RunError::Command(CommandError::NotFound { .. }) => Exit::NotFound,
-        RunError::Command(CommandError::NotExecutable { .. }) => Exit::NotExecutable,
-        RunError::Command(CommandError::View { .. }) => Exit::NoPermission,
-        RunError::Command(CommandError::System { .. }) => Exit::System,
-        RunError::Namespace(_) | RunError::Identity(IdentityError::Unprivileged) => Exit::NoPermission,
-        RunError::Identity(IdentityError::NoRange | IdentityError::Exhausted(_)) => Exit::Configuration,
-        RunError::Identity(IdentityError::System(_)) => Exit::System,
-        RunError::State(StateError::InUse(_)) => Exit::Usage,
-        RunError::State(StateError::OutputInUse { .. }) => Exit::CannotCreate,
-        RunError::State(StateError::Unknown(_) | StateError::Locked { .. }) => Exit::Unavailable,
-        RunError::State(StateError::Untrusted { .. }) => Exit::NoPermission,
-        RunError::State(StateError::System { .. } | StateError::InTheWay { .. }) => Exit::CannotCreate,
-        RunError::State(StateError::NoPlace { .. }) => Exit::Configuration,
         RunError::MemoryLock { .. } => Exit::Configuration,
-        RunError::Report { .. } | RunError::Copy { .. } => Exit::CannotCreate,
-        RunError::Interrupted { signal, .. } => return Exit::by_signal(*signal as i32),
-        RunError::Ended { .. } | RunError::Incomplete(_) | RunError::Beside(_) => Exit::Io,
-        RunError::MountLost { .. } | RunError::CutOff | RunError::Lost(_) | RunError::System { .. } => Exit::System,
-        RunError::Undying { .. } => Exit::System,
-        RunError::Refused(_) | RunError::Unreachable { .. } => Exit::Unavailable,
+        RunError::Incomplete(_) => Exit::Io,
+        RunError::Family(error) => return family(error),
+    };
+    exit.number()
+}
+
+fn family(error: &FamilyError) -> u8 {
+    let exit = match error {
+        FamilyError::Command(CommandError::NotFound { .. }) => Exit::NotFound,
+        FamilyError::Command(CommandError::NotExecutable { .. }) => Exit::NotExecutable,
+        FamilyError::Command(CommandError::View { .. }) => Exit::NoPermission,
+        FamilyError::Command(CommandError::System { .. }) => Exit::System,
+        FamilyError::Namespace(_) | FamilyError::Identity(IdentityError::Unprivileged) => Exit::NoPermission,
+        FamilyError::Identity(IdentityError::NoRange | IdentityError::Exhausted(_)) => Exit::Configuration,
+        FamilyError::Identity(IdentityError::System(_)) => Exit::System,
+        FamilyError::State(StateError::InUse(_)) => Exit::Usage,
+        FamilyError::State(StateError::OutputInUse { .. }) => Exit::CannotCreate,
+        FamilyError::State(StateError::Unknown(_) | StateError::Locked { .. }) => Exit::Unavailable,
+        FamilyError::State(StateError::Untrusted { .. }) => Exit::NoPermission,
+        FamilyError::State(StateError::System { .. } | StateError::InTheWay { .. }) => Exit::CannotCreate,
+        FamilyError::State(StateError::NoPlace { .. }) => Exit::Configuration,
+        FamilyError::Report { .. } | FamilyError::Copy { .. } => Exit::CannotCreate,
+        FamilyError::Interrupted { signal, .. } => return Exit::by_signal(*signal as i32),
+        FamilyError::Ended { .. } | FamilyError::Beside(_) => Exit::Io,
+        FamilyError::MountLost { .. } | FamilyError::CutOff | FamilyError::Lost(_) | FamilyError::System { .. } => {
+            Exit::System
+        }
+        FamilyError::Undying { .. } => Exit::System,
+        FamilyError::Refused(_) | FamilyError::Unreachable { .. } => Exit::Unavailable,
     };
     exit.number()
 }
@@ -187,31 +197,31 @@ mod tests {
             (RunError::Fetch(StageError::Modified { path: "/x".into() }), 74),
             (RunError::Discarded(PublishError::Stage(outside(denied()))), 74),
             (RunError::Unpublished { held: None, source: PublishError::Stopped }, 75),
-            (RunError::Command(CommandError::NotFound { name: "x".into() }), 127),
-            (RunError::Command(CommandError::NotExecutable { path: "x".into(), source: denied() }), 126),
-            (RunError::Command(CommandError::View { source: denied() }), 77),
-            (RunError::Command(CommandError::System { name: "x".into(), source: denied() }), 71),
-            (RunError::State(StateError::OutputInUse { run: Some("x".into()), output: "/o".into() }), 73),
-            (RunError::State(StateError::Unknown("x".into())), 69),
-            (RunError::State(StateError::Locked { path: "/x".into(), holder: None }), 69),
-            (RunError::State(StateError::Untrusted { path: "/x".into() }), 77),
-            (RunError::State(StateError::System { action: "a", path: "/x".into(), source: denied() }), 73),
-            (RunError::State(StateError::InTheWay { path: "/x".into() }), 73),
-            (RunError::State(StateError::NoPlace { base: "/x".into() }), 78),
-            (RunError::Beside("/x".into()), 74),
+            (FamilyError::Command(CommandError::NotFound { name: "x".into() }).into(), 127),
+            (FamilyError::Command(CommandError::NotExecutable { path: "x".into(), source: denied() }).into(), 126),
+            (FamilyError::Command(CommandError::View { source: denied() }).into(), 77),
+            (FamilyError::Command(CommandError::System { name: "x".into(), source: denied() }).into(), 71),
+            (FamilyError::State(StateError::OutputInUse { run: Some("x".into()), output: "/o".into() }).into(), 73),
+            (FamilyError::State(StateError::Unknown("x".into())).into(), 69),
+            (FamilyError::State(StateError::Locked { path: "/x".into(), holder: None }).into(), 69),
+            (FamilyError::State(StateError::Untrusted { path: "/x".into() }).into(), 77),
+            (FamilyError::State(StateError::System { action: "a", path: "/x".into(), source: denied() }).into(), 73),
+            (FamilyError::State(StateError::InTheWay { path: "/x".into() }).into(), 73),
+            (FamilyError::State(StateError::NoPlace { base: "/x".into() }).into(), 78),
+            (FamilyError::Beside("/x".into()).into(), 74),
             (RunError::MemoryLock { source: denied() }, 78),
-            (RunError::Report { path: "/x".into(), source: denied() }, 73),
-            (RunError::Copy { path: "/x".into(), source: denied() }, 73),
-            (RunError::Interrupted { signal, doing: "d" }, 143),
-            (RunError::Ended { doing: "d" }, 74),
+            (FamilyError::Report { path: "/x".into(), source: denied() }.into(), 73),
+            (FamilyError::Copy { path: "/x".into(), source: denied() }.into(), 73),
+            (FamilyError::Interrupted { signal, doing: "d" }.into(), 143),
+            (FamilyError::Ended { doing: "d" }.into(), 74),
             (RunError::Incomplete("i".into()), 74),
-            (RunError::MountLost { doing: "d" }, 71),
-            (RunError::CutOff, 71),
-            (RunError::Undying { run: "r".into(), processes: "p".into() }, 71),
-            (RunError::Lost("l".into()), 71),
-            (RunError::Refused("r".into()), 69),
-            (RunError::Unreachable { run: "r".into(), source: missing() }, 69),
-            (RunError::System { action: "a", source: denied() }, 71),
+            (FamilyError::MountLost { doing: "d" }.into(), 71),
+            (FamilyError::CutOff.into(), 71),
+            (FamilyError::Undying { run: "r".into(), processes: "p".into() }.into(), 71),
+            (FamilyError::Lost("l".into()).into(), 71),
+            (FamilyError::Refused("r".into()).into(), 69),
+            (FamilyError::Unreachable { run: "r".into(), source: missing() }.into(), 69),
+            (FamilyError::System { action: "a", source: denied() }.into(), 71),
         ] {
             assert_eq!(code(&error), expected, "{error}");
         }

@@ -11,7 +11,8 @@
 //! |---|---|---|
 //! | [`cli`], [`exit`] | flags to specifications, errors to exit codes | `serve`, `run`, `policy`, `audit`, `spec` |
 //! | [`serve`] | the node daemon: one family of processes per run, over HTTP on a Unix socket | `run`, `spec` |
-//! | [`run`] | composition root: one family of processes per run | everything below |
+//! | [`run`] | composition root: the life of a run, from preflight to the wiped key | everything below |
+//! | [`family`] | who is alive in a run, and how one speaks to it | `spec`, `sys` |
 //! | [`fuse`] | FUSE opcodes to calls of `fs`; mount and session | `fs`, `sys` |
 //! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `aws`, `audit`, `spec` |
 //! | [`preflight`] | proof that the run can finish, before it starts | `policy`, `aws`, `audit`, `spec`, `sys` |
@@ -33,6 +34,8 @@ pub mod exit;
 pub mod serve;
 
 pub mod run;
+
+pub mod family;
 
 pub mod fuse;
 pub mod stage;

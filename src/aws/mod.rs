@@ -18,8 +18,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
+pub use crate::spec::Credentials;
 pub use call::{Answer, CallError, Cause, Denial, PolicyKind, outcome};
-pub use config::{CloudConfig, Credentials, CredentialsText, Endpoints, SLOWEST, Timeouts};
+pub use config::{CloudConfig, Endpoints, SLOWEST, Timeouts};
 pub use object::{
     Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, Stored, UploadSettings,
     UploadTarget,

@@ -83,7 +83,7 @@ pub struct EndArgs {
 pub fn status(args: StatusArgs) -> Result<u8, Failure> {
     let runs = run::status(args.run.as_deref())?;
     if let (true, Some(wanted)) = (runs.is_empty(), args.run) {
-        return Err(RunError::State(StateError::Unknown(wanted)).into());
+        return Err(RunError::from(StateError::Unknown(wanted)).into());
     }
     let mut out = stdout();
     if args.json {

@@ -23,7 +23,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::exit;
-use crate::run::{FLUSH_RESULTS, SERVED_MOUNT, Voice, error::RunError, flush_here, hide_credentials, mount_here, warn};
+use crate::run::{
+    FLUSH_RESULTS, FamilyError, SERVED_MOUNT, Voice, error::RunError, flush_here, hide_credentials, mount_here, warn,
+};
 use crate::serve::ServeError;
 use crate::spec::NoProgram;
 use crate::sys::path::shown;
@@ -89,6 +91,12 @@ enum Failure {
     /// The answer could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
+}
+
+impl From<FamilyError> for Failure {
+    fn from(error: FamilyError) -> Self {
+        Self::Run(error.into())
+    }
 }
 
 impl From<NoProgram> for Failure {

@@ -6,9 +6,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use super::FuseError;
-use super::mountpoint::{FS_TYPE, SOURCE};
 use super::options::Parsed;
 use crate::sys::mount as sys;
+use crate::sys::own_mount::{FS_TYPE, SOURCE};
 
 const DEVICE: &str = "/dev/fuse";
 

@@ -41,7 +41,7 @@ mod seek;
 mod session;
 mod workers;
 
-pub use mountpoint::{connection_of, detach_stale, is_mountpoint, is_stale};
+pub use crate::sys::own_mount::detach_stale;
 pub use options::knows_option;
 pub use session::Mount;
 

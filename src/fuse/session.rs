@@ -19,12 +19,13 @@ use super::bdi::Allowance;
 use super::cpu_latency::{self, LatencyHolder};
 use super::device::{mount_device, open_device};
 use super::init::Negotiated;
-use super::mountpoint::{self, detach_stale, is_ours};
+use super::mountpoint;
 use super::options;
 use super::workers::{SERVED, abort_on_worker_panic, worker_count};
 use super::{FuseError, MountFacts, MountOptions, bdi};
 use crate::fs::{ROOT, Scratch};
 use crate::sys::mount::{self as sys, MountEntry, mount_table, top_mount};
+use crate::sys::own_mount::{detach_stale, is_ours};
 use crate::units::SECTOR_U64;
 
 /// A mounted file system, served by threads of this process until it is detached. Dropping it detaches it.

@@ -11,12 +11,12 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::error::{RunError, system};
-use super::namespace;
-use super::place::Place;
-use super::rights;
 use super::seal::{DEFAULT_BACKING, scratch_options};
 use crate::backing::{AnonBacking, Backing, MemoryBacking};
 use crate::crypt::Keyring;
+use crate::family::command::namespace;
+use crate::family::command::place::Place;
+use crate::family::command::rights;
 use crate::fs::Scratch;
 use crate::fuse::{Mount, MountFacts, MountOptions};
 use crate::spec::{EngineChoice, MemoryLock, RootSpec};

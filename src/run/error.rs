@@ -4,19 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
-use super::command::CommandError;
-use super::desk::PUBLISHING;
 use super::flush::Unflushed;
-pub use super::identity::IdentityError;
 use super::losses::Missing;
-use super::namespace::NamespaceError;
-use super::state::StateError;
 pub use crate::audit::AuditError;
 pub use crate::aws::{CallError, Cause};
 pub use crate::backing::BackingError;
 pub use crate::crypt::CryptError;
+use crate::family::error;
+pub use crate::family::error::{CommandError, FamilyError, IdentityError, NamespaceError, StateError};
+use crate::family::state::facts::Outcome;
+use crate::family::state::report::Report;
 pub use crate::fs::FsError;
 pub use crate::fuse::FuseError;
 pub use crate::preflight::{Code, Report as PreflightReport};
@@ -94,18 +91,6 @@ pub enum RunError {
         /// Where results were to go.
         output: String,
     },
-    /// The command could not start.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// Namespaces.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// A user of its own for the command.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// State directory, or a run that is not there.
-    #[error(transparent)]
-    State(#[from] StateError),
     /// Memory must be locked and cannot be.
     #[error(
         "memory cannot be locked: {source}; raise RLIMIT_MEMLOCK (ulimit -l unlimited, LimitMEMLOCK=infinity) or drop \
@@ -115,89 +100,26 @@ pub enum RunError {
         /// The error of mlockall(2).
         source: io::Error,
     },
-    /// The report cannot be written.
-    #[error("cannot write the report {path}: {source}; name another file with --report")]
-    Report {
-        /// Where it should go.
-        path: PathBuf,
-        /// The error.
-        source: io::Error,
-    },
-    /// A signal ended the run.
-    #[error("{signal} ended the run while {doing}; {}", loss(doing))]
-    Interrupted {
-        /// The signal.
-        signal: Signal,
-        /// What was going on.
-        doing: &'static str,
-    },
-    /// `runseal end` ended the run.
-    #[error("the run was ended while {doing}, as asked; {}", loss(doing))]
-    Ended {
-        /// What was going on.
-        doing: &'static str,
-    },
-    /// The mount ended under the run.
-    #[error("the scratch was unmounted while {doing}; nothing was published")]
-    MountLost {
-        /// What was going on.
-        doing: &'static str,
-    },
     /// The results are published as they are.
     #[error("the results are published, but they are incomplete: {0}")]
     Incomplete(String),
-    /// The mount lost its connection, or its supervisor, and nobody had asked for an end.
-    #[error(
-        "the mount was cut off unasked: all in it is lost; it stays, dead, so that no program goes on below it in the clear, \
-         until `runseal end`, umount(8) or the next `runseal mount` there"
-    )]
-    CutOff,
-    /// The sealed process died.
-    #[error("{0}")]
-    Lost(String),
-    /// Processes of a run go on although they were killed.
-    #[error("run {run} cannot be ended: killed, but not gone: {processes}; it ends when the kernel lets them")]
-    Undying {
-        /// The run.
-        run: String,
-        /// Them, and what they wait for.
-        processes: String,
-    },
-    /// Something was made where only the run itself may find its scratch.
-    #[error(
-        "{} was made outside of the run while it lasted (by a container engine that was told to bind a path of the scratch?): \
-         what is in it is not sealed; see what it holds, then remove it, and give containers a mount or a volume of runseal \
-         (README, \"Where it lives\")",
-        shown(.0)
-    )]
-    Beside(PathBuf),
-    /// A live run did not do what it was asked.
-    #[error("{0}")]
-    Refused(String),
-    /// What was copied out of a run cannot be written.
-    #[error("cannot write {}: {source}{}", shown(path), if source.kind() == io::ErrorKind::AlreadyExists { "; name another place" } else { "" })]
-    Copy {
-        /// Where.
-        path: PathBuf,
-        /// The error.
-        source: io::Error,
-    },
-    /// A live run could not be reached.
-    #[error("run {run} does not answer: {source}")]
-    Unreachable {
-        /// The run.
-        run: String,
-        /// The error.
-        source: io::Error,
-    },
-    /// A system call failed.
-    #[error("{action}: {source}")]
-    System {
-        /// What was attempted.
-        action: &'static str,
-        /// The error.
-        source: io::Error,
-    },
+    /// Processes, or what is said between them.
+    #[error(transparent)]
+    Family(#[from] FamilyError),
+}
+
+impl RunError {
+    /// How a run ended that ended so, after what `report` tells.
+    pub fn outcome(&self, report: &Report) -> Outcome {
+        match self {
+            Self::Family(FamilyError::Interrupted { .. } | FamilyError::Ended { .. }) => Outcome::Interrupted,
+            Self::Discarded(_) => Outcome::Discarded,
+            Self::Incomplete(_) => Outcome::Incomplete,
+            Self::Unpublished { .. } => Outcome::Unpublished,
+            _ if report.command_status.is_some() => Outcome::Failed,
+            _ => Outcome::Refused,
+        }
+    }
 }
 
 /// Why results are held.
@@ -281,11 +203,6 @@ fn is_about_credentials(cause: Cause) -> bool {
     matches!(cause, Cause::Credentials | Cause::Denied)
 }
 
-/// What the end meant. Of results that were on their way some may be in the output: that is told beside it.
-fn loss(doing: &str) -> &'static str {
-    if doing == PUBLISHING { "the results are discarded" } else { "nothing was published" }
-}
-
 /// By what authority results were discarded.
 fn discarded(held: Option<Duration>) -> String {
     match held {
@@ -311,7 +228,19 @@ fn remedy(cause: Cause) -> &'static str {
     }
 }
 
+/// What belongs to the family passes through.
+macro_rules! of_the_family {
+    ($($error:ident)*) => {$(
+        impl From<$error> for RunError {
+            fn from(error: $error) -> Self {
+                Self::Family(error.into())
+            }
+        }
+    )*};
+}
+of_the_family!(CommandError IdentityError NamespaceError StateError);
+
 /// For `map_err`: a failed system call, with what it was for.
 pub fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> RunError {
-    move |source| RunError::System { action, source: source.into() }
+    move |source| error::system(action)(source).into()
 }

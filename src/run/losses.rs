@@ -7,11 +7,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
-use serde::{Deserialize, Serialize};
-
-use super::command::OUTPUT;
-use super::message;
-use super::report::{Event, Journal};
+use crate::family::command::OUTPUT;
+use crate::family::control::wire::Event;
+use crate::family::message;
+use crate::family::state::facts::{LossFacts, LostFile};
+use crate::family::state::journal::Journal;
 use crate::fs::{Loss, LossChanges, LossTotals, Scratch};
 use crate::spec::LostWrites;
 use crate::stage::Incomplete;
@@ -23,35 +23,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 const NAMED: usize = 3;
 /// Most files that a report names.
 const LISTED: usize = 1000;
-
-/// What the scratch could not keep: in reports and `status`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LossFacts {
-    /// Files with something missing, those that could not be made among them.
-    pub files: u64,
-    /// Bytes that were accepted, or tried, and are not there.
-    pub bytes: u64,
-    /// Files to which a write was refused since the scratch was full, or which could not be made.
-    pub refused: u64,
-    /// The files, once the command has ended; at most 1000.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub list: Vec<LostFile>,
-}
-
-/// A file with something missing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LostFile {
-    /// Path below the root of the scratch; of a removed file, its name.
-    pub path: String,
-    /// Ranges of bytes that are not there: first, and first behind it.
-    pub lost: Vec<[u64; 2]>,
-    /// Whether a write was refused since the scratch was full.
-    pub refused: bool,
-    /// Whether it was read while something was missing.
-    pub read: bool,
-    /// Whether it has this path still.
-    pub exists: bool,
-}
 
 impl From<LossTotals> for LossFacts {
     fn from(LossTotals { files, bytes, refused }: LossTotals) -> Self {
@@ -105,19 +76,6 @@ impl fmt::Display for Missing {
         match self.files.len().saturating_sub(NAMED) {
             0 => Ok(()),
             others => write!(f, "; and {others} more files"),
-        }
-    }
-}
-
-impl fmt::Display for LostFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}: ", self.path, if self.exists { "" } else { " (not there now)" })?;
-        let bytes: u64 = self.lost.iter().map(|[start, end]| end - start).sum();
-        match (bytes, self.refused) {
-            _ if self.read && !self.exists => f.write_str("it was read while data was missing"),
-            (0, false) => f.write_str("it was read while data was missing"),
-            (0, true) => f.write_str("the scratch was full when it was written"),
-            (bytes, _) => write!(f, "{bytes} bytes are lost"),
         }
     }
 }

@@ -1,14 +1,16 @@
 //! The first phase of a run, `runseal preflight`, which is that phase alone, and the check of one key.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::cloud::{self, Connector, Switch};
 use super::error::RunError;
-use super::message;
 use super::seal::Room;
-use super::state;
 use crate::audit::Trail;
 use crate::aws::{Cloud, Credentials};
+use crate::family::message;
+use crate::family::state;
+use crate::family::state::facts::AwsFacts;
 use crate::preflight::{self, Cleared, Evidence, Profile};
 use crate::spec::{DataSpec, KmsKey, RunId, StoreSpec};
 
@@ -115,4 +117,21 @@ pub(super) fn connect(
     credentials: Option<Credentials>,
 ) -> Result<Arc<Cloud>, RunError> {
     connector.connect(run, &data.aws, credentials).map_err(|source| RunError::Aws { source })
+}
+
+impl AwsFacts {
+    /// What the proof says, which a connection in `region` made.
+    pub fn of(cleared: &Cleared, region: &str) -> Self {
+        let evidence = cleared.evidence();
+        let encryption = cleared.result_encryption();
+        let probed = evidence.checks.iter().filter_map(|check| check.key.clone());
+        let keys = probed.chain(encryption.and_then(|found| found.key.clone()));
+        let keys = keys.chain(cleared.run_key().map(str::to_owned));
+        Self {
+            identity: evidence.identity.as_ref().map(|identity| identity.arn.clone()),
+            region: region.to_owned(),
+            keys: keys.collect::<BTreeSet<_>>().into_iter().collect(),
+            result_encryption: encryption.map(ToString::to_string),
+        }
+    }
 }

@@ -6,16 +6,22 @@ use std::time::{Duration, SystemTime};
 
 use nix::unistd::{getegid, geteuid};
 
-use super::error::RunError;
-use super::message;
-use super::report::{Event, Journal, SealFacts};
+use super::error::{FamilyError, RunError};
+use super::losses;
 use crate::backing::{AnonBacking, Backing};
 use crate::crypt::{KeyShare, Keyring};
+use crate::family::control::desk::{Desk, Order};
+use crate::family::control::wire::Event;
+use crate::family::message;
+use crate::family::process::sealed::beside;
+use crate::family::state::facts::SealFacts;
+use crate::family::state::journal::Journal;
 use crate::fs::{Attr, Creator, Kind, ROOT, Scratch, ScratchOptions, SetAttr};
 use crate::fuse::{Mount, MountOptions};
-use crate::spec::{CpuLatency, RootSpec, StoreSpec};
+use crate::spec::{CpuLatency, MemoryLock, RootSpec, StoreSpec};
 use crate::store::Store;
 use crate::sys::cgroup::memory_limit;
+use crate::sys::memory;
 use crate::units::{ByteSize, SECTOR_U64, rfc3339_millis};
 
 /// How long open files may keep a detached mount alive before the connection is cut.
@@ -146,7 +152,7 @@ impl Seal {
 
     /// As [`Seal::close`], unless `result` says that the mount was cut off unasked: then it stays, dead.
     pub async fn close_or_leave<T>(self, result: &Result<T, RunError>, journal: &Journal) {
-        if matches!(result, Err(RunError::CutOff)) {
+        if matches!(result, Err(RunError::Family(FamilyError::CutOff))) {
             self.mount.leave();
             return wipe(&self.store, journal);
         }
@@ -187,4 +193,56 @@ pub fn scratch_options(root: RootSpec, memory: Option<ByteSize>) -> ScratchOptio
     };
     let (uid, gid) = root.owner.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
     ScratchOptions { memory, uid, gid, mode: root.mode.unwrap_or(0o755) }
+}
+
+/// Locks the memory of this process as far as the policy asks; answers whether all of it is locked.
+pub fn lock_memory(policy: MemoryLock) -> Result<bool, RunError> {
+    match (memory::lock_process_memory(), policy) {
+        (Ok(()), _) => Ok(true),
+        (Err(source), MemoryLock::Require) => Err(RunError::MemoryLock { source }),
+        (Err(error), MemoryLock::Try) => {
+            if memory::swap_active().unwrap_or(true) {
+                message::warn(format_args!(
+                    "memory cannot be locked ({error}) and swap is on: plaintext may be swapped out; raise \
+                     RLIMIT_MEMLOCK (ulimit -l unlimited), or turn swap off"
+                ));
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Draws the key and mounts, once the memory of this process is locked as far as it can be.
+pub async fn make_seal(
+    room: Room,
+    spec: &StoreSpec,
+    root: RootSpec,
+    mountpoint: PathBuf,
+    options: MountOptions,
+    keys: KeySource,
+    desk: &Desk,
+) -> Result<Seal, RunError> {
+    let (spec, journal) = (spec.clone(), desk.journal.clone());
+    // Not interruptible: it takes a moment, and a mount half made would need to be found again.
+    beside(move || Seal::make(room, &spec, root, &mountpoint, options, keys, &journal)).await
+}
+
+impl Desk {
+    /// Turns the end of the mount into an order.
+    pub fn watch(&self, seal: &Seal) {
+        if let Err(error) = losses::watch(&seal.scratch, &self.journal) {
+            tracing::warn!(%error, "lost data is told at the end only");
+        }
+        let (mount, orders) = (seal.mount.clone(), self.sender.clone());
+        std::thread::spawn(move || {
+            mount.wait();
+            let _ = orders.send(Order::MountEnded);
+        });
+    }
+
+    /// Has whoever asks for the status told if the mount is gone from the tree, but others keep it alive.
+    pub fn watch_tree(&self, seal: &Seal) {
+        let mount = seal.mount.clone();
+        self.journal.look(move || mount.is_unmounted());
+    }
 }

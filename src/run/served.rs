@@ -8,7 +8,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,15 +15,17 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
-use super::control::{Reply, Request, ResumeOrder};
-use super::error::{RunError, system};
-use super::message::{self, Voice};
-use super::report::{Kind, Report};
-use super::state::{self, Record, StateError};
-use super::{END_TIME, STATUS_TIME, accepted, run};
-use crate::aws::{Credentials, CredentialsText};
-use crate::spec::{InputSpec, Location, Purpose, RootSpec, RunId, RunSpec, ServeSpec};
+use super::error::{FamilyError, RunError, system};
+use super::{END_TIME, run};
+use crate::family::control::client::STATUS_TIME;
+use crate::family::control::wire::{Reply, Request, ResumeOrder};
+use crate::family::message::{self, Voice};
+use crate::family::state::facts::Kind;
+use crate::family::state::report::Report;
+use crate::family::state::{self, Record, StateError};
+use crate::spec::{Credentials, CredentialsText, InputSpec, Location, Purpose, RootSpec, RunId, RunSpec, ServeSpec};
 use crate::sys::path::shown;
+use crate::sys::process::is_readable;
 use crate::sys::{address, process};
 use crate::units::exit::Exit;
 use crate::units::json as text;
@@ -191,8 +192,8 @@ fn follow(mut order: impl Read, code: fn(&RunError) -> u8) -> Result<u8, RunErro
 /// The same without what is the business of another user of the service.
 fn discreet(error: RunError) -> RunError {
     match error {
-        RunError::State(StateError::OutputInUse { output, .. }) => {
-            RunError::State(StateError::OutputInUse { run: None, output })
+        RunError::Family(FamilyError::State(StateError::OutputInUse { output, .. })) => {
+            StateError::OutputInUse { run: None, output }.into()
         }
         error => error,
     }
@@ -341,18 +342,18 @@ impl Family {
 
     /// Asks it to end; answers when it has begun to. `discard` even if results are lost.
     pub async fn end(&self, discard: bool) -> Result<String, RunError> {
-        accepted(self.ask(Request::End { discard, remove_published: false }, Some(END_TIME)).await?)
+        Ok(self.ask(Request::End { discard, remove_published: false }, Some(END_TIME)).await?.accepted()?)
     }
 
     /// Has it publish; waits for the end of that.
     pub async fn publish(&self, order: ResumeOrder) -> Result<String, RunError> {
-        accepted(self.ask(Request::Resume(order), None).await?)
+        Ok(self.ask(Request::Resume(order), None).await?.accepted()?)
     }
 
     /// What it reports of itself.
     pub async fn report(&self) -> Result<Report, RunError> {
         let reply = self.ask(Request::Status, Some(STATUS_TIME)).await?;
-        reply.report.ok_or(RunError::Refused(reply.message))
+        reply.report.ok_or_else(|| FamilyError::Refused(reply.message).into())
     }
 
     /// Cleans up if all its processes have died without doing so.
@@ -377,7 +378,7 @@ impl Family {
             },
             None => exchange.await,
         };
-        answer.map_err(|source| RunError::Unreachable { run: self.record.run_id.to_string(), source })
+        answer.map_err(|source| FamilyError::Unreachable { run: self.record.run_id.to_string(), source }.into())
     }
 }
 
@@ -391,18 +392,6 @@ fn read_until(mut from: impl Read + AsFd, deadline: Instant) -> io::Result<Optio
         }
     }
     Ok(None)
-}
-
-/// Waits until there is something to read, or the end; `false` if that does not come before `deadline`.
-pub fn is_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let time = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], time) {
-            Err(Errno::EINTR) => {}
-            answer => return Ok(answer? > 0),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -471,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_refusal_has_its_code_and_what_preflight_found() {
-        let answer = Answer::refused(&RunError::CutOff, 71, &[]);
+        let answer = Answer::refused(&FamilyError::CutOff.into(), 71, &[]);
         let text = serde_json::to_string(&answer).expect("JSON");
         assert_eq!(serde_json::from_str::<Answer>(&text).expect("an answer"), answer);
         assert!(text.contains("cut off unasked") && text.contains("71"), "{text}");

@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::run::NotMounted;
-use crate::run::error::RunError;
+use crate::run::error::{FamilyError, RunError};
 use crate::units::exit::Exit;
 use crate::units::json;
 use crate::units::text::Message;
@@ -130,9 +130,9 @@ impl From<NotMounted> for Problem {
 impl From<RunError> for Problem {
     fn from(error: RunError) -> Self {
         let kind = match &error {
-            RunError::Refused(_) => ProblemKind::Held,
-            RunError::Unreachable { .. } => ProblemKind::Unavailable,
-            RunError::State(_) => ProblemKind::NotFound,
+            RunError::Family(FamilyError::Refused(_)) => ProblemKind::Held,
+            RunError::Family(FamilyError::Unreachable { .. }) => ProblemKind::Unavailable,
+            RunError::Family(FamilyError::State(_)) => ProblemKind::NotFound,
             _ => ProblemKind::System,
         };
         Self::new(kind, error.to_string())

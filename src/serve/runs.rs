@@ -21,7 +21,7 @@ use super::peer::Caller;
 use super::problem::{Problem, ProblemKind};
 use super::sight;
 use super::table::{Departure, PublishAttempt, Reservation, RunChange, RunRow, RunTable, told};
-use crate::run::error::RunError;
+use crate::run::error::{FamilyError, RunError};
 use crate::run::{Credentials, Family, MountOrder, Phase, beside};
 use crate::spec::RunId;
 use crate::sys::process;
@@ -144,7 +144,7 @@ impl Runs {
             row.serve(family.clone(), Vec::new());
             if row.informant().is_some() {
                 // One that does not answer now is asked again when somebody looks.
-                let asked = crate::run::status(Some(id.as_str()))?;
+                let asked = crate::run::status(Some(id.as_str())).map_err(RunError::from)?;
                 if let Some((_, Ok(report))) = asked.into_iter().next() {
                     let (change, problem) = told(&report);
                     row.change(change, problem);
@@ -299,7 +299,7 @@ impl Runs {
             && !is_over(&state)
         {
             // A family that does not answer, or says so, is ending already.
-            let refused = matches!(error, RunError::Refused(_));
+            let refused = matches!(error, RunError::Family(FamilyError::Refused(_)));
             if refused && family.report().await.is_ok_and(|report| report.phase() != Some(Phase::End)) {
                 self.table.lock().row_for(id, caller)?.asked = None;
                 return Err(error.into());

@@ -1,5 +1,7 @@
 //! What goes into a scratch before its purpose, and what comes out of it behind.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{AuditSpec, AwsSpec, InputSpec, KmsKey, Location, Sse};
@@ -104,4 +106,22 @@ pub struct Identity {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+}
+
+/// Results that are visible in an output without a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remains {
+    /// The output: a path or a URI.
+    pub output: String,
+    /// How many files, links or objects.
+    pub entries: u64,
+    /// The first of them.
+    pub first: String,
+}
+
+impl fmt::Display for Remains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { output, entries, first } = self;
+        write!(f, "{entries} of its results are in {output}, without a manifest; the first is {first}")
+    }
 }

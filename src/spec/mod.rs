@@ -1,6 +1,7 @@
 //! Checked descriptions of what to run: parsed once by `cli`, trusted by everything below.
 
 mod aws;
+mod credentials;
 mod data;
 mod isolate;
 mod location;
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use self::aws::{
     AuditDestination, AuditSpec, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse,
 };
-pub use self::data::{DataSpec, Identity, ResumeSpec, StagingRules};
+pub use self::credentials::{Credentials, CredentialsText};
+pub use self::data::{DataSpec, Identity, Remains, ResumeSpec, StagingRules};
 pub use self::isolate::{CommandRights, Isolate, IsolateError};
 pub use self::location::{InputSpec, InputSpecError, Location, S3Uri, S3UriError, s3_arn};
 pub use self::rescue::{LostWrites, OnFailure, OnHold, OnHoldError, RescueSpec, SAVED, SavePattern, SavePatternError};

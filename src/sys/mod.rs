@@ -13,6 +13,7 @@ pub mod lock;
 pub mod memory;
 pub mod mount;
 pub mod notify;
+pub mod own_mount;
 pub mod path;
 pub mod process;
 pub mod replace;

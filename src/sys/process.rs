@@ -2,10 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Instant;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
@@ -298,6 +301,18 @@ pub fn hand_on_file_rights(command: &mut Command) {
     let setup = || capability::hand_on(capability::DAC_OVERRIDE | capability::DAC_READ_SEARCH);
     // SAFETY: as in `prepare`: only system calls on plain integers. std offers no safe way to set these.
     unsafe { command.pre_exec(setup) };
+}
+
+/// Waits until there is something to read, or the end; `false` if that does not come before `deadline`.
+pub fn is_readable(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let time = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], time) {
+            Err(Errno::EINTR) => {}
+            answer => return Ok(answer? > 0),
+        }
+    }
 }
 
 #[cfg(test)]

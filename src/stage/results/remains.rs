@@ -1,42 +1,23 @@
 //! What an unfinished publication has left in the output: said, and removed if somebody asks for that.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 use super::files::Publication;
 use super::objects::{Outgoing, Sender, Uploads};
 use super::plan::TOP;
 use crate::aws::{Cause, Stored, UploadTarget};
 use crate::fs::Kind;
+pub use crate::spec::Remains;
 use crate::spec::S3Uri;
 use crate::stage::error::{outside, remote};
 use crate::stage::tasks::{self, OnError};
 use crate::stage::{StageError, record_call};
 use crate::sys::beneath::Below;
 use crate::sys::path::{self, shown};
-
-/// Results that are visible in an output without a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remains {
-    /// The output: a path or a URI.
-    pub output: String,
-    /// How many files, links or objects.
-    pub entries: u64,
-    /// The first of them.
-    pub first: String,
-}
-
-impl fmt::Display for Remains {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { output, entries, first } = self;
-        write!(f, "{entries} of its results are in {output}, without a manifest; the first is {first}")
-    }
-}
 
 impl Publication {
     /// Files and links that are in their place.

@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::state::{StateError, system};
-use crate::fuse;
+use crate::family::state::{StateError, system};
+use crate::sys::own_mount::is_mountpoint;
 
 /// Name of the place among the state of all runs; [`RunId`](crate::spec::RunId) refuses it.
 const NAME: &str = "mnt";
@@ -64,7 +64,7 @@ impl Place {
 pub fn innermost(mut base: PathBuf) -> io::Result<PathBuf> {
     // The mount table has no symbolic links.
     let real = |base: &Path| fs::canonicalize(base).unwrap_or_else(|_| base.to_owned());
-    while fuse::is_mountpoint(&real(&base).join(NAME))? {
+    while is_mountpoint(&real(&base).join(NAME))? {
         base.push(WITHIN);
     }
     Ok(base)

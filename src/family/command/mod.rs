@@ -1,5 +1,12 @@
 //! The command of a run: found before any work is done, started in the scratch, never outliving the run.
 
+pub mod guests;
+pub mod identity;
+pub mod namespace;
+pub mod place;
+pub mod rights;
+pub mod view;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::OwnedFd;
@@ -11,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{AccessFlags, Pid, eaccess};
 
-use super::view::{self, OF_TEMPORARY_FILES};
+use self::view::OF_TEMPORARY_FILES;
 use crate::spec::{Argv, TmpPolicy};
 use crate::sys::path::shown;
 use crate::sys::process::{self, Inherited, Standing};

@@ -13,8 +13,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, getegid, geteuid};
 
-use super::place::Place;
-use super::rights;
+use crate::family::command::place::Place;
+use crate::family::command::rights;
 use crate::sys::mount::mount_table;
 
 /// Why the run cannot be kept apart.

@@ -3,8 +3,6 @@
 use nix::unistd::{Uid, User, getuid};
 use serde::{Deserialize, Serialize};
 
-use super::report::Report;
-use crate::audit::Event;
 use crate::spec::{CommandSpec, RunSpec};
 
 /// What the kernel writes where nobody has logged in (audit(8), `AUDIT_UID_UNSET`).
@@ -40,18 +38,6 @@ impl Origin {
             host: host.unwrap_or_default(),
             command: spec.command().filter(|command| command.record_command).map(words),
         }
-    }
-}
-
-/// The first event of a run: its origin, what goes in, and where results are to go.
-pub fn start_of(report: &Report) -> Event {
-    let inputs: Vec<_> = report.inputs.iter().map(|input| input.source.clone()).collect();
-    let event = Event::start_run().with("inputs", inputs).with("output", report.output.clone());
-    let Some(Origin { user, uid, login_uid, host, command }) = report.origin.clone() else { return event };
-    let event = event.with("user", user).with("uid", uid).with("loginUid", login_uid).with("host", host);
-    match command {
-        Some(command) => event.with("command", command),
-        None => event,
     }
 }
 

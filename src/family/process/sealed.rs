@@ -3,35 +3,28 @@
 //! One tokio thread takes orders (signals passed on by the supervisor, requests of the control socket) and waits for
 //! children; staging and mounting run beside it. Every wait of the main flow hears orders, so nothing is deaf.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
 use tokio::sync::mpsc;
 
-use super::control::{self, Visitors};
-use super::desk::{Desk, Farewell, read_link};
-use super::error::{RunError, system};
-use super::identity::Identity;
-use super::message::{self, Voice};
-use super::namespace::{self, Isolation};
-use super::place::Place;
-use super::report::{Event, Journal, Outcome, Report};
-use super::seal::{KeySource, Room, Seal};
-use super::supervisor::Signals;
-use super::workflow::Run;
-use crate::audit::Trail;
-use crate::fuse::MountOptions;
-use crate::spec::{CommandRights, MemoryLock, RootSpec, RunSpec, StoreSpec};
+use crate::family::control::desk::{Desk, Farewell, read_link};
+use crate::family::control::socket::{self, Visitors};
+use crate::family::control::wire::Event;
+use crate::family::error::{FamilyError, system};
+use crate::family::message::Voice;
+use crate::family::process::supervisor::Signals;
+use crate::family::state::facts::Outcome;
+use crate::family::state::journal::Journal;
+use crate::family::state::report::Report;
 use crate::sys::capability::{self, Sets};
-use crate::sys::memory;
-use crate::sys::process::{Inherited, Standing, limit_core};
+use crate::sys::process::{Inherited, limit_core};
 
 /// How long interrupted staging may take to clear away what it had begun.
 pub const CLEARANCE: Duration = Duration::from_secs(5);
@@ -54,65 +47,35 @@ pub struct Seat {
     pub visitors: Visitors,
 }
 
-/// Life of the sealed process of `runseal run`; returns the exit status of the command.
-///
-/// `identity` is the user of the command, if it has one of its own.
-pub fn run(
-    spec: RunSpec,
-    rights: &CommandRights,
-    trail: Trail,
-    place: Place,
-    isolation: Isolation,
-    identity: Option<Identity>,
-    seat: Seat,
-) -> Result<u8, RunError> {
-    let standing = standing_of_command(rights, isolation, identity.as_ref());
-    let enclose = || {
-        prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
-        namespace::seal_view(&place)?;
-        if standing == Standing::Bounded {
-            namespace::guard_kernel();
-        }
-        Ok(())
-    };
-    let mountpoint = place.mountpoint.clone();
-    live(seat, enclose, |desk| Run::new(spec, trail, mountpoint, standing, None, desk).work())
-}
-
-/// As whom the command runs, and what it may. Root of a container without the right to mount is root in its namespace, and
-/// its programs expect to be.
-fn standing_of_command(rights: &CommandRights, isolation: Isolation, identity: Option<&Identity>) -> Standing {
-    match (isolation, identity) {
-        (_, Some(identity)) => Standing::Other(identity.id),
-        (Isolation::UserNamespace, _) if !geteuid().is_root() => Standing::Plain,
-        _ if rights.keep_capabilities => Standing::Same,
-        _ => Standing::Bounded,
-    }
-}
-
 /// Sets the process up (`enclose` first), lives, and reports how that ended.
-pub fn live<F>(
+///
+/// `judge` says what it means that it ended with an error; the report is what is known until then.
+pub fn live<E, F>(
     seat: Seat,
-    enclose: impl FnOnce() -> Result<(), RunError>,
+    enclose: impl FnOnce() -> Result<(), FamilyError>,
     life: impl FnOnce(Desk) -> F,
-) -> Result<u8, RunError>
+    judge: fn(&E, &Report) -> Outcome,
+) -> Result<u8, E>
 where
-    F: Future<Output = Result<(Outcome, u8), RunError>>,
+    E: From<FamilyError> + Display,
+    F: Future<Output = Result<(Outcome, u8), E>>,
 {
     let voice = seat.link.try_clone().map_err(system("copying a socket"))?;
     let journal = Arc::new(Journal::new(seat.report.clone(), voice));
-    let result = enclose().and_then(|()| harden()).and_then(|()| in_runtime(seat, journal.clone(), life));
+    let result =
+        enclose().and_then(|()| harden()).map_err(E::from).and_then(|()| in_runtime(seat, journal.clone(), life));
     let (outcome, error) = match &result {
         Ok((outcome, _)) => (*outcome, None),
-        Err(error) => (outcome_of(error, &journal), Some(error.to_string())),
+        Err(error) => (judge(error, &journal.snapshot()), Some(error.to_string())),
     };
     journal.record(Event::Done { outcome, error });
     result.map(|(_, status)| status)
 }
 
-fn in_runtime<F>(seat: Seat, journal: Arc<Journal>, life: impl FnOnce(Desk) -> F) -> F::Output
+fn in_runtime<E, F, T>(seat: Seat, journal: Arc<Journal>, life: impl FnOnce(Desk) -> F) -> Result<T, E>
 where
-    F: Future<Output = Result<(Outcome, u8), RunError>>,
+    E: From<FamilyError>,
+    F: Future<Output = Result<T, E>>,
 {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("starting the runtime"))?;
@@ -121,7 +84,7 @@ where
         let listener =
             tokio::net::UnixListener::from_std(seat.socket).map_err(system("watching the control socket"))?;
         let (busy, mut idle) = mpsc::channel(1);
-        let server = tokio::spawn(control::serve(listener, seat.visitors, journal.clone(), sender.clone(), busy));
+        let server = tokio::spawn(socket::serve(listener, seat.visitors, journal.clone(), sender.clone(), busy));
         read_link(seat.link, sender.clone());
         let result = life(Desk {
             orders,
@@ -162,14 +125,14 @@ const KEPT: capability::Set = capability::CHOWN
 
 /// Gives up all other capabilities, before there is a second thread: each has its own. A command of root has what the bounding
 /// set leaves it. Those that were handed to an ordinary user are for its command as well, and stay.
-fn shed_capabilities() -> Result<(), RunError> {
+fn shed_capabilities() -> Result<(), FamilyError> {
     let own = Sets::own().map_err(system("capget"))?;
     own.within(KEPT | own.inheritable).enter().map_err(system("capset"))
 }
 
 /// Before there is a key: no core dumps, no ptrace, no stop by the terminal, no working directory that would be in the
 /// scratch. All signals the supervisor reads stay blocked, but for SIGCHLD.
-fn harden() -> Result<(), RunError> {
+fn harden() -> Result<(), FamilyError> {
     Signals::shield_from_terminal()?;
     shed_capabilities()?;
     prctl::set_dumpable(false).map_err(system("prctl(PR_SET_DUMPABLE)"))?;
@@ -180,53 +143,10 @@ fn harden() -> Result<(), RunError> {
     [Signal::SIGCHLD].into_iter().collect::<SigSet>().thread_unblock().map_err(system("unblocking SIGCHLD"))
 }
 
-/// Locks the memory of this process as far as the policy asks; answers whether all of it is locked.
-pub fn lock_memory(policy: MemoryLock) -> Result<bool, RunError> {
-    match (memory::lock_process_memory(), policy) {
-        (Ok(()), _) => Ok(true),
-        (Err(source), MemoryLock::Require) => Err(RunError::MemoryLock { source }),
-        (Err(error), MemoryLock::Try) => {
-            if memory::swap_active().unwrap_or(true) {
-                message::warn(format_args!(
-                    "memory cannot be locked ({error}) and swap is on: plaintext may be swapped out; raise \
-                     RLIMIT_MEMLOCK (ulimit -l unlimited), or turn swap off"
-                ));
-            }
-            Ok(false)
-        }
-    }
-}
-
-fn outcome_of(error: &RunError, journal: &Journal) -> Outcome {
-    match error {
-        RunError::Interrupted { .. } | RunError::Ended { .. } => Outcome::Interrupted,
-        RunError::Discarded(_) => Outcome::Discarded,
-        RunError::Incomplete(_) => Outcome::Incomplete,
-        RunError::Unpublished { .. } => Outcome::Unpublished,
-        _ if journal.snapshot().command_status.is_some() => Outcome::Failed,
-        _ => Outcome::Refused,
-    }
-}
-
 /// Runs blocking work beside the runtime.
 pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-/// Draws the key and mounts, once the memory of this process is locked as far as it can be.
-pub async fn make_seal(
-    room: Room,
-    spec: &StoreSpec,
-    root: RootSpec,
-    mountpoint: PathBuf,
-    options: MountOptions,
-    keys: KeySource,
-    desk: &Desk,
-) -> Result<Seal, RunError> {
-    let (spec, journal) = (spec.clone(), desk.journal.clone());
-    // Not interruptible: it takes a moment, and a mount half made would need to be found again.
-    beside(move || Seal::make(room, &spec, root, &mountpoint, options, keys, &journal)).await
 }

@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::command::TMP;
-use super::place::TEMPORARY;
+use crate::family::command::TMP;
+use crate::family::command::place::TEMPORARY;
 use crate::spec::TmpPolicy;
 use crate::sys::mount::{Access, PrivateView};
 

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::command::{self, Surroundings};
-use super::control::{ExecOrder, Reply};
+use crate::family::command::{self, Surroundings};
+use crate::family::control::wire::{ExecOrder, Reply};
 use crate::units::exit::Exit;
 
 /// How long programs whose client is gone may take to end by themselves.

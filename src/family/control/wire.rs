@@ -1,32 +1,113 @@
-//! The control socket of a run: one request and one reply per connection, each a line of JSON.
+//! Every message between processes of a run, and to them: signals that are passed on, events, requests and replies. Each
+//! is a line of JSON.
+//!
+//! ```text
+//! supervisor  -- Delivered -->  sealed process     over a pair of sockets
+//! supervisor  <--  Event  ----  sealed process     over the same
+//! client      -- Request  --->  sealed process     over the control socket, one for each connection
+//! client      <--  Reply  ----  sealed process     over the same
+//! ```
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::desk::Order;
-use super::report::{Journal, Report};
-use crate::aws::{Credentials, CredentialsText};
-use crate::spec::{Argv, ResumeSpec};
-use crate::sys::{address, socket};
+use crate::family::error::FamilyError;
+use crate::family::state::facts::{AuditFacts, AwsFacts, LossFacts, Outcome, Phase, RunKeyFacts, SealFacts};
+use crate::family::state::report::Report;
+use crate::spec::{Argv, Credentials, CredentialsText, Location, Remains, ResumeSpec};
 
 /// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
-const REQUEST_MAX: usize = 64 << 10;
-/// How long a client may take to send it.
-const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long a client waits until its request is taken.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
+pub const REQUEST_MAX: usize = 64 << 10;
+
+/// What the supervisor passes on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Number of the signal.
+    pub signal: i32,
+    /// Whether the terminal sent it, to the command as well.
+    pub from_terminal: bool,
+}
+
+/// One thing that happened in the sealed process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Event {
+    /// A phase began; the one before is over.
+    Phase {
+        /// Which.
+        phase: Phase,
+    },
+    /// AWS has been asked who this is and what it would take.
+    Cleared(AwsFacts),
+    /// A data key of KMS takes part in the run key.
+    RunKey(RunKeyFacts),
+    /// Key and store are there.
+    Sealed(SealFacts),
+    /// The file system is mounted.
+    Mounted {
+        /// What the kernel granted.
+        facts: Value,
+    },
+    /// Inputs are in.
+    Staged {
+        /// Totals.
+        totals: Value,
+    },
+    /// The command ended.
+    CommandEnded {
+        /// Exit status, 128 + signal if a signal killed it.
+        status: u8,
+    },
+    /// Data was lost, or is there again.
+    Lost(LossFacts),
+    /// An attempt to publish failed.
+    HeldBecause {
+        /// The error.
+        problem: String,
+    },
+    /// Files of a failed command are out.
+    Saved {
+        /// Totals, and where they are.
+        facts: Value,
+    },
+    /// Part of the results is in the output without a manifest, or not any more.
+    Left {
+        /// What.
+        remains: Option<Remains>,
+    },
+    /// Results go elsewhere from now on.
+    Redirected {
+        /// Where.
+        output: Location,
+    },
+    /// Results are out.
+    Published {
+        /// Totals.
+        totals: Value,
+    },
+    /// The keys are gone.
+    Wiped {
+        /// When, RFC 3339.
+        at: String,
+        /// Bytes that had been encrypted with them.
+        bytes_encrypted: u64,
+    },
+    /// The audit trail is closed.
+    Audited(AuditFacts),
+    /// The sealed process is about to exit in good order.
+    Done {
+        /// How the run ended.
+        outcome: Outcome,
+        /// The error, if there was one.
+        error: Option<String>,
+    },
+}
 
 /// What a client may ask.
 pub enum Request {
@@ -144,7 +225,7 @@ impl Request {
     }
 
     /// What goes beside the line.
-    fn descriptors(&self) -> Vec<RawFd> {
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
         let descriptors = match self {
             Self::Exec(order) => &order.streams[..],
             Self::Copy(order) => &order.archive[..],
@@ -154,7 +235,7 @@ impl Request {
     }
 
     /// Takes what came beside the line.
-    fn with(mut self, came: Vec<OwnedFd>) -> Self {
+    pub(super) fn with(mut self, came: Vec<OwnedFd>) -> Self {
         match &mut self {
             Self::Exec(order) => order.streams = came,
             Self::Copy(order) => order.archive = came,
@@ -184,7 +265,7 @@ impl Request {
 }
 
 /// What serde says quotes the line, and credentials may be in it.
-fn malformed() -> io::Error {
+pub(super) fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not a request that this version knows")
 }
 
@@ -215,163 +296,11 @@ impl Reply {
     pub fn refused(message: impl Into<String>) -> Self {
         Self { ok: false, message: message.into(), report: None, status: None, incomplete: false }
     }
-}
 
-/// Sends `request` to the run behind the socket at `path` and waits for the reply, at most for `patience`.
-pub fn ask(path: &Path, request: &Request, patience: Option<Duration>) -> io::Result<Reply> {
-    reply(send(path, request)?, patience)
-}
-
-/// Sends `request`, and what goes with it, to the run behind the socket at `path`.
-pub fn send(path: &Path, request: &Request) -> io::Result<StdStream> {
-    let mut stream = address::connect_within(path, Some(CONNECT_TIME))?;
-    let line = request.to_line()?;
-    let sent = socket::send(&stream, &line, &request.descriptors())?;
-    stream.write_all(&line[sent..])?;
-    Ok(stream)
-}
-
-/// Waits for the reply, at most for `patience`.
-pub fn reply(stream: StdStream, patience: Option<Duration>) -> io::Result<Reply> {
-    stream.set_read_timeout(patience)?;
-    let mut answer = String::new();
-    if BufReader::new(stream).read_line(&mut answer)? == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    /// What it says, unless it refuses.
+    pub fn accepted(self) -> Result<String, FamilyError> {
+        if self.ok { Ok(self.message) } else { Err(FamilyError::Refused(self.message)) }
     }
-    Ok(serde_json::from_str(&answer)?)
-}
-
-/// Opens the socket at `path`, for its owner only.
-pub fn listen(path: &Path) -> io::Result<StdListener> {
-    let listener = address::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Who may have programs brought into a run, and files copied out of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Visitors {
-    /// The user who has started it, and root.
-    Owner,
-    /// Only root: the command is somebody else, so that the user who has started it cannot reach into it.
-    RootOnly,
-}
-
-/// Answers clients until it is aborted: status from `journal`, everything else as an order. Nothing is ever sent to
-/// `busy`: it is closed once the last client has its answer.
-pub async fn serve(
-    listener: UnixListener,
-    visitors: Visitors,
-    journal: Arc<Journal>,
-    orders: mpsc::UnboundedSender<Order>,
-    busy: mpsc::Sender<()>,
-) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (journal, orders, busy) = (journal.clone(), orders.clone(), busy.clone());
-                tokio::spawn(async move {
-                    answer(stream, visitors, journal, orders).await;
-                    drop(busy);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: give others time to close theirs.
-                tracing::warn!("control socket: {error}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        }
-    }
-}
-
-async fn answer(
-    mut stream: UnixStream,
-    visitors: Visitors,
-    journal: Arc<Journal>,
-    orders: mpsc::UnboundedSender<Order>,
-) {
-    let reply = if !is_trusted(&stream) {
-        Reply::refused("only the owner of a run and root may control it")
-    } else {
-        match tokio::time::timeout(REQUEST_TIME, read_request(&mut stream)).await {
-            Ok(Ok(Request::Exec(_) | Request::Copy(_)))
-                if visitors == Visitors::RootOnly && !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) =>
-            {
-                Reply::refused("the command of this run has a user of its own (--isolate): only root may look into it")
-            }
-            // Somebody without the rights of this process would choose where it writes with them.
-            Ok(Ok(Request::Resume(order)))
-                if visitors == Visitors::RootOnly
-                    && order.spec != ResumeSpec::default()
-                    && !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) =>
-            {
-                Reply::refused(
-                    "this run has more rights than its user (--isolate): only root may change how it is published",
-                )
-            }
-            // Whoever leaves while a program runs, or a copy is on its way, wants no more of it.
-            Ok(Ok(request @ (Request::Exec(_) | Request::Copy(_)))) => tokio::select! {
-                reply = pass_on(request, &orders) => reply,
-                () = gone(&stream) => return,
-            },
-            Ok(Ok(Request::Status)) => Reply { report: Some(journal.answer()), ..Reply::done("alive") },
-            Ok(Ok(request)) => pass_on(request, &orders).await,
-            Ok(Err(error)) => Reply::refused(format!("bad request: {error}")),
-            Err(_) => Reply::refused("bad request: too slow"),
-        }
-    };
-    let mut line = serde_json::to_vec(&reply).expect("replies hold strings, numbers and JSON values only");
-    line.push(b'\n');
-    // A client that is gone needs no answer, and one that does not read must not hold the end up.
-    let _ = tokio::time::timeout(REQUEST_TIME, stream.write_all(&line)).await;
-}
-
-async fn pass_on(request: Request, orders: &mpsc::UnboundedSender<Order>) -> Reply {
-    let (sender, receiver) = oneshot::channel();
-    let gone = || Reply::refused("the run is ending");
-    if orders.send(Order::Request(request, sender)).is_err() {
-        return gone();
-    }
-    receiver.await.unwrap_or_else(|_| gone())
-}
-
-/// Waits until the client has closed its end.
-async fn gone(stream: &UnixStream) {
-    let mut rest = [0; 64];
-    loop {
-        let read = stream.async_io(Interest::READABLE, || socket::receive(stream, &mut rest)).await;
-        if !matches!(read, Ok((1.., _))) {
-            return;
-        }
-    }
-}
-
-async fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
-    let mut line = Zeroizing::new(vec![0; REQUEST_MAX]);
-    let (mut filled, mut came) = (0, Vec::new());
-    loop {
-        let rest = &mut line[filled..];
-        let (read, mut beside) = stream.async_io(Interest::READABLE, || socket::receive(&*stream, rest)).await?;
-        if read == 0 {
-            return Err(malformed());
-        }
-        filled += read;
-        came.append(&mut beside);
-        if let Some(end) = line[..filled].iter().position(|&byte| byte == b'\n') {
-            return Ok(Request::from_line(&line[..end])?.with(came));
-        }
-    }
-}
-
-/// The socket file lets only its owner and root connect; this holds even if its directory did not. In a user
-/// namespace every id but the owner's shows as the overflow id, and only root can have come past the file's mode.
-fn is_trusted(stream: &UnixStream) -> bool {
-    const OVERFLOW: u32 = 65_534;
-    let own = nix::unistd::geteuid().as_raw();
-    let mapped_alone = std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().nth(2).is_some_and(|count| count == "1"));
-    stream.peer_cred().is_ok_and(|peer| [own, 0].contains(&peer.uid()) || mapped_alone && peer.uid() == OVERFLOW)
 }
 
 #[cfg(test)]

@@ -15,10 +15,11 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tar::{Archive, Entry, EntryType};
 
-use super::control::{self, CopyOrder, ExecOrder, Reply, Request};
-use super::error::{RunError, system};
-use super::state::{self, Record};
-use super::{accepted, message};
+use crate::family::control::socket;
+use crate::family::control::wire::{CopyOrder, ExecOrder, Reply, Request};
+use crate::family::error::{FamilyError, system};
+use crate::family::message;
+use crate::family::state::{self, Record};
 use crate::spec::Argv;
 use crate::sys::path;
 use crate::sys::terminal::{Raw, copy_size, open_like};
@@ -28,8 +29,8 @@ const PLAIN: &str = "dumb";
 
 /// Runs a program beside the command of a live or held run, on the standard streams of this process; on a terminal of its
 /// own if they are one. Returns its exit status.
-pub fn exec(run: &str, argv: Argv) -> Result<u8, RunError> {
-    let (record, socket) = state::find(run)?;
+pub fn exec(run: &str, argv: Argv) -> Result<u8, FamilyError> {
+    let (record, at) = state::find(run)?;
     let (input, output) = (io::stdin(), io::stdout());
     let reply = if input.is_terminal() && output.is_terminal() {
         let (screen, program) = open_like(&input).map_err(system("opening a terminal"))?;
@@ -37,14 +38,14 @@ pub fn exec(run: &str, argv: Argv) -> Result<u8, RunError> {
         let streams = streams.into_iter().collect::<io::Result<_>>().map_err(system("copying a descriptor"))?;
         let terminal = Some(std::env::var_os("TERM").unwrap_or_else(|| PLAIN.into()));
         let order = ExecOrder { argv, terminal, streams };
-        let stream = control::send(&socket, &Request::Exec(order)).map_err(unreachable(&record))?;
+        let stream = socket::send(&at, &Request::Exec(order)).map_err(unreachable(&record))?;
         show(screen, &stream).map_err(system("showing the terminal"))?;
-        control::reply(stream, None)
+        socket::reply(stream, None)
     } else {
         let streams = [input.as_fd(), output.as_fd(), io::stderr().as_fd()].map(|stream| stream.try_clone_to_owned());
         let streams = streams.into_iter().collect::<io::Result<_>>().map_err(system("copying a descriptor"))?;
         let order = ExecOrder { argv, terminal: None, streams };
-        control::send(&socket, &Request::Exec(order)).and_then(|stream| control::reply(stream, None))
+        socket::send(&at, &Request::Exec(order)).and_then(|stream| socket::reply(stream, None))
     };
     let reply = reply.map_err(unreachable(&record))?;
     match reply.status {
@@ -53,13 +54,13 @@ pub fn exec(run: &str, argv: Argv) -> Result<u8, RunError> {
             message::warn(&reply.message);
             Ok(status)
         }
-        None => accepted(reply).map(|_| 0),
+        None => reply.accepted().map(|_| 0),
     }
 }
 
-fn unreachable(record: &Record) -> impl FnOnce(io::Error) -> RunError {
+fn unreachable(record: &Record) -> impl FnOnce(io::Error) -> FamilyError {
     let run = record.run_id.to_string();
-    move |source| RunError::Unreachable { run, source }
+    move |source| FamilyError::Unreachable { run, source }
 }
 
 /// Relays between the terminal of this process and `screen` until the run replies on `answer`.
@@ -116,31 +117,31 @@ fn relay(screen: &mut File) -> io::Result<bool> {
 }
 
 /// Copies `from`, a path in the scratch of a live or held run, to `to`, or to standard output. Returns what the run said.
-pub fn copy(run: &str, from: &Path, to: Option<&Path>) -> Result<String, RunError> {
-    let (record, socket) = state::find(run)?;
+pub fn copy(run: &str, from: &Path, to: Option<&Path>) -> Result<String, FamilyError> {
+    let (record, at) = state::find(run)?;
     let path = from.strip_prefix(&record.mountpoint).unwrap_or(from).to_owned();
     let target = to.map(|to| destination(&path, to)).transpose()?;
     let (archive, sink) = io::pipe().map_err(system("pipe"))?;
     let order = CopyOrder { path, bare: target.is_none(), archive: vec![sink.into()] };
-    let stream = control::send(&socket, &Request::Copy(order)).map_err(unreachable(&record))?;
+    let stream = socket::send(&at, &Request::Copy(order)).map_err(unreachable(&record))?;
     let written = match &target {
         Some(target) => unpack(archive, target),
         None => io::copy(&mut { archive }, &mut io::stdout().lock()).map(drop),
     };
     // What the run says is the better reason: without it the archive may just have ended too early.
-    let said: Result<Reply, _> = control::reply(stream, None).map_err(unreachable(&record));
+    let said: Result<Reply, _> = socket::reply(stream, None).map_err(unreachable(&record));
     let said = match (said, &written) {
         (Err(_), Err(_)) => None,
-        (said, _) => Some(accepted(said?)?),
+        (said, _) => Some(said?.accepted()?),
     };
     let place = target.unwrap_or_else(|| "standard output".into());
-    written.map_err(|source| RunError::Copy { path: place, source })?;
+    written.map_err(|source| FamilyError::Copy { path: place, source })?;
     Ok(said.unwrap_or_default())
 }
 
 /// As cp(1): into an existing directory, or under a new name. Nothing is replaced.
-fn destination(from: &Path, to: &Path) -> Result<PathBuf, RunError> {
-    let exists = |path: PathBuf| RunError::Copy { path, source: io::ErrorKind::AlreadyExists.into() };
+fn destination(from: &Path, to: &Path) -> Result<PathBuf, FamilyError> {
+    let exists = |path: PathBuf| FamilyError::Copy { path, source: io::ErrorKind::AlreadyExists.into() };
     let target = if to.is_dir() { to.join(from.file_name().unwrap_or("scratch".as_ref())) } else { to.to_owned() };
     if path::stat(&target).is_ok() { Err(exists(target)) } else { Ok(target) }
 }

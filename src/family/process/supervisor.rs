@@ -13,11 +13,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::desk::{Delivered, asks_to_end};
-use super::error::{RunError, system};
-use super::report::{Event, Kind, Outcome, Phase, Report};
-use crate::fuse;
+use crate::family::control::desk::asks_to_end;
+use crate::family::control::wire::Delivered;
+use crate::family::control::wire::Event;
+use crate::family::error::{FamilyError, system};
+use crate::family::state::facts::{Kind, Outcome, Phase};
+use crate::family::state::report::Report;
 use crate::sys::mount::{abort_fuse_connection, mount_table_of};
+use crate::sys::own_mount::connection_of;
 use crate::sys::process::{ProcessStat, is_ignored, watch_first_thread};
 
 /// How long the sealed process may take to end after the second signal.
@@ -49,7 +52,7 @@ pub struct Signals {
 
 impl Signals {
     /// Blocks the signals that are read here; children inherit that. Signals the user had ignored stay ignored.
-    pub fn take() -> Result<Self, RunError> {
+    pub fn take() -> Result<Self, FamilyError> {
         let mut set = SigSet::empty();
         set.add(Signal::SIGCHLD);
         FORWARDED.into_iter().filter(|&signal| !is_ignored(signal)).for_each(|signal| set.add(signal));
@@ -60,13 +63,13 @@ impl Signals {
     }
 
     /// Called in the sealed process: the terminal's stop signals are not for it.
-    pub fn shield_from_terminal() -> Result<(), RunError> {
+    pub fn shield_from_terminal() -> Result<(), FamilyError> {
         OF_THE_TERMINAL.into_iter().collect::<SigSet>().thread_block().map_err(system("blocking signals"))
     }
 }
 
 /// What a supervisor needs before it forks: its signals, its end of the link, and the end of the sealed process.
-pub fn connections() -> Result<(Signals, UnixStream, UnixStream), RunError> {
+pub fn connections() -> Result<(Signals, UnixStream, UnixStream), FamilyError> {
     let signals = Signals::take()?;
     let (link, sealed) = UnixStream::pair().map_err(system("socketpair"))?;
     link.set_nonblocking(true).map_err(system("socketpair"))?;
@@ -85,8 +88,8 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Waits until the sealed process has ended; what it tells goes into `report`, after `on_event` saw it. Returns
-    /// its exit status, or [`RunError::Lost`] if it died.
-    pub fn watch(mut self, report: &mut Report, mut on_event: impl FnMut(&Event)) -> Result<u8, RunError> {
+    /// its exit status, or [`FamilyError::Lost`] if it died.
+    pub fn watch(mut self, report: &mut Report, mut on_event: impl FnMut(&Event)) -> Result<u8, FamilyError> {
         let mut inbox = Inbox::default();
         let mut echoes = Echoes::default();
         let mut end = Escalation::default();
@@ -128,7 +131,7 @@ impl Supervisor {
         judge(status, end.killed_for, report)
     }
 
-    fn sealed_status(&self) -> Result<Option<WaitStatus>, RunError> {
+    fn sealed_status(&self) -> Result<Option<WaitStatus>, FamilyError> {
         match waitpid(self.sealed, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => Ok(None),
             Ok(status) => Ok(Some(status)),
@@ -147,7 +150,7 @@ impl Supervisor {
     fn cut_off(&self, report: &Report) {
         let Some(mountpoint) = report.mount.as_ref().and_then(|facts| facts["mountpoint"].as_str()) else { return };
         let table = mount_table_of(self.sealed.as_raw() as u32);
-        let connection = table.ok().and_then(|table| fuse::connection_of(&table, mountpoint.as_ref()));
+        let connection = table.ok().and_then(|table| connection_of(&table, mountpoint.as_ref()));
         if let Some(Err(error)) = connection.map(abort_fuse_connection) {
             tracing::warn!(%error, "the connection of the mount cannot be aborted");
         }
@@ -227,14 +230,14 @@ impl Inbox {
 
 /// The sealed process ended in good order only if it said so. `killed_for` is the signal of the user for which the
 /// supervisor itself killed it.
-fn judge(status: WaitStatus, killed_for: Option<Signal>, report: &mut Report) -> Result<u8, RunError> {
+fn judge(status: WaitStatus, killed_for: Option<Signal>, report: &mut Report) -> Result<u8, FamilyError> {
     if report.outcome.is_some()
         && let WaitStatus::Exited(_, code) = status
     {
         return Ok(code as u8);
     }
     if let Some(signal) = killed_for {
-        let error = RunError::Interrupted { signal, doing: "the sealed process did not answer" };
+        let error = FamilyError::Interrupted { signal, doing: "the sealed process did not answer" };
         report.apply(Event::Done { outcome: Outcome::Interrupted, error: Some(error.to_string()) });
         return Err(error);
     }
@@ -246,7 +249,7 @@ fn judge(status: WaitStatus, killed_for: Option<Signal>, report: &mut Report) ->
     let text = format!("the sealed process died ({how}) {}", loss(report));
     report.outcome = Some(Outcome::Lost);
     report.error = Some(text.clone());
-    Err(RunError::Lost(text))
+    Err(FamilyError::Lost(text))
 }
 
 /// What died with it, for people.
@@ -349,7 +352,7 @@ mod tests {
         good.apply(Event::Done { outcome: Outcome::CommandFailed, error: None });
         assert!(matches!(judge(WaitStatus::Exited(pid, 7), None, &mut good), Ok(7)));
         let mut bad = report(Kind::Run, &[Phase::Command]);
-        assert!(matches!(judge(WaitStatus::Exited(pid, 0), None, &mut bad), Err(RunError::Lost(_))));
+        assert!(matches!(judge(WaitStatus::Exited(pid, 0), None, &mut bad), Err(FamilyError::Lost(_))));
         assert_eq!(bad.outcome, Some(Outcome::Lost));
     }
 

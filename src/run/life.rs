@@ -13,26 +13,30 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cloud::{self, Switch};
-use super::command::{self, INPUT, OUTPUT, Surroundings, TMP, WORK};
-use super::control::{CopyOrder, Reply, Request};
-use super::desk::{Desk, Order, Stake, asks_to_end};
 use super::error::{RunError, system};
 use super::flush;
-use super::guests::Guests;
 use super::hold::Published;
-use super::message;
-use super::mount::detach_stdio;
-use super::origin::start_of;
-use super::place::TEMPORARY;
 use super::preflight::Ready;
 use super::progress::Meter;
-use super::report::{AuditFacts, AwsFacts, Event, Outcome, Phase, RunKeyFacts};
 use super::seal::{KeySource, Room, Seal};
-use super::sealed::{beside, lock_memory, make_seal};
+use super::seal::{lock_memory, make_seal};
 use super::served::answer_ready;
+use super::start::detach_stdio;
 use crate::audit::{self, Trail};
 use crate::aws::{Cloud, Credentials};
 use crate::crypt::KeyShare;
+use crate::family::command::guests::Guests;
+use crate::family::command::place::TEMPORARY;
+use crate::family::command::{self, INPUT, OUTPUT, Surroundings, TMP, WORK};
+use crate::family::control::desk::{Desk, Order, Stake, asks_to_end};
+use crate::family::control::wire::Event;
+use crate::family::control::wire::{CopyOrder, Reply, Request};
+use crate::family::error::FamilyError;
+use crate::family::message;
+use crate::family::process::sealed::beside;
+use crate::family::state::facts::{AuditFacts, AwsFacts, Outcome, Phase, RunKeyFacts};
+use crate::family::state::origin::Origin;
+use crate::family::state::report::Report;
 use crate::fs::ROOT;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};
@@ -75,7 +79,7 @@ impl Run {
     /// A run that has not begun. With `credentials`, those of the machine are never used.
     pub fn new(
         spec: RunSpec,
-        trail: Trail,
+        trail: Arc<Trail>,
         mountpoint: PathBuf,
         standing: Standing,
         credentials: Option<Credentials>,
@@ -91,7 +95,7 @@ impl Run {
                 Standing::Same | Standing::Bounded => false,
             },
             desk,
-            trail: Arc::new(trail),
+            trail,
             switch: Switch::new(),
             cloud: None,
             entrusted: credentials.is_some(),
@@ -317,7 +321,7 @@ impl Run {
             match self.desk.next().await {
                 Order::Signal { signal, .. } if asks_to_end(signal) || signal == Signal::SIGHUP => break,
                 Order::MountEnded if !seal.mount.is_cut_off() => break,
-                Order::MountEnded | Order::Orphaned => return Err(RunError::CutOff),
+                Order::MountEnded | Order::Orphaned => return Err(FamilyError::CutOff.into()),
                 Order::Request(Request::End { discard, remove_published }, reply) if discard || !pending => {
                     self.desk.farewell.order(remove_published, reply);
                     if !remove_published || is_plain {
@@ -384,7 +388,7 @@ impl Run {
                     let mut status = None;
                     command::reap(|child, ended| if child == pid { status = Some(ended) } else { self.guests.ended(child, ended) });
                     match status {
-                        Some(_) if running.deadline.is_some() => return Err(RunError::Ended { doing: Running::DOING }),
+                        Some(_) if running.deadline.is_some() => return Err(FamilyError::Ended { doing: Running::DOING }.into()),
                         Some(status) => {
                             self.desk.journal.record(Event::CommandEnded { status });
                             return Ok(status);
@@ -392,7 +396,7 @@ impl Run {
                         None => {}
                     }
                 }
-                () = running.overdue() => return Err(RunError::Ended { doing: Running::DOING }),
+                () = running.overdue() => return Err(FamilyError::Ended { doing: Running::DOING }.into()),
                 order = self.desk.next() => {
                     if let Some(order) = self.receive(order, seal) {
                         running.take(order, &self.desk)?;
@@ -552,7 +556,7 @@ impl Running {
             Order::Signal { signal, from_terminal } => {
                 self.interrupts += u32::from(asks_to_end(signal));
                 if self.interrupts > 1 {
-                    return Err(RunError::Interrupted { signal, doing: Self::DOING });
+                    return Err(FamilyError::Interrupted { signal, doing: Self::DOING }.into());
                 }
                 if from_terminal && self.apart {
                     let _ = killpg(self.pid, signal);
@@ -574,5 +578,17 @@ impl Running {
     fn send(&self, signal: Signal) {
         // It may have ended just now; then its status tells.
         let _ = kill(self.pid, signal);
+    }
+}
+
+/// The first event of a run: its origin, what goes in, and where results are to go.
+fn start_of(report: &Report) -> audit::Event {
+    let inputs: Vec<_> = report.inputs.iter().map(|input| input.source.clone()).collect();
+    let event = audit::Event::start_run().with("inputs", inputs).with("output", report.output.clone());
+    let Some(Origin { user, uid, login_uid, host, command }) = report.origin.clone() else { return event };
+    let event = event.with("user", user).with("uid", uid).with("loginUid", login_uid).with("host", host);
+    match command {
+        Some(command) => event.with("command", command),
+        None => event,
     }
 }

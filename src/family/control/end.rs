@@ -9,15 +9,15 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::control::{self, Reply, Request};
-use super::error::{RunError, system};
-use super::message::warn;
-use super::report::Kind;
-use super::state::{self, Record, StateError};
-use super::{accepted, served};
-use crate::fuse;
+use crate::family::control::socket;
+use crate::family::control::wire::{Reply, Request};
+use crate::family::error::{FamilyError, system};
+use crate::family::message::warn;
+use crate::family::state::facts::Kind;
+use crate::family::state::{self, Record, StateError};
 use crate::sys::mount::{abort_fuse_connection, mount_table, mount_table_of};
-use crate::sys::process::{self, ProcessStat};
+use crate::sys::own_mount::{connection_of, detach_stale};
+use crate::sys::process::{self, ProcessStat, is_readable};
 
 /// How long a run may take to answer anything.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ const DEATH_TIME: Duration = Duration::from_secs(5);
 
 /// Ends the run or mount called `name`; `discard` even if results are lost. With `remove_published`, results that are in
 /// the output without a manifest are removed. Takes a dead mount away. Returns what is to be said when all is over.
-pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, RunError> {
+pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, FamilyError> {
     let (record, socket) = match state::find(name) {
         Err(StateError::Unknown(_)) => return bury(name),
         found => found?,
@@ -39,7 +39,7 @@ pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, 
     let run = record.run_id.to_string();
     match ask(&socket, &Request::End { discard, remove_published }) {
         Ok(reply) => {
-            let message = accepted(reply)?;
+            let message = reply.accepted()?;
             if are_gone(family.first(), END_TIME)? && family.is_gone(DEATH_TIME)? {
                 return Ok(message);
             }
@@ -50,7 +50,7 @@ pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, 
         Err(source) => {
             let condition = condition(&record).map(|condition| format!(" ({condition})")).unwrap_or_default();
             warn(format_args!("`runseal end --discard {run}` kills it{condition}; its results are lost then"));
-            return Err(RunError::Unreachable { run, source });
+            return Err(FamilyError::Unreachable { run, source });
         }
     }
     family.kill(&record)?;
@@ -59,12 +59,12 @@ pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, 
 }
 
 /// Waits for the answer as long as the run answers other questions: it may clear away what it has published.
-fn ask(socket: &Path, request: &Request) -> io::Result<Reply> {
-    let stream = control::send(socket, request)?;
+fn ask(path: &Path, request: &Request) -> io::Result<Reply> {
+    let stream = socket::send(path, request)?;
     let deadline = Instant::now() + REMOVAL_TIME;
-    let is_alive = || control::ask(socket, &Request::Status, Some(ANSWER_TIME)).is_ok();
+    let is_alive = || socket::ask(path, &Request::Status, Some(ANSWER_TIME)).is_ok();
     loop {
-        match control::reply(stream.try_clone()?, Some(ANSWER_TIME)) {
+        match socket::reply(stream.try_clone()?, Some(ANSWER_TIME)) {
             Err(error) if is_late(&error) && Instant::now() < deadline && is_alive() => {}
             answer => return answer,
         }
@@ -76,10 +76,10 @@ fn is_late(error: &io::Error) -> bool {
 }
 
 /// Takes away the dead mount that `name` means.
-fn bury(name: &str) -> Result<String, RunError> {
+fn bury(name: &str) -> Result<String, FamilyError> {
     if let Some(record) = state::survey()?.dead.iter().find(|record| record.is_called(name)) {
         state::clean(&record.run_id)?;
-    } else if !(name.contains('/') && fuse::detach_stale(Path::new(name)).map_err(system("detaching a dead mount"))?) {
+    } else if !(name.contains('/') && detach_stale(Path::new(name)).map_err(system("detaching a dead mount"))?) {
         return Err(StateError::Unknown(name.to_owned()).into());
     }
     Ok("was dead; its mount is taken away".to_owned())
@@ -110,7 +110,7 @@ type Member = (u32, OwnedFd);
 struct Family(Vec<Member>);
 
 impl Family {
-    fn of(record: &Record) -> Result<Self, RunError> {
+    fn of(record: &Record) -> Result<Self, FamilyError> {
         let mut members = Vec::new();
         for id in [record.sealed, Some(record.supervisor)].into_iter().flatten() {
             match process::watch(Pid::from_raw(id as i32)) {
@@ -128,12 +128,12 @@ impl Family {
         &self.0[..self.0.len().min(1)]
     }
 
-    fn is_gone(&self, patience: Duration) -> Result<bool, RunError> {
+    fn is_gone(&self, patience: Duration) -> Result<bool, FamilyError> {
         are_gone(&self.0, patience)
     }
 
     /// Kills all, one step after the other until they are gone.
-    fn kill(&self, record: &Record) -> Result<(), RunError> {
+    fn kill(&self, record: &Record) -> Result<(), FamilyError> {
         let run = &record.run_id;
         for members in [self.first(), &self.0] {
             if self.is_gone(Duration::ZERO)? {
@@ -154,7 +154,7 @@ impl Family {
         if self.is_gone(DEATH_TIME)? {
             return Ok(());
         }
-        Err(RunError::Undying { run: run.to_string(), processes: self.describe() })
+        Err(FamilyError::Undying { run: run.to_string(), processes: self.describe() })
     }
 
     /// Callers that wait for the file system get an error then. The number of the connection is looked up now, in the
@@ -162,7 +162,7 @@ impl Family {
     fn abort(&self, record: &Record) -> io::Result<()> {
         let tables = self.0.iter().map(|(id, _)| mount_table_of(*id));
         let tables = tables.chain((record.kind == Kind::Mount).then(mount_table));
-        let connection = tables.flatten().find_map(|table| fuse::connection_of(&table, &record.mountpoint));
+        let connection = tables.flatten().find_map(|table| connection_of(&table, &record.mountpoint));
         connection.map_or(Err(io::ErrorKind::NotFound.into()), abort_fuse_connection)
     }
 
@@ -176,17 +176,17 @@ impl Family {
 }
 
 /// Waits for the end of processes, at most for `patience`.
-fn are_gone(members: &[Member], patience: Duration) -> Result<bool, RunError> {
+fn are_gone(members: &[Member], patience: Duration) -> Result<bool, FamilyError> {
     let deadline = Instant::now() + patience;
     for (_, member) in members {
-        if !served::is_readable(member, deadline).map_err(system("waiting for a process"))? {
+        if !is_readable(member, deadline).map_err(system("waiting for a process"))? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn kill(member: &OwnedFd) -> Result<(), RunError> {
+fn kill(member: &OwnedFd) -> Result<(), FamilyError> {
     match process::signal(member, Signal::SIGKILL) {
         Err(error) if error.raw_os_error() != Some(Errno::ESRCH as i32) => {
             Err(system("killing a process of the run")(error))

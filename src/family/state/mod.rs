@@ -1,5 +1,11 @@
 //! The state directory of a run: its lock, who belongs to it, its control socket.
 
+pub mod destination;
+pub mod facts;
+pub mod journal;
+pub mod origin;
+pub mod report;
+
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -10,11 +16,12 @@ use std::time::Duration;
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
-use super::place;
-use super::report::{Kind, Report};
-use crate::fuse;
+use crate::family::command::place;
+use crate::family::state::facts::Kind;
+use crate::family::state::report::Report;
 use crate::spec::{Location, RunId};
 use crate::sys::lock::{self, Holder};
+use crate::sys::own_mount::{detach_stale, is_stale};
 use crate::sys::path;
 use crate::sys::process::ProcessStat;
 use crate::sys::replace::{is_left_over, replace};
@@ -332,7 +339,7 @@ pub fn clean(id: &RunId) -> Result<(), StateError> {
     if dir.exists()
         && let Remains::DeadMount(record) = settle(&dir)?
     {
-        fuse::detach_stale(&record.mountpoint).map_err(system("detaching", &record.mountpoint))?;
+        detach_stale(&record.mountpoint).map_err(system("detaching", &record.mountpoint))?;
         remove(&dir)?;
     }
     Ok(())
@@ -468,7 +475,7 @@ fn settle(dir: &Path) -> Result<Remains, StateError> {
 /// The record of a mount, if what is mounted there is dead.
 fn dead_mount(dir: &Path) -> Option<Record> {
     let record = read_record(dir).filter(|record| record.kind == Kind::Mount)?;
-    fuse::is_stale(&record.mountpoint).unwrap_or(false).then_some(record)
+    is_stale(&record.mountpoint).unwrap_or(false).then_some(record)
 }
 
 fn read_record(dir: &Path) -> Option<Record> {

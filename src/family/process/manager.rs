@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use nix::sys::statvfs::statvfs;
 
-use super::error::{RunError, system};
-use super::report::{Event, Phase};
+use crate::family::control::wire::Event;
+use crate::family::error::{FamilyError, system};
+use crate::family::state::facts::Phase;
 use crate::sys::notify::{Manager, Notifier};
 use crate::sys::path::shown;
 
@@ -18,7 +19,7 @@ pub struct Service {
 
 impl Service {
     /// Takes what the environment says of a manager; call it before the first thread and the first child.
-    pub fn take(mountpoint: &Path) -> Result<Self, RunError> {
+    pub fn take(mountpoint: &Path) -> Result<Self, FamilyError> {
         let manager = Manager::take().map_err(system("reading NOTIFY_SOCKET"))?;
         Ok(Self { notifier: Arc::new(manager.notifier), mountpoint: mountpoint.to_owned() })
     }

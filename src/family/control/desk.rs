@@ -7,28 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::control::{Reply, Request};
-use super::error::RunError;
-use super::losses;
-use super::message::{self, Voice};
-use super::report::{Event, Journal, Phase};
-use super::seal::Seal;
+use crate::family::control::wire::{Delivered, Event, Reply, Request};
+use crate::family::error::FamilyError;
+use crate::family::message::{self, Voice};
+use crate::family::state::facts::Phase;
+use crate::family::state::journal::Journal;
 use crate::sys::process::Inherited;
-
-/// What is done while results are on their way out.
-pub const PUBLISHING: &str = "publishing the results";
-
-/// What the supervisor passes on.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Delivered {
-    /// Number of the signal.
-    pub signal: i32,
-    /// Whether the terminal sent it, to the command as well.
-    pub from_terminal: bool,
-}
 
 /// Something the sealed process is told to do.
 pub enum Order {
@@ -96,24 +82,6 @@ impl Desk {
         self.orders.recv().await.unwrap_or(Order::Orphaned)
     }
 
-    /// Turns the end of the mount into an order.
-    pub fn watch(&self, seal: &Seal) {
-        if let Err(error) = losses::watch(&seal.scratch, &self.journal) {
-            tracing::warn!(%error, "lost data is told at the end only");
-        }
-        let (mount, orders) = (seal.mount.clone(), self.sender.clone());
-        std::thread::spawn(move || {
-            mount.wait();
-            let _ = orders.send(Order::MountEnded);
-        });
-    }
-
-    /// Has whoever asks for the status told if the mount is gone from the tree, but others keep it alive.
-    pub fn watch_tree(&self, seal: &Seal) {
-        let mount = seal.mount.clone();
-        self.journal.look(move || mount.is_unmounted());
-    }
-
     /// Does `work`, unless signals or an order end it first: any signal that asks to, or, with results `at_stake`, only
     /// somebody who insists.
     pub async fn guard<T>(
@@ -121,7 +89,7 @@ impl Desk {
         doing: &'static str,
         at_stake: Stake,
         work: impl Future<Output = T>,
-    ) -> Result<T, RunError> {
+    ) -> Result<T, FamilyError> {
         let mut work = std::pin::pin!(work);
         let mut insistence = Insistence::default();
         loop {
@@ -133,16 +101,16 @@ impl Desk {
                 // The terminal may close: that ends what can be begun again, but loses no results.
                 Order::Signal { signal, from_terminal } => match at_stake {
                     Stake::Nothing if asks_to_end(signal) || signal == Signal::SIGHUP => {
-                        return Err(RunError::Interrupted { signal, doing });
+                        return Err(FamilyError::Interrupted { signal, doing });
                     }
                     Stake::Results if insistence.hear(signal, from_terminal, Instant::now(), doing) => {
-                        return Err(RunError::Interrupted { signal, doing });
+                        return Err(FamilyError::Interrupted { signal, doing });
                     }
                     _ => {}
                 },
                 Order::Request(Request::End { discard: true, remove_published }, reply) => {
                     self.farewell.order(remove_published, reply);
-                    return Err(RunError::Ended { doing });
+                    return Err(FamilyError::Ended { doing });
                 }
                 order => self.decline(order, doing)?,
             }
@@ -150,7 +118,7 @@ impl Desk {
     }
 
     /// What every part of a run answers in the same way.
-    pub fn decline(&self, order: Order, doing: &'static str) -> Result<(), RunError> {
+    pub fn decline(&self, order: Order, doing: &'static str) -> Result<(), FamilyError> {
         match order {
             Order::Request(Request::Resume(_), reply) => {
                 let _ = reply.send(Reply::refused(format!("nothing is held: {doing}")));
@@ -164,8 +132,8 @@ impl Desk {
                 let _ = reply
                     .send(Reply::refused(format!("{doing}; `runseal end --discard` ends the run without results")));
             }
-            Order::MountEnded => return Err(RunError::MountLost { doing }),
-            Order::Orphaned => return Err(RunError::Interrupted { signal: Signal::SIGKILL, doing }),
+            Order::MountEnded => return Err(FamilyError::MountLost { doing }),
+            Order::Orphaned => return Err(FamilyError::Interrupted { signal: Signal::SIGKILL, doing }),
             Order::Signal { .. } => {}
         }
         Ok(())
