@@ -10,7 +10,7 @@ use crate::units::text::Message;
 
 /// What a service hears of the run it has ordered, if one has. Forked processes have a copy.
 struct Listener {
-    run: Option<RunId>,
+    run: RunId,
     warnings: Vec<String>,
     answer: Box<dyn Write + Send>,
 }
@@ -35,16 +35,10 @@ impl Voice {
     }
 }
 
-/// From now on a service listens: it gets one `answer`, and what is said before that is kept for it.
-pub fn listen(answer: impl Write + Send + 'static) {
-    *LISTENER.lock() = Some(Listener { run: None, warnings: Vec::new(), answer: Box::new(answer) });
-}
-
-/// From now on everything said is about this run: a log has that of many.
-pub fn speak_of(run: &RunId) {
-    if let Some(listener) = &mut *LISTENER.lock() {
-        listener.run = Some(run.clone());
-    }
+/// From now on a service listens to what this run says: it gets one `answer`, for which warnings are kept. Its log has those
+/// of many runs, so each line names this one.
+pub fn listen(run: &RunId, answer: impl Write + Send + 'static) {
+    *LISTENER.lock() = Some(Listener { run: run.clone(), warnings: Vec::new(), answer: Box::new(answer) });
 }
 
 /// Sends a line to the service that listens, if one does: made of what was said so far.
@@ -62,7 +56,7 @@ pub fn warn(text: impl Display) {
     let mut of = String::new();
     if let Some(listener) = &mut *LISTENER.lock() {
         listener.warnings.push(text.clone());
-        of = listener.run.as_ref().map(|run| format!("run {run}: ")).unwrap_or_default();
+        of = format!("run {}: ", listener.run);
     }
     // Nobody reading is no reason to stop.
     let _ = writeln!(std::io::stderr(), "runseal: {of}{text}");

@@ -104,7 +104,7 @@ fn of_former(note: &Value, record: &Record) -> Value {
 }
 
 /// What a family answers to its order: a line of JSON on its standard output. Standard error is for the log.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
     /// It serves.
@@ -113,14 +113,7 @@ enum Answer {
         warnings: Vec<String>,
     },
     /// It does not mount.
-    Refused {
-        /// Exit status, by the table of `runseal`.
-        code: u8,
-        /// Why.
-        message: String,
-        /// What preflight has found, each as `runseal preflight --json` shows it.
-        findings: Vec<Value>,
-    },
+    Refused(NotMounted),
 }
 
 impl Answer {
@@ -133,8 +126,8 @@ impl Answer {
             }
             error => (error.to_string(), Vec::new()),
         };
-        let said = warnings.iter().cloned().chain([text]);
-        Self::Refused { code, message: said.collect::<Vec<_>>().join("\n"), findings }
+        let message = warnings.iter().cloned().chain([text]).collect::<Vec<_>>().join("\n");
+        Self::Refused(NotMounted { code, message, findings, left: None })
     }
 }
 
@@ -144,7 +137,7 @@ pub fn answer_ready() -> io::Result<()> {
 }
 
 /// Why a family did not mount.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct NotMounted {
     /// Exit code, by the table of `runseal`.
@@ -154,6 +147,7 @@ pub struct NotMounted {
     /// What preflight has found, each as `runseal preflight --json` shows it.
     pub findings: Vec<Value>,
     /// Processes that were killed and are not gone yet, because the kernel waits for a disk on their behalf.
+    #[serde(skip)]
     pub left: Option<Box<Family>>,
 }
 
@@ -170,8 +164,10 @@ pub fn mount_here(
     answer: impl Write + Send + 'static,
     code: fn(&RunError) -> u8,
 ) -> Result<u8, RunError> {
-    message::listen(answer);
-    let result = follow(order, code).map_err(discreet);
+    let reading = system("reading the order of the service");
+    let (spec, credentials) = read_order(order).map_err(reading)?;
+    message::listen(&spec.id, answer);
+    let result = follow(spec, credentials, code).map_err(discreet);
     if let Err(error) = &result {
         // A service that is gone needs no answer.
         let _ = message::answer(|warnings| text::to_vec(&Answer::refused(error, code(error), warnings)));
@@ -179,13 +175,10 @@ pub fn mount_here(
     result
 }
 
-fn follow(mut order: impl Read, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
+fn follow(spec: RunSpec, credentials: Option<Credentials>, code: fn(&RunError) -> u8) -> Result<u8, RunError> {
     process::die_with(getppid()).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;
     // The service may be spared when memory runs out; what works for its users is not.
     process::give_up_oom_protection().map_err(system("/proc/self/oom_score_adj"))?;
-    let reading = system("reading the order of the service");
-    let (spec, credentials) = read_order(&mut order).map_err(reading)?;
-    message::speak_of(&spec.id);
     run(spec, credentials, Voice::Quiet, code)
 }
 
@@ -199,7 +192,7 @@ fn discreet(error: RunError) -> RunError {
     }
 }
 
-fn read_order(from: &mut impl Read) -> io::Result<(RunSpec, Option<Credentials>)> {
+fn read_order(from: impl Read) -> io::Result<(RunSpec, Option<Credentials>)> {
     // Room for all of it: a vector that grows leaves copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(ORDER_MAX + 1));
     from.take(ORDER_MAX as u64).read_to_end(&mut text)?;
@@ -251,9 +244,7 @@ impl Family {
         // Another process of the family may have had to say something, too, but later.
         let answer = said.split(|&byte| byte == b'\n').next().and_then(|line| serde_json::from_slice(line).ok());
         match answer {
-            Some(Answer::Refused { code, message, findings }) => {
-                Err(NotMounted { code, message, findings, left: None })
-            }
+            Some(Answer::Refused(why)) => Err(why),
             Some(Answer::Ready { warnings }) if status.success() => match Self::find(&order.spec.id) {
                 Ok(family) => Ok((family, warnings)),
                 Err(_) => Err(broken("the mount ended as soon as it was ready".to_owned())),
@@ -435,7 +426,7 @@ mod tests {
         let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
         for credentials in [None, Some(Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, Some("t/+=")))] {
             let text = write_order(&order(), credentials.as_ref()).expect("short");
-            let (spec, came) = read_order(&mut &text[..]).expect("an order");
+            let (spec, came) = read_order(&text[..]).expect("an order");
             let note = spec.serving().and_then(|mount| mount.note.clone()).expect("noted");
             assert_eq!(MountOrder::noted(&record(note.clone())), Some(order()));
             assert!(!note.to_string().contains(secret));
@@ -443,7 +434,7 @@ mod tests {
             assert_eq!(told, credentials.map(|_| ("AKIAIOSFODNN7EXAMPLE".to_owned(), secret.to_owned())));
         }
         let text = [&write_order(&order(), None).expect("short")[..], b"{\"hush\": 1}\n"].concat();
-        let error = read_order(&mut &text[..]).err().expect("no credentials");
+        let error = read_order(&text[..]).err().expect("no credentials");
         assert!(!error.to_string().contains("hush"), "{error}");
     }
 
@@ -460,9 +451,12 @@ mod tests {
 
     #[test]
     fn a_refusal_has_its_code_and_what_preflight_found() {
-        let answer = Answer::refused(&FamilyError::CutOff.into(), 71, &[]);
-        let text = serde_json::to_string(&answer).expect("JSON");
-        assert_eq!(serde_json::from_str::<Answer>(&text).expect("an answer"), answer);
-        assert!(text.contains("cut off unasked") && text.contains("71"), "{text}");
+        let text = serde_json::to_string(&Answer::refused(&FamilyError::CutOff.into(), 71, &["first".to_owned()]))
+            .expect("JSON");
+        let Ok(Answer::Refused(NotMounted { code, message, findings, left })) = serde_json::from_str(&text) else {
+            panic!("no refusal: {text}")
+        };
+        assert!(message.starts_with("first\nthe mount was cut off unasked"), "{message}");
+        assert!(code == 71 && findings.is_empty() && left.is_none());
     }
 }

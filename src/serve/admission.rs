@@ -26,7 +26,7 @@ pub const OF_VOLUMES: &str = "vol-";
 const CONCURRENCY_MAX: u16 = 1024;
 
 /// A run that may be made.
-pub struct Admitted {
+pub struct Admission {
     /// What to make.
     pub order: MountOrder,
     /// Credentials that came with the request.
@@ -41,7 +41,7 @@ pub fn admit(
     caller: Caller,
     settings: &Settings,
     service: &Path,
-) -> Result<Admitted, Problem> {
+) -> Result<Admission, Problem> {
     let (config, roots) = (&settings.config, settings.roots_of(volume.as_deref()));
     let credentials = request.aws.credentials.take().map(|own| own.0);
     let data = data(&mut request, credentials.as_ref(), config, caller)?;
@@ -64,7 +64,7 @@ pub fn admit(
     let purpose = Purpose::Serve(ServeSpec { options: request.options, root, ..ServeSpec::new(mountpoint) });
     let user = if volume.is_some() { caller.uid } else { owner.uid };
     let spec = RunSpec { id, store, data, purpose };
-    Ok(Admitted { order: MountOrder { spec, service: service.to_owned(), user, volume }, credentials })
+    Ok(Admission { order: MountOrder { spec, service: service.to_owned(), user, volume }, credentials })
 }
 
 fn name(wanted: Option<RunId>, volume: Option<&str>) -> Result<RunId, Problem> {
@@ -198,4 +198,116 @@ fn usage(problem: impl ToString) -> Problem {
 
 fn forbidden(problem: impl std::fmt::Display) -> Problem {
     Problem::new(ProblemKind::Forbidden, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::serve::model::RunView;
+    use crate::serve::table::RunRow;
+
+    const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+
+    fn admitted(request: &Value, volume: Option<&str>, caller: Caller) -> Result<Admission, Problem> {
+        let roots = Roots::open([Path::new("/")].into_iter()).expect("the root");
+        let settings = Settings { config: Config::default(), roots, volumes: None };
+        let request: RunRequest = serde_json::from_str(&request.to_string()).expect("a request");
+        admit(request, volume.map(str::to_owned), caller, &settings, Path::new("/run/serve.sock"))
+    }
+
+    fn everything() -> Value {
+        json!({
+            "id": "a", "size": 1 << 20, "memory": 1 << 21, "backing": ["/var/tmp"], "mountpoint": "/deep/a",
+            "owner": { "uid": 1000, "gid": 100 }, "mode": "0750", "options": ["suid"],
+            "inputs": ["s3://inputs/reads/=all"], "output": "s3://outputs/a/",
+            "overwrite": true, "keep_old": true, "dereference": true, "allow_empty": true, "shared_output": true,
+            "keep_set_id": true,
+            "aws": {
+                "role_arn": "arn:aws:iam::111122223333:role/runs", "profile": "staging", "region": "eu-central-1",
+                "fips": true, "dual_stack": true, "sse": "aws:kms", "sse_kms_key_id": "alias/results",
+                "run_key_kms": "alias/runs", "concurrency": 5,
+                "credentials": { "access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": SECRET },
+            },
+        })
+    }
+
+    #[test]
+    fn what_is_asked_for_is_ordered_and_shown_but_for_secrets() {
+        let Admission { order, credentials } =
+            admitted(&everything(), None, Caller::ROOT).map_err(|problem| problem.detail).expect("admitted");
+        assert_eq!(credentials.expect("handed over").secret_access_key.as_str(), SECRET);
+        let text = serde_json::to_string(&order).expect("JSON");
+        assert!(!text.contains(SECRET) && !format!("{order:?}").contains(SECRET), "{text}");
+        let DataSpec { overwrite, rules, aws, .. } = &order.spec.data;
+        let all = StagingRules {
+            dereference: true,
+            keep_old: true,
+            allow_empty: true,
+            shared_output: true,
+            keep_set_id: true,
+        };
+        assert!(*overwrite && *rules == all && aws.fips && aws.dual_stack && aws.concurrency == Some(5));
+        for word in ["role/runs", "staging", "eu-central-1", "aws:kms", "alias/results", "alias/runs"] {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+        let view = serde_json::to_value(RunView::from(&RunRow::new(order))).expect("JSON");
+        let request = everything();
+        let shown: Vec<_> =
+            request.as_object().expect("an object").iter().filter(|(name, _)| view.get(name).is_some()).collect();
+        assert_eq!(shown.len(), 10, "{shown:?}");
+        for (name, value) in shown {
+            assert_eq!(&view[name], value, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_what_the_node_says() {
+        let alice = Caller { uid: 1000, gid: 100, process: None };
+        let order = admitted(&json!({ "id": "a" }), None, alice).ok().expect("admitted").order;
+        let view = serde_json::to_value(RunView::from(&RunRow::new(order))).expect("JSON");
+        let expected = json!({
+            "state": "starting", "user": 1000, "mountpoint": "/a", "size": 10_u64 << 30, "memory": 64 << 20,
+            "backing": ["/var/tmp"], "owner": { "uid": 1000, "gid": 100 }, "mode": "0700", "options": [], "inputs": [],
+            "output": null, "volume": null, "supervisor": null,
+        });
+        for (name, value) in expected.as_object().expect("an object") {
+            assert_eq!(&view[name], value, "{name}");
+        }
+        let order = admitted(&json!({ "owner": { "uid": 1000, "gid": 1 } }), Some("data"), Caller::ROOT).ok();
+        let order = order.expect("admitted").order;
+        assert_eq!((order.user, order.volume.as_deref()), (0, Some("data")), "counts as whoever mounts it");
+    }
+
+    #[test]
+    fn what_only_root_may_have_is_refused_to_others() {
+        let alice = Caller { uid: 1000, gid: 100, process: None };
+        let key = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": SECRET });
+        for (request, word) in [
+            (json!({ "owner": { "uid": 0, "gid": 0 } }), "owner 0:0"),
+            (json!({ "id": "vol-a" }), "ids that begin with `vol-`"),
+            (json!({ "backing": ["/etc"] }), "backing /etc: this node allows /var/tmp"),
+            (json!({ "options": ["nodev", "suid"] }), "option `suid`"),
+            (json!({ "mountpoint": "/deep/a" }), "users have names in a root of this node"),
+            (json!({ "inputs": ["/etc/shadow"] }), "/etc/shadow: only root"),
+            (json!({ "output": "s3://outputs/a/" }), "aws.credentials"),
+            (json!({ "aws": { "profile": "staging", "credentials": key } }), "aws.profile"),
+        ] {
+            let problem = admitted(&request, None, alice).err().expect("refused");
+            assert_eq!(problem.kind, ProblemKind::Forbidden, "{request}");
+            assert!(problem.detail.contains(word), "{request}: {problem}");
+        }
+        for (request, word) in [
+            (json!({ "backing": ["/var/tmp", "/var/tmp"] }), "name each directory once"),
+            (json!({ "aws": { "concurrency": 0 } }), "from 1 to 1024"),
+            (json!({ "inputs": ["a"] }), "must be absolute"),
+            (json!({ "allow_empty": true }), "nothing is staged"),
+            (json!({ "aws": { "credentials": key } }), "nothing is staged"),
+        ] {
+            let problem = admitted(&request, None, Caller::ROOT).err().expect("refused");
+            assert_eq!(problem.kind, ProblemKind::Usage, "{request}");
+            assert!(problem.detail.contains(word), "{request}: {problem}");
+        }
+    }
 }

@@ -78,7 +78,7 @@ impl Roots {
             }
             Err(errno) => return Err(refuse(ProblemKind::CannotCreate, path, errno.desc())),
         }
-        set_immutable(&parent, name, true);
+        protect(&parent, name, Protection::On);
         Ok(())
     }
 
@@ -87,7 +87,7 @@ impl Roots {
     /// [`make`]: Self::make
     pub fn remove(&self, path: &Path) {
         let Ok((parent, name)) = self.parent(path) else { return };
-        set_immutable(&parent, name, false);
+        protect(&parent, name, Protection::Off);
         if !is_bare(&parent, name) {
             return;
         }
@@ -183,12 +183,20 @@ fn take_over(parent: &OwnedFd, path: &Path, name: &Path) -> Result<(), Problem> 
     if empty { Ok(()) } else { Err(taken("exists and is not empty")) }
 }
 
+/// Whether a bare directory can be written to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protection {
+    On,
+    Off,
+}
+
 /// What is written into the bare directory lies on the disk in the clear. Nobody can, where the file system and our rights
 /// allow that; root still can elsewhere.
-fn set_immutable(parent: &OwnedFd, name: &Path, wanted: bool) {
-    let set = || immutable::set(open_below(parent, name, OFlag::O_RDONLY, ResolveFlag::RESOLVE_NO_XDEV)?, wanted);
+fn protect(parent: &OwnedFd, name: &Path, wanted: Protection) {
+    let on = wanted == Protection::On;
+    let set = || immutable::set(open_below(parent, name, OFlag::O_RDONLY, ResolveFlag::RESOLVE_NO_XDEV)?, on);
     if let Err(error) = set() {
-        tracing::debug!("{}: immutable: {wanted}: {error}", shown(name));
+        tracing::debug!("{}: immutable: {on}: {error}", shown(name));
     }
 }
 

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
 use super::account::Accounts;
-use super::admission::{Admitted, admit};
+use super::admission::{Admission, admit};
 use super::config::Config;
 use super::metrics::{Metrics, MetricsPage, label};
 use super::model::{PublishRequest, RunOutcome, RunRequest, RunState, RunView};
@@ -186,7 +186,7 @@ impl Runs {
     ) -> Result<RunView, Problem> {
         let settings = self.settings();
         let (rules, service) = (settings.clone(), self.service.clone());
-        let Admitted { order, credentials } = beside(move || admit(request, volume, caller, &rules, &service)).await?;
+        let Admission { order, credentials } = beside(move || admit(request, volume, caller, &rules, &service)).await?;
         let id = order.spec.id.clone();
         let account = |user| self.accounts.of(user);
         self.table.lock().reserve(RunRow::new(order.clone()), &settings.config.limits, account)?;
