@@ -219,9 +219,11 @@ mod order {
 #[cfg(not(all(debug_assertions, not(feature = "loom"))))]
 mod order {
     /// Nothing is noted.
-    pub struct Held<const RANK: u8>;
+    pub struct Unnoted<const RANK: u8>;
 
-    impl<const RANK: u8> Held<RANK> {
+    pub use Unnoted as Held;
+
+    impl<const RANK: u8> Unnoted<RANK> {
         pub fn after_all(_: u64) -> Self {
             Self
         }
@@ -241,17 +243,21 @@ mod raw {
     use loom::sync as model;
     pub use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
 
+    pub use self::{
+        CheckedCondvar as Condvar, CheckedGuard as MutexGuard, CheckedMutex as Mutex, CheckedRwLock as RwLock,
+    };
+
     const SOUND: &str = "the checker stops at the first panic";
 
     #[derive(Default)]
-    pub struct Mutex<T>(model::Mutex<T>);
+    pub struct CheckedMutex<T>(model::Mutex<T>);
     #[derive(Default)]
-    pub struct RwLock<T>(model::RwLock<T>);
+    pub struct CheckedRwLock<T>(model::RwLock<T>);
     #[derive(Default)]
-    pub struct Condvar(model::Condvar);
+    pub struct CheckedCondvar(model::Condvar);
 
     /// Empty while it waits only.
-    pub struct MutexGuard<'a, T>(&'a Mutex<T>, Option<model::MutexGuard<'a, T>>);
+    pub struct CheckedGuard<'a, T>(&'a CheckedMutex<T>, Option<model::MutexGuard<'a, T>>);
 
     pub struct WaitResult(bool);
 
@@ -261,21 +267,21 @@ mod raw {
         }
     }
 
-    impl<T> Mutex<T> {
+    impl<T> CheckedMutex<T> {
         pub fn new(value: T) -> Self {
             Self(model::Mutex::new(value))
         }
 
-        pub fn lock(&self) -> MutexGuard<'_, T> {
-            MutexGuard(self, Some(self.0.lock().expect(SOUND)))
+        pub fn lock(&self) -> CheckedGuard<'_, T> {
+            CheckedGuard(self, Some(self.0.lock().expect(SOUND)))
         }
 
-        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            Some(MutexGuard(self, Some(self.0.try_lock().ok()?)))
+        pub fn try_lock(&self) -> Option<CheckedGuard<'_, T>> {
+            Some(CheckedGuard(self, Some(self.0.try_lock().ok()?)))
         }
     }
 
-    impl<T> RwLock<T> {
+    impl<T> CheckedRwLock<T> {
         pub fn new(value: T) -> Self {
             Self(model::RwLock::new(value))
         }
@@ -289,18 +295,18 @@ mod raw {
         }
     }
 
-    impl Condvar {
+    impl CheckedCondvar {
         pub fn notify_all(&self) {
             self.0.notify_all();
         }
 
-        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        pub fn wait<T>(&self, guard: &mut CheckedGuard<'_, T>) {
             let held = guard.1.take().expect("held");
             guard.1 = Some(self.0.wait(held).expect(SOUND));
         }
 
         /// Time passes at once: whatever others do meanwhile, they may do before.
-        pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _: Instant) -> WaitResult {
+        pub fn wait_until<T>(&self, guard: &mut CheckedGuard<'_, T>, _: Instant) -> WaitResult {
             guard.1 = None;
             loom::thread::yield_now();
             guard.1 = Some(guard.0.0.lock().expect(SOUND));
@@ -308,7 +314,7 @@ mod raw {
         }
     }
 
-    impl<T> Deref for MutexGuard<'_, T> {
+    impl<T> Deref for CheckedGuard<'_, T> {
         type Target = T;
 
         fn deref(&self) -> &T {
@@ -316,7 +322,7 @@ mod raw {
         }
     }
 
-    impl<T> DerefMut for MutexGuard<'_, T> {
+    impl<T> DerefMut for CheckedGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
             self.1.as_mut().expect("held")
         }

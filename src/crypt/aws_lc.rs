@@ -32,12 +32,12 @@ pub const NAME: &str = {
 };
 
 /// An expanded key in both directions.
-pub struct Xts {
+pub struct AwsLcXts {
     seal: Context,
     open: Context,
 }
 
-impl Xts {
+impl AwsLcXts {
     /// Expands `key`.
     pub fn new(key: &XtsKey) -> Result<Self, CryptError> {
         Ok(Self { seal: Context::new(key, 1)?, open: Context::new(key, 0)? })

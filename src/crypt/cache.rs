@@ -33,11 +33,11 @@ struct CacheSet {
 
 /// On a cache line of its own: neighbours are used by other threads.
 #[repr(align(64))]
-struct CacheWay(Mutex<{ rank::WAY }, Held>);
+struct CacheWay(Mutex<{ rank::WAY }, Resident>);
 
 /// A cipher and the slot it is of.
-type Held = Option<(SlotId, SectorCipher)>;
-type WayGuard<'a> = MutexGuard<'a, { rank::WAY }, Held>;
+type Resident = Option<(SlotId, SectorCipher)>;
+type WayGuard<'a> = MutexGuard<'a, { rank::WAY }, Resident>;
 
 impl CipherCache {
     /// An empty cache.

@@ -83,13 +83,13 @@ impl XtsKey {
 ///
 /// The tweak of a data unit is its 128-bit little-endian sequence number. Ciphertext stealing is not supported: data
 /// units are whole blocks.
-pub struct SectorCipher(Inner);
+pub struct SectorCipher(Expanded);
 
-enum Inner {
+enum Expanded {
     #[cfg(feature = "aws-lc")]
-    AwsLc(aws_lc::Xts),
+    AwsLc(aws_lc::AwsLcXts),
     // Boxed, so that a moved cipher leaves no copy of its key schedule behind.
-    Portable(Box<portable::Xts>),
+    Portable(Box<portable::PortableXts>),
 }
 
 impl SectorCipher {
@@ -97,8 +97,8 @@ impl SectorCipher {
     pub fn new(engine: Engine, key: &XtsKey) -> Result<Self, CryptError> {
         Ok(Self(match engine {
             #[cfg(feature = "aws-lc")]
-            Engine::AwsLc => Inner::AwsLc(aws_lc::Xts::new(key)?),
-            Engine::Portable => Inner::Portable(Box::new(portable::Xts::new(key))),
+            Engine::AwsLc => Expanded::AwsLc(aws_lc::AwsLcXts::new(key)?),
+            Engine::Portable => Expanded::Portable(Box::new(portable::PortableXts::new(key))),
         }))
     }
 
@@ -147,8 +147,8 @@ impl SectorCipher {
         let tweak = unit.to_le_bytes();
         match &mut self.0 {
             #[cfg(feature = "aws-lc")]
-            Inner::AwsLc(xts) => xts.encrypt(&tweak, src, dst),
-            Inner::Portable(xts) => {
+            Expanded::AwsLc(xts) => xts.encrypt(&tweak, src, dst),
+            Expanded::Portable(xts) => {
                 xts.encrypt(&tweak, src, dst);
                 Ok(())
             }
@@ -160,8 +160,8 @@ impl SectorCipher {
         let tweak = unit.to_le_bytes();
         match &mut self.0 {
             #[cfg(feature = "aws-lc")]
-            Inner::AwsLc(xts) => xts.decrypt(&tweak, buf),
-            Inner::Portable(xts) => {
+            Expanded::AwsLc(xts) => xts.decrypt(&tweak, buf),
+            Expanded::Portable(xts) => {
                 xts.decrypt(&tweak, buf);
                 Ok(())
             }

@@ -10,9 +10,9 @@ use super::XtsKey;
 pub const NAME: &str = "portable (xts-mode, aes)";
 
 /// An expanded key in both directions; `aes` wipes its schedules on drop.
-pub struct Xts(Xts128<Aes256>);
+pub struct PortableXts(Xts128<Aes256>);
 
-impl Xts {
+impl PortableXts {
     /// Expands `key`.
     pub fn new(key: &XtsKey) -> Self {
         let (data, tweak) = key.expose().split_at(32);

@@ -12,7 +12,7 @@ impl Scratch {
     /// Hands entries behind `cookie` (0: from the start) to `take` until it answers `false` (that entry counts as not
     /// taken). No lock is held meanwhile: `take` may call this file system.
     pub fn readdir(&self, ino: u64, cookie: u64, take: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<(), FsError> {
-        self.walk(ino, cookie, false, &mut |entry, _| take(entry))
+        self.walk(ino, cookie, References::Leave, &mut |entry, _| take(entry))
     }
 
     /// As [`Scratch::readdir`], with attributes; takes a reference on each entry taken, except `.` and `..`.
@@ -22,15 +22,15 @@ impl Scratch {
         cookie: u64,
         take: &mut dyn FnMut(DirEntry<'_>, &Attr) -> bool,
     ) -> Result<(), FsError> {
-        self.walk(ino, cookie, true, &mut |entry, inode| take(entry, &inode.attr()))
+        self.walk(ino, cookie, References::Take, &mut |entry, inode| take(entry, &inode.attr()))
     }
 
-    /// Lists a directory. With `referenced`, each entry taken keeps a reference.
+    /// Lists a directory.
     fn walk(
         &self,
         ino: u64,
         cookie: u64,
-        referenced: bool,
+        references: References,
         take: &mut dyn FnMut(DirEntry<'_>, &Inode) -> bool,
     ) -> Result<(), FsError> {
         let inode = self.inode(ino)?;
@@ -44,9 +44,9 @@ impl Scratch {
         let mut cookie = cookie.max(COOKIE_PARENT);
         let mut batch = Batch::default();
         loop {
-            batch.fill(&directory.entries.read(), cookie, referenced);
+            batch.fill(&directory.entries.read(), cookie, references);
             let taken = batch.iter().take_while(|(entry, inode)| take(*entry, inode)).count();
-            if referenced {
+            if references == References::Take {
                 batch.rows[taken..].iter().for_each(|row| self.forget(row.inode.ino, 1));
             }
             if taken < BATCH {
@@ -79,6 +79,13 @@ impl Scratch {
     }
 }
 
+/// Whether each entry taken keeps a reference.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum References {
+    Take,
+    Leave,
+}
+
 /// Entries copied out of a directory.
 #[derive(Default)]
 struct Batch {
@@ -94,10 +101,10 @@ struct Row {
 }
 
 impl Batch {
-    /// Takes up to [`BATCH`] entries behind `cookie`, each with a reference if asked.
-    fn fill(&mut self, entries: &Entries, cookie: u64, referenced: bool) {
+    /// Takes up to [`BATCH`] entries behind `cookie`.
+    fn fill(&mut self, entries: &Entries, cookie: u64, references: References) {
         for (cookie, name, inode) in entries.after(cookie).take(BATCH) {
-            if referenced {
+            if references == References::Take {
                 inode.acquire();
             }
             self.names.extend_from_slice(name);

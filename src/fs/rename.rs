@@ -23,12 +23,12 @@ impl Scratch {
             return Err(FsError::Invalid);
         }
         let (from, to) = (self.inode(parent)?, self.inode(new_parent)?);
-        let from = End { inode: &from, directory: from.directory()?, name };
-        let to = End { inode: &to, directory: to.directory()?, name: new_name };
+        let from = Side { inode: &from, directory: from.directory()?, name };
+        let to = Side { inode: &to, directory: to.directory()?, name: new_name };
         let mut moves = None;
         loop {
             let mut locked = Locked::new(&from, &to);
-            let step = Step::new(&from, &to, &mut locked, flags)?;
+            let step = Move::new(&from, &to, &mut locked, flags)?;
             if step.moves_directory(&from, &to) {
                 if moves.is_none() {
                     drop(locked);
@@ -42,7 +42,7 @@ impl Scratch {
     }
 
     /// Refuses to move a directory below itself, or to replace one that holds what is moved.
-    fn check_loops(&self, step: &Step, from: &End<'_>, to: &End<'_>, flags: RenameFlags) -> Result<(), FsError> {
+    fn check_loops(&self, step: &Move, from: &Side<'_>, to: &Side<'_>, flags: RenameFlags) -> Result<(), FsError> {
         if self.is_within(to.inode.ino, step.source.ino)? {
             return Err(FsError::Invalid);
         }
@@ -68,9 +68,9 @@ impl Scratch {
 
     fn rename_locked(
         &self,
-        step: Step,
-        from: &End<'_>,
-        to: &End<'_>,
+        step: Move,
+        from: &Side<'_>,
+        to: &Side<'_>,
         mut locked: Locked<'_>,
         flags: RenameFlags,
     ) -> Result<(), FsError> {
@@ -107,7 +107,7 @@ fn whiteout(parent: &Inode, now: Time) -> (Meta, Node) {
 }
 
 /// One side of a rename: a directory and a name in it.
-struct End<'a> {
+struct Side<'a> {
     inode: &'a Inode,
     directory: &'a Directory,
     name: &'a [u8],
@@ -122,8 +122,8 @@ enum Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    fn new(from: &End<'a>, to: &End<'a>) -> Self {
-        let lock = |end: &End<'a>| end.directory.entries.write_nth(end.inode.ino);
+    fn new(from: &Side<'a>, to: &Side<'a>) -> Self {
+        let lock = |end: &Side<'a>| end.directory.entries.write_nth(end.inode.ino);
         match from.inode.ino.cmp(&to.inode.ino) {
             std::cmp::Ordering::Equal => Self::One(lock(from)),
             std::cmp::Ordering::Less => {
@@ -151,13 +151,13 @@ impl<'a> Locked<'a> {
 }
 
 /// What the two names mean while both directories are locked.
-struct Step {
+struct Move {
     source: Arc<Inode>,
     target: Option<Arc<Inode>>,
 }
 
-impl Step {
-    fn new(from: &End<'_>, to: &End<'_>, locked: &mut Locked<'_>, flags: RenameFlags) -> Result<Self, FsError> {
+impl Move {
+    fn new(from: &Side<'_>, to: &Side<'_>, locked: &mut Locked<'_>, flags: RenameFlags) -> Result<Self, FsError> {
         let source = locked.source().get(from.name).ok_or(FsError::NotFound)?.clone();
         let target = locked.target().get(to.name).cloned();
         match target {
@@ -168,12 +168,12 @@ impl Step {
     }
 
     /// Whether a directory leaves its parent or goes for good, so that the tree above it has to stand still.
-    fn moves_directory(&self, from: &End<'_>, to: &End<'_>) -> bool {
+    fn moves_directory(&self, from: &Side<'_>, to: &Side<'_>) -> bool {
         from.inode.ino != to.inode.ino && (self.source.is_directory() || self.target_directories() > 0)
     }
 
     /// Bytes of memory that names, and a whiteout, count as before and after.
-    fn memory(&self, whiteout: Option<&(Meta, Node)>, from: &End<'_>, to: &End<'_>) -> (u64, u64) {
+    fn memory(&self, whiteout: Option<&(Meta, Node)>, from: &Side<'_>, to: &Side<'_>) -> (u64, u64) {
         let (old, new) = (entry_memory(from.name), entry_memory(to.name));
         let replaced = if self.target.is_some() { new } else { 0 };
         let stays = whiteout.map_or(0, |(meta, node)| old + inode_memory(meta, node));
@@ -181,14 +181,21 @@ impl Step {
     }
 
     /// The last thing that can fail: an empty directory to be replaced dies, or a new entry is announced.
-    fn make_room(&self, to: &End<'_>) -> Result<(), FsError> {
+    fn make_room(&self, to: &Side<'_>) -> Result<(), FsError> {
         match &self.target {
             Some(target) => target.directory().map_or(Ok(()), Directory::die),
             None => to.directory.reserve(),
         }
     }
 
-    fn replace(&self, whiteout: Option<Arc<Inode>>, from: &End<'_>, to: &End<'_>, locked: &mut Locked<'_>, now: Time) {
+    fn replace(
+        &self,
+        whiteout: Option<Arc<Inode>>,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        locked: &mut Locked<'_>,
+        now: Time,
+    ) {
         let stays = whiteout.is_some();
         let same_directory = from.inode.ino == to.inode.ino;
         if self.target.is_none() && same_directory && !stays {
@@ -210,7 +217,7 @@ impl Step {
         to.inode.moved_subdirectories(self.source_directories(), self.target_directories(), now);
     }
 
-    fn exchange(&self, target: &Arc<Inode>, from: &End<'_>, to: &End<'_>, locked: &mut Locked<'_>, now: Time) {
+    fn exchange(&self, target: &Arc<Inode>, from: &Side<'_>, to: &Side<'_>, locked: &mut Locked<'_>, now: Time) {
         locked.source().replace(from.name, target.clone());
         locked.target().replace(to.name, self.source.clone());
         self.source.moved_to(to, now);
@@ -229,7 +236,7 @@ impl Step {
 }
 
 impl Inode {
-    fn moved_to(&self, end: &End<'_>, now: Time) {
+    fn moved_to(&self, end: &Side<'_>, now: Time) {
         if let Node::Directory(directory) = &self.node {
             directory.set_parent(end.inode.ino);
         }

@@ -18,10 +18,10 @@ use super::counters::Counters;
 use super::cpu_latency::LatencyHolder;
 use super::dispatch::{Call, Opcode};
 use super::gate::Gate;
-use super::init::{Negotiated, negotiate};
+use super::init::{Negotiation, negotiate};
 use super::notifier::{Notice, Notices, pass_on};
 use super::requester::relation;
-use super::seek::{Seek, Wanted};
+use super::seek::{Seek, Whence};
 use crate::fs::{Attr, Change, Creator, FsError, Kind, NAME_MAX, RenameFlags, Scratch, SetAttr, WriteMode};
 use crate::units::SECTOR;
 
@@ -43,7 +43,7 @@ pub(super) struct Connection {
     /// What the kernel is to be told.
     pub notices: Arc<Notices>,
     /// Set by INIT.
-    pub negotiated: OnceLock<Negotiated>,
+    pub negotiated: OnceLock<Negotiation>,
     /// Set where the machine lets this process ask for processors that wake fast.
     pub latency: OnceLock<LatencyHolder>,
 }
@@ -372,12 +372,12 @@ impl Adapter {
 
     /// A worker finds data; before a hole is reported the kernel writes what it holds there, which it sends to workers.
     pub(super) fn lseek(&self, ino: u64, offset: i64, whence: i32, call: Call<ReplyLseek>) {
-        let Some(wanted) = Wanted::decode(whence) else { return call.refuse(Errno::EINVAL) };
+        let Some(wanted) = Whence::decode(whence) else { return call.refuse(Errno::EINVAL) };
         let Ok(from) = u64::try_from(offset) else { return call.refuse(Errno::ENXIO) };
         let seek = Seek { scratch: self.scratch.clone(), ino, from };
         match seek.in_data() {
             Err(error) => call.fail(&error),
-            Ok(true) if wanted == Wanted::Data => call.reply.offset(offset),
+            Ok(true) if wanted == Whence::Data => call.reply.offset(offset),
             Ok(_) => self.connection.notices.send(Notice::Task(Box::new(move |notifier| {
                 let flush = |range| pass_on(notifier, Notice::Range(ino, range));
                 match seek.find(wanted, flush) {

@@ -29,20 +29,20 @@ const KERNEL_SHARE: u64 = 100;
 
 /// How many bytes of a mount may be dirty, and the knob for it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Allowance {
+pub(super) struct DirtyAllowance {
     ample: u64,
     late: u64,
     /// `max_bytes`, if it can be set.
     knob: Option<PathBuf>,
 }
 
-impl Allowance {
+impl DirtyAllowance {
     /// While space is ample.
     pub(super) fn ample(&self) -> u64 {
         self.ample
     }
 
-    /// After [`Allowance::reduce`].
+    /// After [`DirtyAllowance::reduce`].
     pub(super) fn late(&self) -> u64 {
         self.late
     }
@@ -73,7 +73,7 @@ pub(super) struct Knobs {
     /// `max_bytes`
     pub max_bytes: Option<u64>,
     /// The same, for who watches the space.
-    pub allowance: Allowance,
+    pub allowance: DirtyAllowance,
     /// What could not be set, each with the reason.
     pub degraded: Vec<String>,
 }
@@ -99,12 +99,12 @@ fn tune_at(dir: &Path, memory_limit: Option<u64>, memory_total: Option<u64>, spa
     let allowance = match (set, max_bytes) {
         (Ok(()), Some(ample)) => {
             let late = (space / LATE_SHARE).clamp(LEAST_LATE, MOST_LATE).min(ample);
-            Allowance { ample, late, knob: Some(dir.join("max_bytes")) }
+            DirtyAllowance { ample, late, knob: Some(dir.join("max_bytes")) }
         }
         (set, max_bytes) => {
             let of_kernel = memory_total.map_or(MOST_DIRTY, |total| total / KERNEL_SHARE);
             let bytes = max_bytes.or(set.ok().and(dirty)).unwrap_or(of_kernel);
-            Allowance { ample: bytes, late: bytes, knob: None }
+            DirtyAllowance { ample: bytes, late: bytes, knob: None }
         }
     };
     Knobs { read_ahead_kb: read(&dir.join("read_ahead_kb")), max_bytes, allowance, degraded }
@@ -139,7 +139,7 @@ fn read(path: &Path) -> Option<u64> {
 }
 
 #[cfg(test)]
-impl Allowance {
+impl DirtyAllowance {
     /// Always the same, without a knob.
     pub(super) fn fixed(bytes: u64) -> Self {
         Self { ample: bytes, late: bytes, knob: None }

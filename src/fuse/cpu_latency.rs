@@ -32,7 +32,7 @@ const LEAST: u32 = 4;
 
 /// Decides from the requests of one mount when the machine's processors are to stay awake.
 pub(super) struct LatencyHolder {
-    inner: Arc<Hold>,
+    inner: Arc<LatencyState>,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -43,7 +43,7 @@ impl LatencyHolder {
     }
 
     fn with_device(device: File, lease: Duration) -> io::Result<Self> {
-        let inner = Arc::new(Hold::new(device, lease));
+        let inner = Arc::new(LatencyState::new(device, lease));
         let keeper = inner.clone();
         let keeper = thread::Builder::new().name("cpu-latency".to_owned()).spawn(move || keeper.keep())?;
         Ok(Self { inner, keeper: Some(keeper) })
@@ -70,7 +70,7 @@ impl Drop for LatencyHolder {
     }
 }
 
-struct Hold {
+struct LatencyState {
     device: File,
     /// [`LEASE`], but for tests.
     lease: Duration,
@@ -85,7 +85,7 @@ struct Hold {
     wake: Condvar,
 }
 
-impl Hold {
+impl LatencyState {
     fn new(device: File, lease: Duration) -> Self {
         Self {
             device,
@@ -223,7 +223,7 @@ mod interleavings {
     fn the_machine_is_held_as_the_flag_says() {
         explore(|| {
             let device = tempfile::NamedTempFile::new().expect("a file");
-            let hold = Arc::new(Hold::new(device.reopen().expect("opened"), LEASE));
+            let hold = Arc::new(LatencyState::new(device.reopen().expect("opened"), LEASE));
             let keeper = hold.clone();
             let keeper = thread::spawn(move || keeper.keep());
             let other = hold.clone();

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use super::FuseError;
-use super::options::Parsed;
+use super::options::MountFlags;
 use crate::sys::mount as sys;
 use crate::sys::own_mount::{FS_TYPE, SOURCE};
 
@@ -38,7 +38,7 @@ fn device_remedy(error: &io::Error) -> &'static str {
 }
 
 /// The kernel checks permissions (`default_permissions`) in every case.
-pub(super) fn mount_device(device: &OwnedFd, path: &Path, options: &Parsed) -> Result<(), FuseError> {
+pub(super) fn mount_device(device: &OwnedFd, path: &Path, options: &MountFlags) -> Result<(), FuseError> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     let mut data = format!(
         "fd={},rootmode={:o},user_id={user},group_id={group},default_permissions",

@@ -30,7 +30,7 @@ use std::time::Duration;
 use fuser::INodeNo;
 use parking_lot::Mutex;
 
-use super::bdi::Allowance;
+use super::bdi::DirtyAllowance;
 use super::notifier::{Notice, Notices};
 use crate::fs::{Attr, Kind, Pressure, Scratch};
 use crate::units::SECTOR_U64;
@@ -50,7 +50,7 @@ pub(super) struct Gate {
     scratch: Arc<Scratch>,
     notices: Arc<Notices>,
     /// How much may be dirty; not set without a writeback cache, which needs no gate.
-    allowance: OnceLock<Allowance>,
+    allowance: OnceLock<DirtyAllowance>,
     /// The [`Pressure`] that was acted on last.
     pressure: AtomicU8,
     near: Mutex<Near>,
@@ -73,7 +73,7 @@ impl Gate {
     }
 
     /// Has it watch the space, of which `allowance` may be dirty, and returns what could not be had.
-    pub(super) fn arm(&self, allowance: Allowance) -> Option<String> {
+    pub(super) fn arm(&self, allowance: DirtyAllowance) -> Option<String> {
         let (early, late) = (allowance.ample(), allowance.late());
         let missing = self.scratch.set_headroom(early, late).err();
         // Nobody has set it before.
@@ -166,7 +166,7 @@ impl Gate {
         }
     }
 
-    fn turn(&self, now: Pressure, allowance: &Allowance) {
+    fn turn(&self, now: Pressure, allowance: &DirtyAllowance) {
         let mut near = self.near.lock();
         let before = self.pressure.swap(now as u8, Ordering::AcqRel);
         if before == Pressure::Ample as u8 && now > Pressure::Ample {
@@ -231,7 +231,7 @@ mod tests {
                 Arc::new(Scratch::new(store, ScratchOptions { memory: 1 << 26, uid: 0, gid: 0, mode: 0o755 }));
             let (notices, queue) = Notices::watched();
             let gate = Gate::new(scratch.clone(), Arc::new(notices));
-            assert_eq!(gate.arm(Allowance::fixed(MIB as u64)), None);
+            assert_eq!(gate.arm(DirtyAllowance::fixed(MIB as u64)), None);
             Self { gate, scratch, notices: queue }
         }
 

@@ -32,7 +32,7 @@ const WRITEBACK: InitFlags = InitFlags::FUSE_WRITEBACK_CACHE.union(InitFlags::FU
 
 /// What INIT settled.
 #[derive(Clone, Debug)]
-pub(super) struct Negotiated {
+pub(super) struct Negotiation {
     /// Capabilities in force, of those asked for.
     pub granted: InitFlags,
     /// FUSE protocol of the kernel, `major.minor`.
@@ -41,7 +41,7 @@ pub(super) struct Negotiated {
     pub degraded: Vec<String>,
 }
 
-impl Negotiated {
+impl Negotiation {
     /// Names of the capabilities in force, as in fuse.h without `FUSE_`.
     pub(super) fn names(&self) -> Vec<String> {
         self.granted.iter_names().map(|(name, _)| name.trim_start_matches("FUSE_").to_owned()).collect()
@@ -49,7 +49,7 @@ impl Negotiated {
 }
 
 /// Asks for everything wanted that the kernel has, of what `may` be used, and sets the request limits.
-pub(super) fn negotiate(kernel: &mut KernelConfig, may: InitFlags) -> Negotiated {
+pub(super) fn negotiate(kernel: &mut KernelConfig, may: InitFlags) -> Negotiation {
     let (granted, mut degraded) = choose(kernel.capabilities() & may);
     if let Err(missing) = kernel.add_capabilities(granted) {
         degraded.push(format!("the kernel refused {missing:?}"));
@@ -62,7 +62,7 @@ pub(super) fn negotiate(kernel: &mut KernelConfig, may: InitFlags) -> Negotiated
         degraded.extend(refused);
     }
     let version = kernel.kernel_abi();
-    Negotiated { granted, protocol: format!("{}.{}", version.0, version.1), degraded }
+    Negotiation { granted, protocol: format!("{}.{}", version.0, version.1), degraded }
 }
 
 /// Of what is wanted, what a kernel with these capabilities can do, and what the rest costs.

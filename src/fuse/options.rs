@@ -38,7 +38,7 @@ const DEFAULT_PERMISSIONS: &str = "default_permissions";
 
 /// What mount(2) is told.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Parsed {
+pub(super) struct MountFlags {
     /// Mount flags.
     pub flags: MsFlags,
     /// Let other users in.
@@ -51,8 +51,8 @@ pub fn knows_option(option: &str) -> bool {
 }
 
 /// Reads the options in order, later ones winning, as mount(8) does. Each element may hold several, comma separated.
-pub(super) fn parse(options: &MountOptions) -> Result<Parsed, FuseError> {
-    let mut parsed = Parsed { flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV, allow_other: options.allow_other };
+pub(super) fn parse(options: &MountOptions) -> Result<MountFlags, FuseError> {
+    let mut parsed = MountFlags { flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV, allow_other: options.allow_other };
     let words = options.options.iter().flat_map(|element| element.split(','));
     for word in words.map(str::trim).filter(|word| !word.is_empty()) {
         match FLAGS.iter().find(|(name, ..)| *name == word) {

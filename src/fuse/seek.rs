@@ -17,14 +17,14 @@ const MOST: usize = 64;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum Whence {
     /// `SEEK_DATA`
     Data,
     /// `SEEK_HOLE`; there is one at the end of every file.
     Hole,
 }
 
-impl Wanted {
+impl Whence {
     /// The meaning of `whence` of lseek(2); the kernel answers the other ones itself.
     pub(super) fn decode(whence: i32) -> Option<Self> {
         match whence {
@@ -53,12 +53,12 @@ impl Seek {
     /// dirty in a range: bytes that a look afterwards finds.
     pub(super) fn find(
         &self,
-        wanted: Wanted,
+        wanted: Whence,
         flush: impl FnMut(Range<u64>) -> io::Result<()>,
     ) -> Result<Option<u64>, FsError> {
         match wanted {
-            Wanted::Data => self.data(flush),
-            Wanted::Hole => self.hole(flush),
+            Whence::Data => self.data(flush),
+            Whence::Hole => self.hole(flush),
         }
     }
 
@@ -149,7 +149,7 @@ mod tests {
             Self { scratch: scratch.clone(), ino, dirty, flushes: Vec::new() }
         }
 
-        fn seek(&mut self, wanted: Wanted, from: u64) -> Option<u64> {
+        fn seek(&mut self, wanted: Whence, from: u64) -> Option<u64> {
             let Self { scratch, ino, dirty, flushes } = self;
             let seek = Seek { scratch: scratch.clone(), ino: *ino, from };
             let flush = |range: Range<u64>| {
@@ -177,12 +177,12 @@ mod tests {
     }
 
     /// What the kernel has of a file in all, sector by sector: the answers must be as if all had been sent.
-    fn expected(sectors: &BTreeSet<u64>, wanted: Wanted, from: u64) -> Option<u64> {
+    fn expected(sectors: &BTreeSet<u64>, wanted: Whence, from: u64) -> Option<u64> {
         let size = sectors.last().map_or(0, |last| (last + 1) * SECTOR_U64);
-        let is = |at: u64| sectors.contains(&(at / SECTOR_U64)) == (wanted == Wanted::Data);
+        let is = |at: u64| sectors.contains(&(at / SECTOR_U64)) == (wanted == Whence::Data);
         let later = (from / SECTOR_U64 + 1..).map(|sector| sector * SECTOR_U64);
         let found = std::iter::once(from).chain(later).take_while(|at| *at < size).find(|at| is(*at));
-        if from < size && wanted == Wanted::Hole { Some(found.unwrap_or(size)) } else { found }
+        if from < size && wanted == Whence::Hole { Some(found.unwrap_or(size)) } else { found }
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
             for from in
                 [0, 1, 3 * SECTOR_U64, 300 * SECTOR_U64 + 5, 302 * SECTOR_U64, 701 * SECTOR_U64, 5001 * SECTOR_U64]
             {
-                for wanted in [Wanted::Data, Wanted::Hole] {
+                for wanted in [Whence::Data, Whence::Hole] {
                     let found =
                         File::new(&scratch, &format!("{split} {wanted:?} {from}"), &sent, &dirty).seek(wanted, from);
                     assert_eq!(found, expected(&all, wanted, from), "{wanted:?} from {from}, sent {sent:?}");
@@ -210,14 +210,14 @@ mod tests {
     #[test]
     fn what_is_not_needed_is_not_flushed() {
         let mut file = File::new(&scratch(), "f", &[0, 1], &[10, 400, 90_000]);
-        assert_eq!(file.seek(Wanted::Data, 2 * SECTOR_U64), Some(10 * SECTOR_U64));
+        assert_eq!(file.seek(Whence::Data, 2 * SECTOR_U64), Some(10 * SECTOR_U64));
         assert_eq!(file.dirty.len(), 2, "the search ends where the first data is");
-        assert_eq!(file.seek(Wanted::Hole, 0), Some(2 * SECTOR_U64));
+        assert_eq!(file.seek(Whence::Hole, 0), Some(2 * SECTOR_U64));
         assert_eq!(file.dirty.len(), 2);
         file.flushes.clear();
-        assert_eq!(file.seek(Wanted::Data, 11 * SECTOR_U64), Some(400 * SECTOR_U64));
+        assert_eq!(file.seek(Whence::Data, 11 * SECTOR_U64), Some(400 * SECTOR_U64));
         assert!(file.flushes.len() < 5 && file.dirty.len() == 1, "{:?}", file.flushes);
-        assert_eq!(file.seek(Wanted::Data, 401 * SECTOR_U64), Some(90_000 * SECTOR_U64));
+        assert_eq!(file.seek(Whence::Data, 401 * SECTOR_U64), Some(90_000 * SECTOR_U64));
         assert!(file.flushes.len() < 20, "{:?}", file.flushes);
     }
 
@@ -226,8 +226,8 @@ mod tests {
         let file = File::new(&scratch(), "f", &[0, 9], &[]);
         let seek = |from| Seek { scratch: file.scratch.clone(), ino: file.ino, from };
         let broken = |_| Err(io::ErrorKind::Other.into());
-        assert_eq!(seek(SECTOR_U64).find(Wanted::Data, broken).expect("a file"), Some(SECTOR_U64));
-        assert_eq!(seek(0).find(Wanted::Hole, broken).expect("a file"), Some(10 * SECTOR_U64));
+        assert_eq!(seek(SECTOR_U64).find(Whence::Data, broken).expect("a file"), Some(SECTOR_U64));
+        assert_eq!(seek(0).find(Whence::Hole, broken).expect("a file"), Some(10 * SECTOR_U64));
         assert!(seek(0).in_data().expect("a file") && !seek(SECTOR_U64).in_data().expect("a file"));
     }
 }

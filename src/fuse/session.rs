@@ -15,10 +15,10 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::adapter::{Adapter, Connection};
-use super::bdi::Allowance;
+use super::bdi::DirtyAllowance;
 use super::cpu_latency::{self, LatencyHolder};
 use super::device::{mount_device, open_device};
-use super::init::Negotiated;
+use super::init::Negotiation;
 use super::mountpoint;
 use super::options;
 use super::workers::{SERVED, abort_on_worker_panic, worker_count};
@@ -65,7 +65,7 @@ impl Mount {
         // The disk may have less than the limit.
         let space = statfs.sectors_free.saturating_mul(SECTOR_U64);
         let (mut mount, allowance) = Self::serve(adapter, connection, mountpoint, options, space)?;
-        let writes_late = |facts: &Negotiated| facts.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
+        let writes_late = |facts: &Negotiation| facts.granted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
         if mount.connection.negotiated.get().is_some_and(writes_late) {
             mount.facts.degraded.extend(gate.arm(allowance));
             gate.keep_looking();
@@ -79,7 +79,7 @@ impl Mount {
         mountpoint: &Path,
         options: &MountOptions,
         space: u64,
-    ) -> Result<(Self, Allowance), FuseError> {
+    ) -> Result<(Self, DirtyAllowance), FuseError> {
         let parsed = options::parse(options)?;
         let path = mountpoint::check(mountpoint)?;
         let device = open_device()?;

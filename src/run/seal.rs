@@ -105,7 +105,7 @@ impl Seal {
                 Ok(Self { scratch, mount: Arc::new(mount), store, owner })
             }
             Err(error) => {
-                wipe(&store, journal);
+                wipe(&store, None, journal);
                 Err(error.into())
             }
         }
@@ -154,7 +154,7 @@ impl Seal {
     pub async fn close_or_leave<T>(self, result: &Result<T, RunError>, journal: &Journal) {
         if matches!(result, Err(RunError::Family(FamilyError::CutOff))) {
             self.mount.leave();
-            return wipe(&self.store, journal);
+            return wipe(&self.store, Some(&self.mount), journal);
         }
         self.close(journal).await;
     }
@@ -170,14 +170,18 @@ impl Seal {
             message::warn("files of the scratch are still open; cutting them off");
             self.mount.abort();
         }
-        wipe(&self.store, journal);
+        wipe(&self.store, Some(&self.mount), journal);
     }
 }
 
-fn wipe(store: &Store, journal: &Journal) {
+fn wipe(store: &Store, mount: Option<&Mount>, journal: &Journal) {
     store.wipe();
-    journal
-        .record(Event::Wiped { at: rfc3339_millis(SystemTime::now()), bytes_encrypted: store.stats().bytes_encrypted });
+    let requests = mount.map(Mount::requests).unwrap_or_default();
+    journal.record(Event::Wiped {
+        at: rfc3339_millis(SystemTime::now()),
+        bytes_encrypted: store.stats().bytes_encrypted,
+        requests: requests.into_iter().map(|(opcode, count)| (opcode.to_owned(), count)).collect(),
+    });
 }
 
 /// What is known of files lives in memory, which is locked: so much of it as was asked for, or a share of what this

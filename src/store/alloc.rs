@@ -74,7 +74,7 @@ pub(super) struct ArenaAlloc {
 
 /// Sectors given out together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct SectorRun {
     /// First sector within the arena.
     pub block: u64,
     /// Fresh data-unit sequence number of the first sector.
@@ -90,11 +90,11 @@ impl ArenaAlloc {
     }
 
     /// Gives out contiguous sectors: `len` if possible, fewer if the arena is fragmented, `None` if it is full.
-    pub fn allocate(&mut self, len: u64) -> Option<Run> {
+    pub fn allocate(&mut self, len: u64) -> Option<SectorRun> {
         let (block, len) = self.find(len)?;
         let seq = self.next_seq;
         self.next_seq += len;
-        Some(Run { block, seq, len })
+        Some(SectorRun { block, seq, len })
     }
 
     /// Fresh sequence numbers for `len` sectors that already have a place.
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn freed_neighbours_join_and_are_reused_first() {
         let mut alloc = ArenaAlloc::new(100, 0);
-        let runs: Vec<Run> = (0..4).map(|_| alloc.allocate(5).unwrap()).collect();
+        let runs: Vec<SectorRun> = (0..4).map(|_| alloc.allocate(5).unwrap()).collect();
         alloc.free(runs[1].block, 5);
         alloc.free(runs[2].block, 5);
         let joined = alloc.allocate(10).unwrap();

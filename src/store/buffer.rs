@@ -11,24 +11,24 @@ pub(super) const CHUNK_SECTORS: usize = 256;
 const PIECE_SECTORS: usize = 16;
 
 /// Working memory of one operation.
-pub(super) struct Buffers {
+pub(super) struct WorkBuffers {
     /// Ciphertext only; never holds plaintext, so never wiped.
     pub cipher: Box<[u8]>,
     /// One sector of plaintext; wiped when the buffers go back to the pool.
     pub plain: Box<[u8; SECTOR]>,
 }
 
-/// As many [`Buffers`] as operations ever ran at once.
+/// As many [`WorkBuffers`] as operations ever ran at once.
 #[derive(Default)]
 pub(super) struct BufferPool {
-    free: Mutex<{ rank::BUFFERS }, Vec<Buffers>>,
+    free: Mutex<{ rank::BUFFERS }, Vec<WorkBuffers>>,
 }
 
 impl BufferPool {
     /// Borrows buffers for one operation. The content of `cipher` is arbitrary, `plain` is zero.
     pub fn take(&self) -> BufferLease<'_> {
         let pooled = self.free.lock().pop();
-        let buffers = pooled.unwrap_or_else(|| Buffers {
+        let buffers = pooled.unwrap_or_else(|| WorkBuffers {
             cipher: vec![0; PIECE_SECTORS * SECTOR].into_boxed_slice(),
             plain: Box::new([0; SECTOR]),
         });
@@ -36,22 +36,22 @@ impl BufferPool {
     }
 }
 
-/// Buffers that go back to their pool when dropped.
+/// WorkBuffers that go back to their pool when dropped.
 pub(super) struct BufferLease<'a> {
     pool: &'a BufferPool,
-    buffers: Option<Buffers>,
+    buffers: Option<WorkBuffers>,
 }
 
 impl std::ops::Deref for BufferLease<'_> {
-    type Target = Buffers;
+    type Target = WorkBuffers;
 
-    fn deref(&self) -> &Buffers {
+    fn deref(&self) -> &WorkBuffers {
         self.buffers.as_ref().expect("taken in drop only")
     }
 }
 
 impl std::ops::DerefMut for BufferLease<'_> {
-    fn deref_mut(&mut self) -> &mut Buffers {
+    fn deref_mut(&mut self) -> &mut WorkBuffers {
         self.buffers.as_mut().expect("taken in drop only")
     }
 }

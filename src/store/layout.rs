@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::buffer::{BufferLease, Buffers};
+use super::buffer::{BufferLease, WorkBuffers};
 use super::extent::{Extent, ExtentMap, Segment};
 use super::space::Claim;
 use super::{SlotLease, Store, StoreError};
@@ -75,7 +75,7 @@ impl<'a> Edit<'a> {
         let end = start + (skip + data.len()) as u64;
         let old = self.layout.map.segment(sector, 1);
         let keeps_bytes = (skip > 0 && start < self.layout.size) || end < self.layout.size;
-        let Buffers { cipher, plain } = &mut *writing.buffers;
+        let WorkBuffers { cipher, plain } = &mut *writing.buffers;
         match old {
             Segment::Written(extent) if keeps_bytes => self.store.read_extent(&extent, &mut plain[..])?,
             _ => plain.fill(0),
@@ -94,7 +94,7 @@ impl<'a> Edit<'a> {
         let sector = start / SECTOR_U64;
         let old @ Segment::Written(extent) = self.layout.map.segment(sector, 1) else { return Ok(()) };
         let mut buffers = self.store.buffers();
-        let Buffers { cipher, plain } = &mut *buffers;
+        let WorkBuffers { cipher, plain } = &mut *buffers;
         self.store.read_extent(&extent, &mut plain[..])?;
         let base = sector * SECTOR_U64;
         plain[(start - base) as usize..(end - base) as usize].fill(0);

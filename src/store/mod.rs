@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use self::alloc::Run;
+use self::alloc::SectorRun;
 pub use self::budget::Budget;
 use self::buffer::{BufferLease, BufferPool, CHUNK_SECTORS};
 pub use self::content::{Content, SizePolicy};
@@ -60,7 +60,7 @@ pub enum StoreError {
 
 /// What the store holds and may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
+pub struct SpaceUsage {
     /// Sectors (4096 bytes) that may be allocated.
     pub limit: u64,
     /// Sectors allocated now.
@@ -81,7 +81,7 @@ pub struct StoreStats {
 }
 
 #[derive(Default)]
-struct Counters {
+struct StoreCounters {
     bytes_encrypted: AtomicU64,
     bytes_decrypted: AtomicU64,
     backing_writes: AtomicU64,
@@ -95,7 +95,7 @@ pub struct Store {
     buffers: BufferPool,
     metadata: Budget,
     latched: AtomicBool,
-    counters: Counters,
+    counters: StoreCounters,
 }
 
 impl Store {
@@ -107,13 +107,13 @@ impl Store {
             buffers: BufferPool::default(),
             metadata: Budget::default(),
             latched: AtomicBool::new(false),
-            counters: Counters::default(),
+            counters: StoreCounters::default(),
         })
     }
 
     /// Space allowed and taken.
-    pub fn usage(&self) -> Usage {
-        Usage { limit: self.space.limit(), used: self.space.used() }
+    pub fn usage(&self) -> SpaceUsage {
+        SpaceUsage { limit: self.space.limit(), used: self.space.used() }
     }
 
     /// Sectors that can still be written: what the limit leaves, or the disk if that is less.
@@ -165,11 +165,6 @@ impl Store {
     /// Whether a failed write has stopped the store for good: contents may be incomplete and must not be published.
     pub fn latched(&self) -> bool {
         self.latched.load(Ordering::Acquire)
-    }
-
-    /// Waits until freed space has been given back to the disk.
-    pub fn flush_discards(&self) {
-        self.space.flush_discards();
     }
 
     /// Destroys every key; all contents are unreadable from here on. Reads and writes afterwards fail with
@@ -362,7 +357,7 @@ impl Drop for SlotLease<'_> {
     }
 }
 
-fn extent_of(arena: u16, run: Run, slot: SlotId) -> Extent {
+fn extent_of(arena: u16, run: SectorRun, slot: SlotId) -> Extent {
     Extent { block: run.block, seq: run.seq, slot, len: run.len as u32, arena, shared: false }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::alloc::{ArenaAlloc, Run};
+use super::alloc::{ArenaAlloc, SectorRun};
 use super::extent::Extent;
 use super::headroom::{Headroom, Pressure};
 use super::shared::SharedExtents;
@@ -47,9 +47,8 @@ struct Arenas {
     limit: u64,
     used: AtomicU64,
     headroom: Headroom,
-    discard: Mutex<{ rank::DISCARD }, Discarder>,
+    discard: Mutex<{ rank::DISCARD }, Discard>,
     wake: Condvar,
-    idle: Condvar,
 }
 
 /// What the discarder is to do next.
@@ -60,16 +59,8 @@ enum Discard {
     Nothing,
     /// Give back what is still free after [`DISCARD_DELAY`].
     Later,
-    /// Give back at once: somebody waits.
-    Now,
     /// End.
     Stop,
-}
-
-#[derive(Default)]
-struct Discarder {
-    next: Discard,
-    working: bool,
 }
 
 /// All space of a run.
@@ -93,7 +84,6 @@ impl Space {
             headroom: Headroom::default(),
             discard: Mutex::default(),
             wake: Condvar::default(),
-            idle: Condvar::default(),
         });
         let worker = Arc::clone(&inner);
         let discarder = std::thread::Builder::new()
@@ -188,12 +178,12 @@ impl Space {
     }
 
     /// Up to `len` contiguous sectors with fresh sequence numbers, and their arena; their charge is the caller's.
-    pub fn allocate(&self, site: Site, len: u64) -> Option<(u16, Run)> {
+    pub fn allocate(&self, site: Site, len: u64) -> Option<(u16, SectorRun)> {
         match site {
             Site::Arena(arena) => Some((arena, self.inner.arenas[usize::from(arena)].lock().allocate(len)?)),
             Site::Reserve => {
                 let (arena, block, len) = self.inner.headroom.take(len)?;
-                Some((arena, Run { block, seq: self.sequence(arena, len), len }))
+                Some((arena, SectorRun { block, seq: self.sequence(arena, len), len }))
             }
         }
     }
@@ -232,32 +222,17 @@ impl Space {
             .filter(|range| !range.is_empty())
             .for_each(|range| alloc.free(range.start, range.end - range.start));
         drop(alloc);
-        let mut state = self.inner.discard.lock();
-        if state.next == Discard::Nothing {
-            state.next = Discard::Later;
+        let mut next = self.inner.discard.lock();
+        if *next == Discard::Nothing {
+            *next = Discard::Later;
             self.inner.wake.notify_all();
-        }
-    }
-
-    /// Waits until everything freed so far has been given back to the disk.
-    pub fn flush_discards(&self) {
-        if self.discarder.is_none() {
-            return;
-        }
-        let mut state = self.inner.discard.lock();
-        while state.next != Discard::Nothing || state.working {
-            if state.next == Discard::Later {
-                state.next = Discard::Now;
-                self.inner.wake.notify_all();
-            }
-            self.inner.idle.wait(&mut state);
         }
     }
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
-        self.inner.discard.lock().next = Discard::Stop;
+        *self.inner.discard.lock() = Discard::Stop;
         self.inner.wake.notify_all();
         if let Some(thread) = self.discarder.take() {
             let _ = thread.join();
@@ -269,21 +244,18 @@ impl Arenas {
     fn discard_loop(&self) {
         loop {
             {
-                let mut state = self.discard.lock();
-                while state.next == Discard::Nothing {
-                    self.wake.wait(&mut state);
+                let mut next = self.discard.lock();
+                while *next == Discard::Nothing {
+                    self.wake.wait(&mut next);
                 }
                 let deadline = Instant::now() + DISCARD_DELAY;
-                while state.next == Discard::Later && !self.wake.wait_until(&mut state, deadline) {}
-                if state.next == Discard::Stop {
+                while *next == Discard::Later && !self.wake.wait_until(&mut next, deadline) {}
+                if *next == Discard::Stop {
                     return;
                 }
-                *state = Discarder { next: Discard::Nothing, working: true };
+                *next = Discard::Nothing;
             }
             (0..self.arenas.len()).for_each(|arena| self.discard_arena(arena));
-            let mut state = self.discard.lock();
-            state.working = false;
-            self.idle.notify_all();
         }
     }
 
@@ -294,7 +266,7 @@ impl Arenas {
                 tracing::debug!(%error, arena, block, len, "space not given back; it will be reused instead");
             }
             self.arenas[arena].lock().discarded(block, len);
-            if self.discard.lock().next == Discard::Stop {
+            if *self.discard.lock() == Discard::Stop {
                 return;
             }
         }

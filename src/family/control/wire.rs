@@ -8,6 +8,7 @@
 //! client      <--  Reply  ----  sealed process     over the same
 //! ```
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -97,6 +98,8 @@ pub enum Event {
         at: String,
         /// Bytes that had been encrypted with them.
         bytes_encrypted: u64,
+        /// Requests of the kernel, by opcode as fuse.h names it.
+        requests: BTreeMap<String, u64>,
     },
     /// The audit trail is closed.
     Audited(AuditFacts),

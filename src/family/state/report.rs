@@ -3,6 +3,7 @@
 //! The sealed process records every event in its own copy and sends it to the supervisor, which keeps another. So the
 //! report is as complete as can be even when the sealed process was killed, and `status` shows the same document.
 
+use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,9 @@ pub struct Report {
     pub phases: Vec<PhaseTime>,
     /// Bytes encrypted and written to the backing in all.
     pub bytes_encrypted: Option<u64>,
+    /// Requests that the kernel sent to the file system, by opcode as fuse.h names it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, u64>,
     /// When the keys were wiped.
     pub key_wiped: Option<String>,
     #[serde(skip)]
@@ -128,6 +132,7 @@ impl Report {
             lost_writes: LossFacts::default(),
             phases: Vec::new(),
             bytes_encrypted: None,
+            requests: BTreeMap::new(),
             key_wiped: None,
             phase_began: None,
         }
@@ -174,8 +179,9 @@ impl Report {
             Event::Saved { facts } => self.saved = Some(facts),
             Event::Left { remains } => self.left = remains,
             Event::Published { totals } => (self.published, self.left) = (Some(totals), None),
-            Event::Wiped { at, bytes_encrypted } => {
+            Event::Wiped { at, bytes_encrypted, requests } => {
                 (self.key_wiped, self.bytes_encrypted) = (Some(at), Some(bytes_encrypted));
+                self.requests = requests;
             }
             Event::Done { outcome, error } => (self.outcome, self.error) = (Some(outcome), error),
         }

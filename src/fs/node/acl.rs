@@ -11,10 +11,10 @@ const NO_ID: u32 = u32::MAX;
 /// A valid list: one entry each for owner, group and others, any number of named users and groups, and a mask when
 /// somebody is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acl(Box<[Entry]>);
+pub struct Acl(Box<[AclEntry]>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
+struct AclEntry {
     tag: Tag,
     /// `07`
     permissions: u8,
@@ -57,7 +57,7 @@ impl Acl {
         if !rest.is_empty() {
             return Err(FsError::Invalid);
         }
-        let entries: Box<[Entry]> = entries.iter().map(Entry::decode).collect::<Result<_, _>>()?;
+        let entries: Box<[AclEntry]> = entries.iter().map(AclEntry::decode).collect::<Result<_, _>>()?;
         if entries.is_empty() {
             return Ok(None);
         }
@@ -126,7 +126,7 @@ impl Acl {
     }
 }
 
-impl Entry {
+impl AclEntry {
     fn decode(bytes: &[u8; ENTRY]) -> Result<Self, FsError> {
         let [tag_low, tag_high, low, high, id @ ..] = *bytes;
         let tag = Tag::decode(u16::from_le_bytes([tag_low, tag_high]))?;

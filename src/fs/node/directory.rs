@@ -87,22 +87,22 @@ impl Directory {
 #[derive(Default)]
 pub struct Entries {
     /// Cookie / [`PAGE`] to its page. No page is empty.
-    pages: BTreeMap<u64, Page>,
-    index: HashTable<Indexed>,
+    pages: BTreeMap<u64, EntryPage>,
+    index: HashTable<NameSlot>,
     /// Keyed at random: names that collide on purpose cannot be found.
     hasher: RandomState,
     next: u64,
 }
 
 #[derive(Default)]
-struct Page {
+struct EntryPage {
     /// A bit for each cookie that has an entry.
     live: u64,
     /// Those entries, by cookie.
-    entries: Vec<Entry>,
+    entries: Vec<Binding>,
 }
 
-struct Entry {
+struct Binding {
     name: Box<[u8]>,
     inode: Arc<Inode>,
 }
@@ -110,7 +110,7 @@ struct Entry {
 /// The cookie of a name. Half of the hash is kept so that a growing index needs not look at the names again.
 #[derive(Clone, Copy)]
 #[repr(C, packed(4))]
-struct Indexed {
+struct NameSlot {
     cookie: u64,
     hash: u32,
 }
@@ -125,7 +125,7 @@ impl Entries {
     pub fn insert(&mut self, name: &[u8], inode: Arc<Inode>) {
         let cookie = self.next_cookie();
         let page = self.pages.entry(cookie / PAGE).or_default();
-        page.push(cookie % PAGE, Entry { name: name.into(), inode });
+        page.push(cookie % PAGE, Binding { name: name.into(), inode });
         self.next = cookie + 1;
         self.index_name(name, cookie);
     }
@@ -181,7 +181,7 @@ impl Entries {
 
     fn index_name(&mut self, name: &[u8], cookie: u64) {
         let hash = self.hash(name);
-        self.index.insert_unique(spread(hash), Indexed { cookie, hash }, |slot| spread(slot.hash));
+        self.index.insert_unique(spread(hash), NameSlot { cookie, hash }, |slot| spread(slot.hash));
     }
 
     fn unindex_name(&mut self, name: &[u8]) -> Option<u64> {
@@ -190,7 +190,7 @@ impl Entries {
         Some(slot.remove().0.cookie)
     }
 
-    fn entry_mut(&mut self, cookie: u64) -> &mut Entry {
+    fn entry_mut(&mut self, cookie: u64) -> &mut Binding {
         let page = self.pages.get_mut(&(cookie / PAGE)).expect("an indexed cookie has its page");
         let at = page.rank(cookie % PAGE);
         &mut page.entries[at]
@@ -208,7 +208,7 @@ impl Entries {
     }
 }
 
-impl Page {
+impl EntryPage {
     /// The entries with their cookies, the first of the page being `first`.
     fn entries(&self, first: u64) -> impl Iterator<Item = (u64, &[u8], &Arc<Inode>)> {
         let cookies = (0..PAGE).filter(|slot| self.live & (1 << slot) != 0).map(move |slot| first + slot);
@@ -221,13 +221,13 @@ impl Page {
     }
 
     /// Adds an entry behind all that there are.
-    fn push(&mut self, slot: u64, entry: Entry) {
+    fn push(&mut self, slot: u64, entry: Binding) {
         debug_assert!(self.live >> slot == 0, "cookies grow");
         self.live |= 1 << slot;
         self.entries.push(entry);
     }
 
-    fn remove(&mut self, slot: u64) -> Entry {
+    fn remove(&mut self, slot: u64) -> Binding {
         let entry = self.entries.remove(self.rank(slot));
         self.live &= !(1 << slot);
         if self.entries.capacity() > 2 * self.entries.len() {
@@ -242,12 +242,12 @@ pub fn entry_memory(name: &[u8]) -> u64 {
     ENTRY_MEMORY + name.len() as u64
 }
 
-fn entry(pages: &BTreeMap<u64, Page>, cookie: u64) -> &Entry {
+fn entry(pages: &BTreeMap<u64, EntryPage>, cookie: u64) -> &Binding {
     let page = &pages[&(cookie / PAGE)];
     &page.entries[page.rank(cookie % PAGE)]
 }
 
-fn is_name(pages: &BTreeMap<u64, Page>, name: &[u8], hash: u32) -> impl Fn(&Indexed) -> bool {
+fn is_name(pages: &BTreeMap<u64, EntryPage>, name: &[u8], hash: u32) -> impl Fn(&NameSlot) -> bool {
     move |slot| slot.hash == hash && *entry(pages, slot.cookie).name == *name
 }
 

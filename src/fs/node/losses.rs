@@ -45,7 +45,7 @@ pub struct LossTotals {
 pub struct Losses {
     /// Whether there is anything, so that nobody pays for a record that is empty.
     any: AtomicBool,
-    pub record: Mutex<{ rank::LOSSES }, Record>,
+    pub record: Mutex<{ rank::LOSSES }, LossRecord>,
     pub changes: Arc<LossChanges>,
 }
 
@@ -81,7 +81,7 @@ impl Drop for Losses {
 
 /// What is remembered.
 #[derive(Default)]
-pub struct Record {
+pub struct LossRecord {
     /// By inode.
     pub marks: HashMap<u64, Mark>,
     /// Names that could not be made, by directory.
@@ -183,7 +183,7 @@ impl Losses {
         !self.any.load(Ordering::Acquire)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Record) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut LossRecord) -> T) -> T {
         let mut record = self.record.lock();
         self.any.store(true, Ordering::Release);
         self.changes.add();
