@@ -160,6 +160,7 @@ impl ExtentMap {
             merged.len += right.len;
         }
         self.put(start, merged);
+        self.shrink();
     }
 
     /// Unmaps a range; the extents, cut to it, are appended to `removed`.
@@ -290,7 +291,7 @@ mod tests {
         assert!(matches!(map, ExtentMap::Many(_)));
         map.insert(2, extent(12, 2), &mut removed);
         assert!(matches!(map.segment(0, 99), Segment::Written(e) if e == extent(10, 5)));
-        assert!(removed.is_empty());
+        assert!(removed.is_empty() && matches!(map, ExtentMap::One(..)));
         let elsewhere = Extent { seq: 5, ..extent(15, 1) };
         map.insert(5, elsewhere, &mut removed);
         assert_eq!(map.segment(0, 99), Segment::Written(extent(10, 5)));

@@ -185,7 +185,7 @@ fn the_report_tells_the_whole_run() {
     assert_eq!(report["staged"]["bytes"], size);
     assert_eq!(report["published"]["files"], 1);
     assert!(report["bytes_encrypted"].as_u64() >= Some(size));
-    assert!(report["requests"]["WRITE"].as_u64() > Some(0), "{}", report["requests"]);
+    assert!(report["requests"]["CREATE"].as_u64() > Some(0), "{}", report["requests"]);
     assert!(report["mount"]["protocol"].as_str().expect("a protocol").starts_with("7."));
     assert!(report["engine"].is_string() && report["key_memory"].is_string());
     let phases: Vec<_> = report["phases"].as_array().expect("phases").iter().map(|p| p["phase"].clone()).collect();
