@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use runseal::audit::{AuditError, Caller, Demands, Event, Fault, Summary, Trail, Witness, verify};
+use runseal::audit::{AuditError, Caller, Event, Summary, Trail, TrailDemands, TrailFault, Witness, verify};
 use runseal::spec::{AuditDestination, AuditSpec};
 use serde_json::Value;
 
@@ -59,11 +59,11 @@ fn lines(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-fn check(bytes: &[u8]) -> Result<Summary, Fault> {
-    demand(bytes, &Demands::default())
+fn check(bytes: &[u8]) -> Result<Summary, TrailFault> {
+    demand(bytes, &TrailDemands::default())
 }
 
-fn demand(bytes: &[u8], demands: &Demands<'_>) -> Result<Summary, Fault> {
+fn demand(bytes: &[u8], demands: &TrailDemands<'_>) -> Result<Summary, TrailFault> {
     verify(bytes, demands).expect("memory can be read")
 }
 
@@ -275,7 +275,7 @@ mod chain {
         let head = check(whole.as_bytes()).expect("intact").head.hash;
         let cut: String = whole.split_inclusive('\n').take(3).collect();
         assert!(check(cut.as_bytes()).is_ok(), "nothing in the file itself can tell");
-        let demands = Demands { head: Some(&head), ..Demands::default() };
+        let demands = TrailDemands { head: Some(&head), ..TrailDemands::default() };
         let fault = demand(cut.as_bytes(), &demands).expect_err("found");
         assert!(fault.problem.contains("cut off"), "{fault}");
         assert_eq!(demand(whole.as_bytes(), &demands).expect("intact").after_head, Some(0));
@@ -293,9 +293,9 @@ mod chain {
         forger.record(&Event::wipe_run_key());
         forger.record(&denied());
         let longer = fs::read(&path).expect("readable");
-        let demands = Demands { head: Some(&head), ..Demands::default() };
+        let demands = TrailDemands { head: Some(&head), ..TrailDemands::default() };
         assert_eq!(demand(&longer, &demands).expect("the head is in it").after_head, Some(2));
-        let fault = demand(&longer, &Demands { exact: true, ..demands }).expect_err("found");
+        let fault = demand(&longer, &TrailDemands { exact: true, ..demands }).expect_err("found");
         assert_eq!((fault.line, fault.problem.contains("1 more")), (5, true), "{fault}");
     }
 
@@ -548,8 +548,8 @@ mod signature {
         Trail::of(&AuditSpec { destination, sign: Some(key.to_owned()) }, run).expect("a trail")
     }
 
-    fn by(keys: &[Witness]) -> Demands<'_> {
-        Demands { keys, ..Demands::default() }
+    fn by(keys: &[Witness]) -> TrailDemands<'_> {
+        TrailDemands { keys, ..TrailDemands::default() }
     }
 
     fn sample(path: &Path, key: &Path) {

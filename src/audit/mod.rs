@@ -28,7 +28,7 @@ pub use event::{
 };
 pub use line::{LineError, Link};
 pub use sign::{Signer, Witness, generate};
-pub use verify::{Demands, Fault, Summary, verify};
+pub use verify::{Summary, TrailDemands, TrailFault, verify};
 
 use crate::spec::{AuditDestination, AuditSpec};
 use crate::sys::path::shown;

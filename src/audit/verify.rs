@@ -14,7 +14,7 @@ const LONGEST_LINE: u64 = 4 << 20;
 
 /// What a trail must be like besides an intact chain.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Demands<'a> {
+pub struct TrailDemands<'a> {
     /// A hash that must occur as that of a line: the head that was noted earlier.
     pub head: Option<&'a str>,
     /// Whether no line may follow that one.
@@ -49,14 +49,14 @@ pub struct Summary {
 
 /// The first thing that is wrong with a trail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
+pub struct TrailFault {
     /// Line, counted from 1.
     pub line: u64,
     /// What is wrong.
     pub problem: String,
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for TrailFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "line {}: {}", self.line, self.problem)
     }
@@ -66,7 +66,7 @@ impl std::fmt::Display for Fault {
 ///
 /// # Errors
 /// It cannot be read. What is wrong *with* it is the inner result.
-pub fn verify(trail: impl Read, demands: &Demands<'_>) -> io::Result<Result<Summary, Fault>> {
+pub fn verify(trail: impl Read, demands: &TrailDemands<'_>) -> io::Result<Result<Summary, TrailFault>> {
     let mut trail = io::BufReader::new(trail);
     let mut reading = Reading { demands: *demands, ..Reading::default() };
     let mut line = Vec::new();
@@ -87,12 +87,12 @@ struct Reading<'a> {
     number: u64,
     summary: Summary,
     /// A line that is no event: right only if the next one says that it was torn.
-    suspect: Option<(Fault, Vec<u8>)>,
-    demands: Demands<'a>,
+    suspect: Option<(TrailFault, Vec<u8>)>,
+    demands: TrailDemands<'a>,
 }
 
 impl Reading<'_> {
-    fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
+    fn line(&mut self, line: &[u8]) -> Result<(), TrailFault> {
         self.number += 1;
         let Some(line) = line.strip_suffix(b"\n") else {
             return Err(self.suspect.take().map_or_else(
@@ -112,7 +112,7 @@ impl Reading<'_> {
         }
     }
 
-    fn event(&mut self, event: Checked) -> Result<(), Fault> {
+    fn event(&mut self, event: Checked) -> Result<(), TrailFault> {
         match (self.suspect.take(), &event.torn) {
             (Some((_, bytes)), Some((length, hash)))
                 if *length == bytes.len() as u64 && *hash == hex(&Sha256::digest(&bytes)) =>
@@ -159,7 +159,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Summary, Fault> {
+    fn finish(mut self) -> Result<Summary, TrailFault> {
         if let Some((fault, _)) = self.suspect.take() {
             return Err(fault);
         }
@@ -181,7 +181,7 @@ impl Reading<'_> {
         Ok(self.summary)
     }
 
-    fn fault(&self, problem: String) -> Fault {
-        Fault { line: self.number, problem }
+    fn fault(&self, problem: String) -> TrailFault {
+        TrailFault { line: self.number, problem }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::audit::{AuditError, Demands, Fault, Summary, Witness, generate, verify};
+use crate::audit::{AuditError, Summary, TrailDemands, TrailFault, Witness, generate, verify};
 use crate::run::error::RunError;
 use crate::sys::path::shown;
 use crate::units::exit::Exit;
@@ -72,7 +72,7 @@ struct Verdict<'a> {
     #[serde(flatten)]
     summary: Option<&'a Summary>,
     #[serde(flatten)]
-    fault: Option<&'a Fault>,
+    fault: Option<&'a TrailFault>,
 }
 
 pub fn act(args: AuditArgs) -> Result<u8, Failure> {
@@ -92,7 +92,7 @@ fn check(args: &VerifyArgs) -> Result<u8, Failure> {
     let keys: Result<Vec<_>, AuditError> = args.key.iter().map(|key| Witness::read(key)).collect();
     let keys = keys.map_err(RunError::from)?;
     let failed = |source| Failure::Input { path: args.file.clone(), source };
-    let demands = Demands { head: args.head.as_deref(), exact: args.exact, keys: &keys };
+    let demands = TrailDemands { head: args.head.as_deref(), exact: args.exact, keys: &keys };
     let verdict = verify(open(&args.file).map_err(failed)?, &demands).map_err(failed)?;
     let mut out = stdout();
     if args.json {

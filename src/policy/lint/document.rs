@@ -46,7 +46,7 @@ impl Test {
 
 /// One statement.
 #[derive(Debug)]
-pub struct Statement {
+pub struct StatementNode {
     /// Where.
     pub spot: Spot,
     /// Whether its effect is `Allow`.
@@ -65,7 +65,7 @@ pub struct Statement {
     pub tests: Vec<Test>,
 }
 
-impl Statement {
+impl StatementNode {
     /// Whether it is resource-based.
     pub fn has_principal(&self) -> bool {
         !self.principals.is_empty() || self.not_principal.is_some()
@@ -94,13 +94,13 @@ impl Statement {
 #[derive(Debug, Default)]
 pub struct Document {
     /// Its statements.
-    pub statements: Vec<Statement>,
+    pub statements: Vec<StatementNode>,
 }
 
 impl Document {
     /// Whether it is the policy of a resource: then statements name principals.
     pub fn is_resource_based(&self) -> bool {
-        self.statements.iter().any(Statement::has_principal)
+        self.statements.iter().any(StatementNode::has_principal)
     }
 
     /// Takes a document apart, and tells where it is none.
@@ -143,7 +143,7 @@ fn version(entries: &[Entry], spot: &Spot, findings: &mut Findings) {
     }
 }
 
-fn statement(node: &Node, spot: &Spot, findings: &mut Findings) -> Option<Statement> {
+fn statement(node: &Node, spot: &Spot, findings: &mut Findings) -> Option<StatementNode> {
     let entries = object(node, spot, "a statement", findings)?;
     known_names(entries, spot, &STATEMENT_ELEMENTS, findings);
     let find = |name: &str| entries.iter().find(|entry| entry.name == name);
@@ -163,7 +163,7 @@ fn statement(node: &Node, spot: &Spot, findings: &mut Findings) -> Option<Statem
             findings.error(spot, "structure", format!("it has no {one}"), format!("add {one}"));
         }
     }
-    Some(Statement {
+    Some(StatementNode {
         spot: spot.clone(),
         allows: effect.first().is_some_and(|item| item.text == "Allow"),
         sid: texts("Sid", findings).into_iter().next(),

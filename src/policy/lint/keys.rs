@@ -1,6 +1,6 @@
 //! Rules about keys of KMS, above all where S3 uses them for the caller.
 
-use super::document::{Document, Item, Statement, Test};
+use super::document::{Document, Item, StatementNode, Test};
 use super::texts::well_formed;
 use super::{Findings, names};
 use crate::policy::arn::Arn;
@@ -25,7 +25,7 @@ pub fn check(document: &Document, findings: &mut Findings) {
     multipart(document, findings);
 }
 
-fn condition_keys(statement: &Statement, findings: &mut Findings) {
+fn condition_keys(statement: &StatementNode, findings: &mut Findings) {
     for test in &statement.tests {
         let key = test.key.as_str();
         let Some(("kms", _)) = key.split_once(':') else { continue };
@@ -45,7 +45,7 @@ fn condition_keys(statement: &Statement, findings: &mut Findings) {
 }
 
 /// The value is the name of a regional endpoint: `s3.eu-central-1.amazonaws.com`.
-fn via_service(test: &Test, statement: &Statement, findings: &mut Findings) {
+fn via_service(test: &Test, statement: &StatementNode, findings: &mut Findings) {
     if test.plain_operator().eq_ignore_ascii_case("Null") {
         return;
     }
@@ -77,7 +77,7 @@ fn is_label(text: &str, pattern: bool) -> bool {
     !text.is_empty() && text.bytes().all(allowed)
 }
 
-fn same_region(value: &Item, region: &str, statement: &Statement, findings: &mut Findings) {
+fn same_region(value: &Item, region: &str, statement: &StatementNode, findings: &mut Findings) {
     let of_keys: Vec<&str> = statement
         .resources
         .iter()
@@ -119,7 +119,7 @@ fn context(test: &Test, findings: &mut Findings) {
 }
 
 /// S3 calls KMS from its own network.
-fn network(statement: &Statement, findings: &mut Findings) {
+fn network(statement: &StatementNode, findings: &mut Findings) {
     let spared = ["aws:ViaAWSService", VIA_SERVICE, "aws:CalledVia", "aws:PrincipalIsAWSService"];
     let spares_services = !statement.allows && spared.iter().any(|key| statement.tests_of(key).next().is_some());
     for key in ["aws:SourceVpce", "aws:SourceVpc", "aws:SourceIp", "aws:VpcSourceIp"] {
@@ -138,7 +138,7 @@ fn network(statement: &Statement, findings: &mut Findings) {
 }
 
 /// Permission to use a key by its alias is given on the key.
-fn aliases(statement: &Statement, findings: &mut Findings) {
+fn aliases(statement: &StatementNode, findings: &mut Findings) {
     let managed = ["CreateAlias", "DeleteAlias", "UpdateAlias"];
     if managed.iter().any(|action| statement.may("kms", action)) {
         return;
@@ -153,7 +153,7 @@ fn aliases(statement: &Statement, findings: &mut Findings) {
 }
 
 /// In a key policy `*` is that key; on the caller's side it is every key.
-fn any_key(statement: &Statement, findings: &mut Findings) {
+fn any_key(statement: &StatementNode, findings: &mut Findings) {
     let needs_key =
         statement.actions_of("kms").any(|pattern| names::KMS_KEY_ACTIONS.iter().any(|it| names::matches(pattern, it)));
     if !statement.allows || !needs_key || statement.tests_of("kms:ResourceAliases").next().is_some() {
@@ -176,10 +176,10 @@ fn any_key(statement: &Statement, findings: &mut Findings) {
 
 /// `UploadPart` and `CompleteMultipartUpload` need `kms:Decrypt`; small files go without, so this shows late.
 fn multipart(document: &Document, findings: &mut Findings) {
-    let allowing: Vec<&Statement> = document.statements.iter().filter(|statement| statement.allows).collect();
+    let allowing: Vec<&StatementNode> = document.statements.iter().filter(|statement| statement.allows).collect();
     for statement in allowing.iter().filter(|statement| statement.may("kms", "GenerateDataKey") && may_be_s3(statement))
     {
-        let decrypts = |other: &&&Statement| other.may("kms", "Decrypt") && shares_a_key(statement, other);
+        let decrypts = |other: &&&StatementNode| other.may("kms", "Decrypt") && shares_a_key(statement, other);
         if allowing.iter().find(decrypts).is_none() {
             let action = statement.actions.iter().find(|item| names::matches(&item.text, "kms:GenerateDataKey"));
             let spot = action.map_or(&statement.spot, |item| &item.spot);
@@ -190,12 +190,12 @@ fn multipart(document: &Document, findings: &mut Findings) {
 }
 
 /// Another encryption context than that of S3 is the sign of another use.
-fn may_be_s3(statement: &Statement) -> bool {
+fn may_be_s3(statement: &StatementNode) -> bool {
     let contexts = || statement.tests.iter().filter(|test| test.key.to_ascii_lowercase().starts_with(CONTEXT));
     contexts().count() == 0 || contexts().any(|test| test.is_of(S3_CONTEXT))
 }
 
-fn shares_a_key(one: &Statement, other: &Statement) -> bool {
+fn shares_a_key(one: &StatementNode, other: &StatementNode) -> bool {
     one.resources.is_empty()
         || other.resources.is_empty()
         || one.resources.iter().any(|a| {

@@ -1,7 +1,7 @@
 //! Rules about buckets and objects of S3.
 
 use super::Findings;
-use super::document::{Document, Item, Statement};
+use super::document::{Document, Item, StatementNode};
 use super::names::{S3_BUCKET_ACTIONS, S3_OBJECT_ACTIONS, matches};
 use crate::policy::arn::Arn;
 
@@ -20,7 +20,7 @@ pub fn check(document: &Document, findings: &mut Findings) {
 }
 
 /// An action on objects needs the ARN of objects, one on buckets that of a bucket.
-fn matching_resource(action: &Item, name: &str, statement: &Statement, findings: &mut Findings) {
+fn matching_resource(action: &Item, name: &str, statement: &StatementNode, findings: &mut Findings) {
     let of = |names: &[&str]| names.iter().any(|known| matches(name, known));
     let (on_objects, on_buckets) = (of(&S3_OBJECT_ACTIONS), of(&S3_BUCKET_ACTIONS));
     let resources = |fits: fn(&str) -> bool| statement.resources.iter().any(|resource| fits(&resource.text));

@@ -1,6 +1,6 @@
 //! Rules about who is allowed.
 
-use super::document::{Document, Item, Statement};
+use super::document::{Document, Item, StatementNode};
 use super::texts::well_formed;
 use super::{Findings, Spot};
 
@@ -30,7 +30,7 @@ pub fn check(document: &Document, findings: &mut Findings) {
     }
 }
 
-fn negated(spot: &Spot, statement: &Statement, findings: &mut Findings) {
+fn negated(spot: &Spot, statement: &StatementNode, findings: &mut Findings) {
     let problem = if statement.allows {
         "NotPrincipal with Allow lets everybody else in, anonymous callers too"
     } else {
@@ -40,7 +40,7 @@ fn negated(spot: &Spot, statement: &Statement, findings: &mut Findings) {
     findings.error(spot, "not-principal", problem, remedy);
 }
 
-fn anybody(principal: &Item, statement: &Statement, findings: &mut Findings) {
+fn anybody(principal: &Item, statement: &StatementNode, findings: &mut Findings) {
     let narrows = [
         "aws:PrincipalArn",
         "aws:PrincipalAccount",

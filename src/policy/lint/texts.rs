@@ -1,6 +1,6 @@
 //! Rules about texts: placeholders, ARNs, actions, patterns, size.
 
-use super::document::{Document, Item, Statement};
+use super::document::{Document, Item, StatementNode};
 use super::json::{Node, Tree};
 use super::names::{self, PARTITIONS};
 use super::{Findings, Spot};
@@ -210,7 +210,7 @@ fn is_account(text: &str) -> bool {
 }
 
 /// `StringEquals` takes `*` for a star.
-fn patterns_under_equality(statement: &Statement, findings: &mut Findings) {
+fn patterns_under_equality(statement: &StatementNode, findings: &mut Findings) {
     for test in statement.tests.iter().filter(|test| test.plain_operator().to_ascii_lowercase().contains("equals")) {
         if !test.plain_operator().to_ascii_lowercase().starts_with("string") {
             continue;
