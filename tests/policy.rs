@@ -107,8 +107,9 @@ mod written {
 
     #[test]
     fn keys_mean_themselves_and_not_patterns() {
-        let object = Place::object("eu-central-1", "b", "a*b?c${d}");
-        assert_eq!(object.object_arns(), ["arn:aws:s3:::b/a${*}b${?}c${$}{d}"]);
+        let object = place("b", "a*b?c${d}");
+        let literal = "arn:aws:s3:::b/a${*}b${?}c${$}{d}";
+        assert_eq!(object.object_arns(), [format!("{literal}/*"), literal.to_owned()]);
         assert_eq!(place("b", "").object_arns(), ["arn:aws:s3:::b/*"]);
         let whole =
             serde_json::to_value(write(&[(place("b", ""), Use::Read, KeySource::NoKms)], None, None)).expect("JSON");

@@ -9,6 +9,6 @@ pub use arn::Arn;
 pub use lint::{Defect, Severity, lint};
 pub use run::{KeyPolicy, KeySource, Needs, Policies, Use, write};
 pub use statement::{
-    KeyUse, Place, Policy, Statement, abort, allow, describe_key, get_objects, list_prefix, policy_principal,
-    put_objects, run_key, use_key,
+    KeyUse, Place, Policy, Statement, allow, describe_key, get_objects, list_prefix, policy_principal, put_objects,
+    run_key, use_key,
 };

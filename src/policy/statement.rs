@@ -58,7 +58,7 @@ impl Statement {
     }
 }
 
-/// A place in S3: one object, what lies below a prefix, or, where the name may mean either, both.
+/// A place in S3: what lies below a prefix, or, where the name may mean an object too, both.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// `aws`, `aws-cn`, `aws-us-gov`.
@@ -67,19 +67,12 @@ pub struct Place {
     pub bucket: String,
     /// Key or prefix; empty for the whole bucket. With a slash at its end it is a prefix.
     pub key: String,
-    /// Whether it is the object `key` alone, and nothing below `key/`.
-    pub exact: bool,
 }
 
 impl Place {
     /// The place `s3://bucket/key` in the partition of `region`.
     pub fn new(region: &str, bucket: &str, key: &str) -> Self {
-        Self { partition: partition_of(region).into(), bucket: bucket.into(), key: key.into(), exact: false }
-    }
-
-    /// The object `key` of `bucket`, alone.
-    pub fn object(region: &str, bucket: &str, key: &str) -> Self {
-        Self { exact: true, ..Self::new(region, bucket, key) }
+        Self { partition: partition_of(region).into(), bucket: bucket.into(), key: key.into() }
     }
 
     /// ARN of the bucket.
@@ -100,11 +93,7 @@ impl Place {
 
     fn patterns(&self) -> Vec<String> {
         let key = literal(&self.key);
-        match () {
-            () if self.exact => vec![key],
-            () if key.is_empty() || key.ends_with('/') => vec![format!("{key}*")],
-            () => vec![format!("{key}/*"), key],
-        }
+        if key.is_empty() || key.ends_with('/') { vec![format!("{key}*")] } else { vec![format!("{key}/*"), key] }
     }
 
     /// Encryption contexts of its objects, with a bucket key and without.
@@ -147,7 +136,7 @@ pub fn get_objects(sid: &str, places: &[Place]) -> Statement {
 /// Listing `place`.
 pub fn list_prefix(sid: &str, place: &Place) -> Statement {
     let mut statement = allow(sid, &["s3:ListBucket"], vec![place.bucket_arn()]);
-    if place.exact || !place.key.is_empty() {
+    if !place.key.is_empty() {
         statement.condition = condition("StringLike", "s3:prefix", place.prefixes());
     }
     statement
@@ -161,11 +150,6 @@ pub fn put_objects(sid: &str, places: &[Place]) -> Statement {
 /// Looking at objects of `places` and removing them.
 pub fn remove_objects(sid: &str, places: &[Place]) -> Statement {
     allow(sid, &["s3:GetObject", "s3:DeleteObject"], objects(places))
-}
-
-/// Giving uploads up.
-pub fn abort(sid: &str, places: &[Place]) -> Statement {
-    allow(sid, &["s3:AbortMultipartUpload"], objects(places))
 }
 
 fn objects(places: &[Place]) -> Vec<String> {

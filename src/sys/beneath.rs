@@ -211,13 +211,7 @@ fn one_by_one(from: BorrowedFd<'_>, path: &Path, (flags, mode): (OFlag, Mode)) -
     Ok(at)
 }
 
-/// Removes a directory and all below it, without recursion and with one descriptor at a time.
-pub fn remove_tree(top: &Below<'_>) -> io::Result<()> {
-    empty(top)?;
-    path::remove_directory(top)
-}
-
-/// Removes all that is in a directory.
+/// Removes all that is in a directory, without recursion and with one descriptor at a time.
 pub fn empty(top: &Below<'_>) -> io::Result<()> {
     let mut directories = vec![top.clone()];
     let mut next = 0;
@@ -266,7 +260,8 @@ mod tests {
         // Moved away while it is held, it is still the same directory.
         fs::rename(&top, dir.path().join("moved")).unwrap();
         symlink(&other, &top).unwrap();
-        remove_tree(&anchor.below("sub")).unwrap();
+        empty(&anchor.below("sub")).unwrap();
+        path::remove_directory(&anchor.below("sub")).unwrap();
         path::remove_file(&anchor.below("link")).unwrap();
         assert!(other.join("file").exists() && fs::read_dir(dir.path().join("moved")).unwrap().next().is_none());
     }

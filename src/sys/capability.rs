@@ -32,8 +32,6 @@ pub const IPC_LOCK: Set = 1 << 14;
 pub const SYS_MODULE: Set = 1 << 16;
 /// `CAP_SYS_RAWIO`
 pub const SYS_RAWIO: Set = 1 << 17;
-/// `CAP_SYS_CHROOT`
-pub const SYS_CHROOT: Set = 1 << 18;
 /// `CAP_SYS_PTRACE`
 pub const SYS_PTRACE: Set = 1 << 19;
 /// `CAP_SYS_ADMIN`

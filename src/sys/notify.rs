@@ -89,11 +89,6 @@ impl Notifier {
         Ok(Self { target: Some((from, address)), watchdog })
     }
 
-    /// Whether a manager listens at all.
-    pub fn is_active(&self) -> bool {
-        self.target.is_some()
-    }
-
     /// The service is up (or has reloaded); `status` is a line for people.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
@@ -214,7 +209,7 @@ mod tests {
     fn without_a_manager_nothing_happens_and_a_deaf_one_does_no_harm() {
         for none in [None, Some(OsString::new())] {
             let notifier = Notifier::new(none, None).expect("nothing to open");
-            assert!(!notifier.is_active());
+            assert!(notifier.target.is_none());
             notifier.ready("up");
         }
         Notifier::new(Some("/nonexistent/notify".into()), None).expect("an address").ready("up");
