@@ -61,7 +61,11 @@ pub struct SyntaxError {
 /// Reads `text`.
 pub fn parse(text: &str) -> Result<Node, SyntaxError> {
     let failed = |error: serde_json::Error| {
-        let at = Position { line: error.line().max(1), column: error.column().max(1) };
+        let line = error.line().max(1);
+        // serde counts bytes.
+        let read = text.split('\n').nth(line - 1).unwrap_or_default().bytes().take(error.column());
+        let column = read.filter(|byte| !matches!(byte, 0x80..0xc0)).count().max(1);
+        let at = Position { line, column };
         // The place is told apart from the text.
         let problem = error.to_string();
         let problem = problem.split(" at line ").next().unwrap_or_default().to_owned();
@@ -161,6 +165,8 @@ mod tests {
     fn errors_have_their_place_and_depth_is_bounded() {
         let error = parse("{\n \"a\": 1\n \"b\": 2}").expect_err("a comma is missing");
         assert_eq!((error.at.line, error.problem.as_str()), (3, "expected `,` or `}`"));
+        let error = parse("{\n\"ä\": \"ä\" 1}").expect_err("a comma is missing");
+        assert_eq!((error.at.line, error.at.column), (2, 10), "characters, not bytes");
         assert!(parse("").is_err());
         assert!(parse("{} {}").is_err());
         assert!(parse("{\"a\": \"\\q\"}").is_err());
