@@ -14,16 +14,21 @@
 //! them, are of [`family`](crate::family).
 
 mod cloud;
+mod command;
+mod decide;
 mod doctor;
 pub mod error;
 mod flush;
+mod hear;
 mod hold;
 mod life;
 mod losses;
 mod patience;
 mod preflight;
 mod progress;
+mod publish;
 mod seal;
+mod serve;
 mod served;
 mod start;
 mod verify;

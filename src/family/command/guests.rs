@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(2);
 const KILLED: u8 = Exit::by_signal(Signal::SIGKILL as i32);
 
 /// The guests of a run that are running.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Guests {
     running: Arc<Mutex<HashMap<Pid, oneshot::Sender<Reply>>>>,
 }
