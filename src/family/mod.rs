@@ -17,3 +17,14 @@ pub mod error;
 pub mod message;
 pub mod process;
 pub mod state;
+
+pub use self::control::desk::{Desk, Order};
+pub use self::control::wire::{CopyOrder, Event, ExecOrder, Reply, Request, ResumeOrder, SignalMessage};
+pub use self::error::FamilyError;
+pub use self::message::Voice;
+pub use self::state::facts::{
+    AuditFacts, AwsFacts, InputFacts, Kind, LossFacts, LostFile, Outcome, Phase, RunKeyFacts, SealFacts,
+};
+pub use self::state::journal::Journal;
+pub use self::state::report::Report;
+pub use self::state::{Record, StateError};

@@ -7,17 +7,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::decide::Stake;
 use super::error::{RunError, system};
-use super::hear::{COMMAND, Heard, Memory, Scene};
+use super::hear::{COMMAND, Memory, Scene, Turn};
 use super::life::{Inside, Run};
-use super::publish::Published;
+use super::publish::Completeness;
 use super::seal::Seal;
 use super::{cloud, flush};
-use crate::family::command::{self, Surroundings};
-use crate::family::control::wire::Event;
-use crate::family::error::FamilyError;
-use crate::family::message;
-use crate::family::process::sealed::beside;
-use crate::family::state::facts::{Outcome, Phase};
+use crate::family::{
+    Event, FamilyError, Outcome, Phase,
+    command::{self, Surroundings},
+    message,
+    process::sealed::beside,
+};
 use crate::fs::ROOT;
 use crate::spec::{CommandSpec, OnFailure, SAVED, TmpPolicy};
 use crate::stage::Stager;
@@ -42,8 +42,8 @@ impl Run {
             return Ok((Outcome::Succeeded, 0));
         }
         match self.publish_or_hold(inside).await {
-            Ok(Published::Whole) => Ok((Outcome::Published, 0)),
-            Ok(Published::Incomplete(missing)) => Err(RunError::Incomplete(missing)),
+            Ok(Completeness::Whole) => Ok((Outcome::Published, 0)),
+            Ok(Completeness::Lacks(missing)) => Err(RunError::Incomplete(missing)),
             Err(error) => {
                 self.leave(&inside.stager).await;
                 Err(error)
@@ -71,11 +71,11 @@ impl Run {
             }
         };
         match self.hear(&scene, &mut Memory::default(), end).await? {
-            Heard::Done(status) => {
+            Turn::Done(status) => {
                 self.desk.journal.record(Event::CommandEnded { status });
                 Ok(status)
             }
-            Heard::More | Heard::Resumed(..) | Heard::Left => Err(FamilyError::Ended { doing: COMMAND }.into()),
+            Turn::More | Turn::Resumed(..) | Turn::Left => Err(FamilyError::Ended { doing: COMMAND }.into()),
         }
     }
 

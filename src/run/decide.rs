@@ -19,9 +19,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 pub enum Doing {
     /// Some work that ends by itself.
     Work(Stake),
-    /// The command runs.
     Command(Insistence),
-    /// A mount serves.
     Serving(Results),
     /// Results, or what a failed command left, are held.
     Held(Cause),
@@ -39,9 +37,7 @@ pub enum Stake {
 /// Whether somebody has asked the command to end before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insistence {
-    /// Nobody has.
     First,
-    /// Somebody has.
     Again,
 }
 
@@ -70,30 +66,22 @@ pub enum Cause {
 /// An order, without whoever waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// A signal came to the supervisor.
     Signal {
-        /// Which.
         signal: Signal,
-        /// Who sent it.
         sender: Sender,
         /// How long ago the terminal asked to end what is done now, if it did.
         asked: Option<Duration>,
     },
-    /// `runseal resume`.
     Resume,
     /// `runseal exec` and `runseal cp`.
     Visit,
     /// `runseal end`, of results that may still be wanted.
     End,
-    /// `runseal end --discard`.
     Discard,
     /// A question that is answered before it gets here.
     Status,
-    /// Somebody has unmounted.
     Unmounted,
-    /// The mount lost its connection.
     CutOff,
-    /// The supervisor is gone.
     Orphaned,
 }
 
@@ -109,7 +97,6 @@ pub enum Sender {
 /// What to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing.
     Ignore,
     /// Tell whoever asked why not.
     Refuse(Refusal),
@@ -132,49 +119,32 @@ pub enum Decision {
 /// Why an order is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Nothing is held.
     NotHeld,
-    /// Visitors are let in later, or were before.
     NoVisit,
-    /// A mount is open.
     Open,
-    /// Only `--discard` ends it.
     NotDiscarded,
-    /// A mount without data has no results.
     NoResults,
-    /// There is nothing to publish.
     Settled,
-    /// Results of a mount would be lost.
     Pending,
-    /// What is held would be lost.
     Held,
-    /// A command that failed has no results.
     Failed,
-    /// Programs in the run could still write.
     Visited,
 }
 
 /// What people are told of a signal that does not end what is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warning {
-    /// No signal of a program does.
     NotThus,
-    /// The same once more does.
     OnceMore,
-    /// It came too soon after the last.
     TooSoon,
 }
 
 /// How a run is broken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
-    /// By a signal.
     Interrupted(Signal),
-    /// By `runseal end --discard`.
     Ended,
-    /// Its mount is gone.
     MountLost,
-    /// Its mount was cut off while it served.
     CutOff,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::{Component, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -16,10 +16,7 @@ use super::flush;
 use super::hold::Trouble;
 use super::life::Run;
 use super::seal::Seal;
-use crate::family::control::desk::Order;
-use crate::family::control::wire::{CopyOrder, Reply, Request, ResumeOrder};
-use crate::family::error::FamilyError;
-use crate::family::message;
+use crate::family::{CopyOrder, FamilyError, Order, Reply, Request, ResumeOrder, message};
 use crate::stage;
 use crate::sys::path::shown;
 use crate::units::ByteSize;
@@ -63,7 +60,7 @@ impl Memory {
 }
 
 /// How a scene ends.
-pub(super) enum Heard<T> {
+pub(super) enum Turn<T> {
     /// The work is done.
     Done(T),
     /// It goes on, after an order: the terminal may have closed.
@@ -84,9 +81,9 @@ impl Run {
         work: impl Future<Output = T>,
     ) -> Result<T, RunError> {
         match self.hear(&Scene::Work { doing, stake }, &mut Memory::default(), work).await? {
-            Heard::Done(value) => Ok(value),
+            Turn::Done(value) => Ok(value),
             // Nothing but an end leaves work that is not done.
-            Heard::More | Heard::Resumed(..) | Heard::Left => Err(FamilyError::Ended { doing }.into()),
+            Turn::More | Turn::Resumed(..) | Turn::Left => Err(FamilyError::Ended { doing }.into()),
         }
     }
 
@@ -96,12 +93,12 @@ impl Run {
         scene: &Scene<'_>,
         memory: &mut Memory,
         work: impl Future<Output = T>,
-    ) -> Result<Heard<T>, RunError> {
+    ) -> Result<Turn<T>, RunError> {
         let mut work = std::pin::pin!(work);
         loop {
             let order = tokio::select! {
                 done = &mut work => match memory.deadline {
-                    None => return Ok(Heard::Done(done)),
+                    None => return Ok(Turn::Done(done)),
                     Some(_) => return Err(FamilyError::Ended { doing: COMMAND }.into()),
                 },
                 () = memory.overdue() => return Err(FamilyError::Ended { doing: COMMAND }.into()),
@@ -114,7 +111,7 @@ impl Run {
     }
 
     /// Answers how the scene ends, if it does.
-    fn obey<T>(&mut self, scene: &Scene<'_>, memory: &mut Memory, order: Order) -> Result<Option<Heard<T>>, RunError> {
+    fn obey<T>(&mut self, scene: &Scene<'_>, memory: &mut Memory, order: Order) -> Result<Option<Turn<T>>, RunError> {
         let decision = decide(self.doing(scene, memory), scene.ask(&order, memory));
         match (decision, order) {
             (Decision::Refuse(why), Order::Request(_, client)) => {
@@ -132,11 +129,11 @@ impl Run {
             }
             (Decision::Admit, Order::Request(request, client)) => self.admit(request, client, scene),
             (Decision::Publish, Order::Request(Request::Resume(order), client)) => {
-                return Ok(Some(Heard::Resumed(Box::new(order), client)));
+                return Ok(Some(Turn::Resumed(Box::new(order), client)));
             }
             (Decision::Leave, order) => {
                 self.take_leave(order, scene);
-                return Ok(Some(Heard::Left));
+                return Ok(Some(Turn::Left));
             }
             (Decision::Break(how), order) => {
                 self.take_leave(order, scene);
@@ -144,7 +141,7 @@ impl Run {
             }
             _ => {}
         }
-        Ok(matches!(scene, Scene::Held { .. }).then_some(Heard::More))
+        Ok(matches!(scene, Scene::Held { .. }).then_some(Turn::More))
     }
 
     fn doing(&self, scene: &Scene<'_>, memory: &Memory) -> Doing {
@@ -173,8 +170,8 @@ impl Run {
     /// Starts programs of `runseal exec`, and serves `runseal cp`.
     fn admit(&self, request: Request, client: oneshot::Sender<Reply>, scene: &Scene<'_>) {
         match (request, scene.seal()) {
-            (Request::Exec(order), _) => self.guests.admit(order, self.surroundings(), client),
-            (Request::Copy(order), Some(seal)) => self.copy_out(order, seal, client),
+            (Request::Exec { exec }, _) => self.guests.admit(exec, self.surroundings(), client),
+            (Request::Copy { copy }, Some(seal)) => self.copy_out(copy, seal, client),
             _ => {}
         }
     }
@@ -186,8 +183,10 @@ impl Run {
             return;
         };
         let (scratch, hands_on_rights) = (seal.scratch.clone(), self.hands_on_rights);
-        let below: PathBuf =
-            path.components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir)).collect();
+        let below: PathBuf = Path::new(&path)
+            .components()
+            .filter(|part| !matches!(part, Component::RootDir | Component::CurDir))
+            .collect();
         let mountpoint = self.mountpoint.clone();
         tokio::task::spawn_blocking(move || {
             let flushed = flush::flush_results(&mountpoint, &below, hands_on_rights);
@@ -270,7 +269,7 @@ impl<'a> Scene<'a> {
             }
             Order::Request(Request::Status, _) => Ask::Status,
             Order::Request(Request::Resume(_), _) => Ask::Resume,
-            Order::Request(Request::Exec(_) | Request::Copy(_), _) => Ask::Visit,
+            Order::Request(Request::Exec { .. } | Request::Copy { .. }, _) => Ask::Visit,
             Order::Request(Request::End { discard: true, .. }, _) => Ask::Discard,
             Order::Request(Request::End { discard: false, .. }, _) => Ask::End,
             Order::MountEnded if self.seal().is_some_and(|seal| seal.mount.is_cut_off()) => Ask::CutOff,

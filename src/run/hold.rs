@@ -6,20 +6,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::error::{PublishError, RunError};
-use super::hear::{Heard, Memory, Scene};
+use super::hear::{Memory, Scene, Turn};
 use super::life::{Inside, Run};
 use super::patience::{Patience, Tick, shown};
-use super::publish::{Attempt, Published};
+use super::publish::{Attempt, Completeness};
 use super::seal::Seal;
-use crate::family::control::wire::{Event, Reply, ResumeOrder};
-use crate::family::message;
-use crate::family::state::facts::Phase;
+use crate::family::{Event, Phase, Reply, ResumeOrder, message};
 use crate::spec::{OnHold, RunId};
 use crate::stage::Stager;
 
 impl Run {
     /// Publishes; if that fails, holds the results until somebody resumes or discards.
-    pub(super) async fn publish_or_hold(&mut self, inside: &Inside<'_>) -> Result<Published, RunError> {
+    pub(super) async fn publish_or_hold(&mut self, inside: &Inside<'_>) -> Result<Completeness, RunError> {
         let mut waiting: Option<oneshot::Sender<Reply>> = None;
         let mut attempt = self.publish(inside).await?;
         loop {
@@ -88,16 +86,16 @@ impl Run {
                 }
             };
             match self.hear(&scene, &mut memory, next).await? {
-                Heard::Done(None) => {}
+                Turn::Done(None) => {}
                 // Somebody is at work in it.
-                Heard::Done(Some(Tick::Over(_))) if self.guests.count() > 0 => {
+                Turn::Done(Some(Tick::Over(_))) if self.guests.count() > 0 => {
                     patience = Patience::new(self.rescue().on_hold);
                 }
-                Heard::Done(Some(Tick::Over(limit))) => return Ok(Release::Forgotten(limit)),
-                Heard::Done(Some(Tick::Remind(since, left))) => self.remind(trouble, since, left),
-                Heard::Resumed(order, reply) => return Ok(Release::Resumed(order, reply)),
-                Heard::Left => return Ok(Release::Discarded),
-                Heard::More => {
+                Turn::Done(Some(Tick::Over(limit))) => return Ok(Release::Forgotten(limit)),
+                Turn::Done(Some(Tick::Remind(since, left))) => self.remind(trouble, since, left),
+                Turn::Resumed(order, reply) => return Ok(Release::Resumed(order, reply)),
+                Turn::Left => return Ok(Release::Discarded),
+                Turn::More => {
                     // The terminal may have closed, and nobody be left to see what is said there.
                     let limit = patience.limit();
                     patience.look();

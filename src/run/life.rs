@@ -17,16 +17,13 @@ use super::start::detach_stdio;
 use crate::audit::{self, Trail};
 use crate::aws::{Cloud, Credentials};
 use crate::crypt::KeyShare;
-use crate::family::command::guests::Guests;
-use crate::family::command::place::TEMPORARY;
-use crate::family::command::{self, INPUT, OUTPUT, TMP, WORK};
-use crate::family::control::desk::Desk;
-use crate::family::control::wire::Event;
-use crate::family::message;
-use crate::family::process::sealed::beside;
-use crate::family::state::facts::{AuditFacts, AwsFacts, Outcome, Phase, RunKeyFacts};
-use crate::family::state::origin::Origin;
-use crate::family::state::report::Report;
+use crate::family::{
+    AuditFacts, AwsFacts, Desk, Event, Outcome, Phase, Report, RunKeyFacts,
+    command::{self, INPUT, OUTPUT, TMP, WORK, guests::Guests, place::TEMPORARY},
+    message,
+    process::sealed::beside,
+    state::origin::Origin,
+};
 use crate::fs::ROOT;
 use crate::fuse::MountOptions;
 use crate::preflight::{self, Check};

@@ -7,11 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
-use crate::family::command::OUTPUT;
-use crate::family::control::wire::Event;
-use crate::family::message;
-use crate::family::state::facts::{LossFacts, LostFile};
-use crate::family::state::journal::Journal;
+use crate::family::{Event, Journal, LossFacts, LostFile, command::OUTPUT, message};
 use crate::fs::{Loss, LossChanges, LossTotals, Scratch};
 use crate::spec::LostWrites;
 use crate::stage::Incomplete;

@@ -8,9 +8,7 @@ use super::error::RunError;
 use super::seal::Room;
 use crate::audit::Trail;
 use crate::aws::{Cloud, Credentials};
-use crate::family::message;
-use crate::family::state;
-use crate::family::state::facts::AwsFacts;
+use crate::family::{AwsFacts, message, state};
 use crate::preflight::{self, Cleared, Evidence, Profile};
 use crate::spec::{DataSpec, KmsKey, RunId, StoreSpec};
 

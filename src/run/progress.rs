@@ -7,7 +7,7 @@ use std::time::Instant;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
-use crate::family::message::{self, Voice};
+use crate::family::{Voice, message};
 use crate::stage::Progress;
 
 /// Staging progress on stderr.

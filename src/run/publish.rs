@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::decide::Stake;
 use super::error::{PublishError, RunError};
@@ -10,17 +10,16 @@ use super::flush;
 use super::life::{Inside, Run, counted};
 use super::losses::{self, Missing};
 use super::preflight::check_output;
-use crate::aws::{Cloud, Credentials};
-use crate::family::command::OUTPUT;
-use crate::family::control::wire::{Event, Reply, ResumeOrder};
-use crate::family::error::PUBLISHING;
-use crate::family::message;
-use crate::family::process::sealed::{CLEARANCE, beside};
-use crate::family::state::facts::{AwsFacts, LossFacts, Phase};
-use crate::family::state::journal::Journal;
-use crate::fs::Scratch;
+use crate::aws::Credentials;
+use crate::family::{
+    AwsFacts, Event, LossFacts, Phase, Reply, ResumeOrder,
+    command::OUTPUT,
+    error::PUBLISHING,
+    message,
+    process::sealed::{CLEARANCE, beside},
+};
 use crate::preflight;
-use crate::spec::{DataSpec, Location, LostWrites, ResumeSpec, StagingRules};
+use crate::spec::{DataSpec, Location, ResumeSpec, StagingRules};
 use crate::stage::{Stager, Totals};
 use crate::sys::mount::mount_table;
 
@@ -30,26 +29,26 @@ pub(super) const DISCARDED: &str = "ended; the results of this run are discarded
 /// What an attempt to publish has come to.
 pub(super) enum Attempt {
     /// The results are out.
-    Published(Published),
+    Published(Completeness),
     /// They are held, for this reason.
     Held(PublishError),
 }
 
-/// What an attempt that succeeded has published.
+/// How much of the results an attempt that succeeded has published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Published {
+pub(super) enum Completeness {
     /// All as it was written.
     Whole,
     /// As it was there, since somebody wanted it so; with what is missing.
-    Incomplete(String),
+    Lacks(String),
 }
 
-impl Published {
+impl Completeness {
     /// For whoever asked for it.
     pub(super) fn reply(&self) -> Reply {
         match self {
             Self::Whole => Reply::done("published"),
-            Self::Incomplete(missing) => {
+            Self::Lacks(missing) => {
                 Reply { incomplete: true, ..Reply::done(format!("published, but incomplete: {missing}")) }
             }
         }
@@ -71,7 +70,7 @@ impl From<PublishError> for Setback {
 }
 
 impl Setback {
-    fn attempt(tried: Result<Published, Self>) -> Result<Attempt, RunError> {
+    fn attempt(tried: Result<Completeness, Self>) -> Result<Attempt, RunError> {
         match tried {
             Ok(published) => Ok(Attempt::Published(published)),
             Err(Self::Held(error)) => Ok(Attempt::Held(error)),
@@ -91,7 +90,7 @@ impl Run {
         Setback::attempt(self.try_again(inside, order).await)
     }
 
-    async fn try_again(&mut self, inside: &Inside<'_>, order: ResumeOrder) -> Result<Published, Setback> {
+    async fn try_again(&mut self, inside: &Inside<'_>, order: ResumeOrder) -> Result<Completeness, Setback> {
         let ResumeOrder { credentials, spec: resume } = order;
         let data = self.changed_by(&resume)?;
         self.reconnect(&data, credentials).await?;
@@ -185,7 +184,7 @@ impl Run {
         Ok(())
     }
 
-    async fn send_out(&mut self, inside: &Inside<'_>, resume: &ResumeSpec) -> Result<Published, Setback> {
+    async fn send_out(&mut self, inside: &Inside<'_>, resume: &ResumeSpec) -> Result<Completeness, Setback> {
         if inside.seal.latched() && !resume.incomplete {
             return Err(PublishError::Stopped.into());
         }
@@ -193,22 +192,40 @@ impl Run {
         self.spec.data.rules = rules;
         inside.stager.set_rules(rules);
         self.desk.phase(Phase::Publish);
-        let shipment = Shipment {
-            stager: inside.stager.clone(),
-            from: inside.output,
-            scratch: inside.seal.scratch.clone(),
-            latched: inside.seal.latched(),
-            mountpoint: self.mountpoint.clone(),
-            hands_on_rights: self.hands_on_rights,
-            asked: self.spec.data.output.is_some(),
-            incomplete: resume.incomplete,
-            lost_writes: self.rescue().lost_writes,
-            rules,
-            cloud: self.cloud.clone(),
-            requests: self.switch.counter(),
-            journal: self.desk.journal.clone(),
-        };
-        match self.attempt(PUBLISHING, beside(move || shipment.send())).await {
+        let (stager, from, scratch) = (inside.stager.clone(), inside.output, inside.seal.scratch.clone());
+        let (latched, wanted, policy) = (inside.seal.latched(), resume.incomplete, self.rescue().lost_writes);
+        let (cloud, requests, journal) = (self.cloud.clone(), self.switch.counter(), self.desk.journal.clone());
+        let (mountpoint, hands_on_rights) = (self.mountpoint.clone(), self.hands_on_rights);
+        let asked = self.spec.data.output.is_some();
+        let work = beside(move || {
+            let flush = |below: &str| flush::flush_results(&mountpoint, Path::new(below), hands_on_rights);
+            if let Some(mounted) = mounted_below(&mountpoint.join(OUTPUT)) {
+                return Err(PublishError::Covered(mounted));
+            }
+            let before = requests.load(Ordering::Relaxed);
+            flush(OUTPUT)?;
+            journal.record(Event::Lost(LossFacts::of(&scratch)));
+            let missing = Missing::against(&scratch, policy);
+            match &missing {
+                Some(missing) if !wanted => return Err(PublishError::Lost(missing.clone())),
+                Some(_) => {}
+                None => losses::warn_of_rest(&scratch),
+            }
+            expect_results(&stager, from, asked, rules, || flush(""))?;
+            let totals = stager.publish_incomplete(from, cloud.as_deref(), &losses::incomplete(&scratch))?;
+            warn_of_omissions(&totals);
+            let mut totals = counted(totals, requests.load(Ordering::Relaxed) - before);
+            if let Some(sum) = stager.manifest_sha256() {
+                totals["manifest_sha256"] = sum.into();
+            }
+            journal.record(Event::Published { totals });
+            Ok(match missing {
+                Some(missing) => Completeness::Lacks(missing.to_string()),
+                None if latched => Completeness::Lacks("writing to the backing failed during the run".to_owned()),
+                None => Completeness::Whole,
+            })
+        });
+        match self.attempt(PUBLISHING, work).await {
             // A run that holds nothing is no use to anybody; a mount may still be filled.
             Err(Setback::Held(PublishError::Empty { elsewhere }))
                 if elsewhere.has_no_files() && self.spec.command().is_some() =>
@@ -253,71 +270,24 @@ impl Run {
     }
 }
 
-/// All that one attempt takes, for the thread that makes it.
-struct Shipment {
-    stager: Arc<Stager>,
-    /// Directory with the results.
+/// Refuses to publish nothing while there is something else, and to publish to nowhere. Sizes of files are known to the
+/// kernel alone until `flush_all` has had them written.
+fn expect_results<E>(
+    stager: &Stager,
     from: u64,
-    scratch: Arc<Scratch>,
-    /// Whether a failed write has stopped the store.
-    latched: bool,
-    mountpoint: PathBuf,
-    hands_on_rights: bool,
-    /// Whether somebody has said where results are to go.
     asked: bool,
-    /// Whether they are wanted although something is missing.
-    incomplete: bool,
-    lost_writes: LostWrites,
     rules: StagingRules,
-    cloud: Option<Arc<Cloud>>,
-    /// Counts requests to S3.
-    requests: Arc<AtomicU64>,
-    journal: Arc<Journal>,
-}
-
-impl Shipment {
-    fn send(&self) -> Result<Published, PublishError> {
-        if let Some(mounted) = mounted_below(&self.mountpoint.join(OUTPUT)) {
-            return Err(PublishError::Covered(mounted));
+    flush_all: impl Fn() -> Result<(), E>,
+) -> Result<(), PublishError> {
+    let results = stager.results(from);
+    match (results.is_empty(), asked) {
+        (false, false) => Err(PublishError::NoOutput { results }),
+        (true, true) if !rules.allow_empty => {
+            // Whatever cannot be written is said elsewhere; here it is only about numbers.
+            let _ = flush_all();
+            Err(PublishError::Empty { elsewhere: stager.elsewhere(from) })
         }
-        let before = self.requests.load(Ordering::Relaxed);
-        flush::flush_results(&self.mountpoint, Path::new(OUTPUT), self.hands_on_rights)?;
-        self.journal.record(Event::Lost(LossFacts::of(&self.scratch)));
-        let missing = Missing::against(&self.scratch, self.lost_writes);
-        match &missing {
-            Some(missing) if !self.incomplete => return Err(PublishError::Lost(missing.clone())),
-            Some(_) => {}
-            None => losses::warn_of_rest(&self.scratch),
-        }
-        self.expect_results()?;
-        let losses = losses::incomplete(&self.scratch);
-        let totals = self.stager.publish_incomplete(self.from, self.cloud.as_deref(), &losses)?;
-        warn_of_omissions(&totals);
-        let mut totals = counted(totals, self.requests.load(Ordering::Relaxed) - before);
-        if let Some(sum) = self.stager.manifest_sha256() {
-            totals["manifest_sha256"] = sum.into();
-        }
-        self.journal.record(Event::Published { totals });
-        Ok(match missing {
-            Some(missing) => Published::Incomplete(missing.to_string()),
-            None if self.latched => Published::Incomplete("writing to the backing failed during the run".to_owned()),
-            None => Published::Whole,
-        })
-    }
-
-    /// Refuses to publish nothing while there is something else, and to publish to nowhere.
-    fn expect_results(&self) -> Result<(), PublishError> {
-        let results = self.stager.results(self.from);
-        match (results.is_empty(), self.asked) {
-            (false, false) => Err(PublishError::NoOutput { results }),
-            (true, true) if !self.rules.allow_empty => {
-                // Sizes of files are known to the kernel alone until it has written them. Whatever cannot be written is
-                // said elsewhere; here it is only about numbers.
-                let _ = flush::flush_results(&self.mountpoint, Path::new(""), self.hands_on_rights);
-                Err(PublishError::Empty { elsewhere: self.stager.elsewhere(self.from) })
-            }
-            _ => Ok(()),
-        }
+        _ => Ok(()),
     }
 }
 

@@ -5,11 +5,10 @@ use std::future::pending;
 
 use super::decide::Results;
 use super::error::RunError;
-use super::hear::{Heard, Memory, Scene};
+use super::hear::{Memory, Scene, Turn};
 use super::life::{Inside, Run};
 use super::publish::Attempt;
-use crate::family::control::wire::Reply;
-use crate::family::state::facts::{Outcome, Phase};
+use crate::family::{Outcome, Phase, Reply};
 
 impl Run {
     /// Serves, and leaves the output in order whatever ends it.
@@ -30,7 +29,7 @@ impl Run {
         loop {
             let scene = Scene::Serving { results, seal: inside.seal };
             match self.hear(&scene, &mut Memory::default(), pending::<Infallible>()).await? {
-                Heard::Resumed(order, client) => {
+                Turn::Resumed(order, client) => {
                     let answer = match self.publish_again(inside, *order).await? {
                         Attempt::Published(published) => {
                             results = Results::Settled;
@@ -45,9 +44,9 @@ impl Run {
                     // Whoever asked may have left.
                     let _ = client.send(answer);
                 }
-                Heard::Left => break,
-                Heard::More => {}
-                Heard::Done(never) => match never {},
+                Turn::Left => break,
+                Turn::More => {}
+                Turn::Done(never) => match never {},
             }
         }
         Ok((if results == Results::Pending { Outcome::Discarded } else { Outcome::Succeeded }, 0))

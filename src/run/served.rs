@@ -17,12 +17,9 @@ use zeroize::Zeroizing;
 
 use super::error::{FamilyError, RunError, system};
 use super::{END_TIME, run};
-use crate::family::control::client::STATUS_TIME;
-use crate::family::control::wire::{Reply, Request, ResumeOrder};
-use crate::family::message::{self, Voice};
-use crate::family::state::facts::Kind;
-use crate::family::state::report::Report;
-use crate::family::state::{self, Record, StateError};
+use crate::family::{
+    Kind, Record, Reply, Report, Request, ResumeOrder, StateError, Voice, control::client::STATUS_TIME, message, state,
+};
 use crate::spec::{Credentials, CredentialsText, InputSpec, Location, Purpose, RootSpec, RunId, RunSpec, ServeSpec};
 use crate::sys::path::shown;
 use crate::sys::process::is_readable;

@@ -17,22 +17,24 @@ use super::preflight::trail;
 use super::{cloud, forget_credentials};
 use crate::audit::Trail;
 use crate::aws::Credentials;
-use crate::family::command;
-use crate::family::command::identity::Identity;
-use crate::family::command::namespace::{self, Isolation};
-use crate::family::command::place::Place;
-use crate::family::control::socket::{self, Visitors};
-use crate::family::control::wire::Event;
-use crate::family::error::FamilyError;
-use crate::family::message::{Voice, warn};
-use crate::family::process::manager::Service;
-use crate::family::process::sealed::{self, Seat};
-use crate::family::process::supervisor::{self, Supervisor};
-use crate::family::process::terminal::Terminal;
-use crate::family::state::destination::Destination;
-use crate::family::state::facts::{Outcome, Phase};
-use crate::family::state::report::Report;
-use crate::family::state::{Record, State};
+use crate::family::{
+    Event, FamilyError, Outcome, Phase, Record, Report, Voice,
+    command::{
+        self,
+        identity::Identity,
+        namespace::{self, Isolation},
+        place::Place,
+    },
+    control::socket::{self, Visitors},
+    message::warn,
+    process::{
+        manager::Service,
+        sealed::{self, Seat},
+        supervisor::{self, Supervisor},
+        terminal::Terminal,
+    },
+    state::{State, destination::Destination},
+};
 use crate::spec::{CommandRights, Foreground, Purpose, RunSpec, TmpPolicy};
 use crate::sys::own_mount::{detach_stale, is_stale};
 use crate::sys::path::shown;

@@ -11,8 +11,10 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::family::command::{self, Surroundings};
-use crate::family::control::wire::{ExecOrder, Reply};
+use crate::family::{
+    ExecOrder, Reply,
+    command::{self, Surroundings},
+};
 use crate::units::exit::Exit;
 
 /// How long programs whose client is gone may take to end by themselves.

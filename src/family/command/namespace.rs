@@ -13,8 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, getegid, geteuid};
 
-use crate::family::command::place::Place;
-use crate::family::command::rights;
+use crate::family::command::{place::Place, rights};
 use crate::sys::mount::mount_table;
 
 /// Why the run cannot be kept apart.

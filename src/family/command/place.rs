@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::family::state::{StateError, system};
+use crate::family::{StateError, state::system};
 use crate::sys::own_mount::is_mountpoint;
 
 /// Name of the place among the state of all runs; [`RunId`](crate::spec::RunId) refuses it.

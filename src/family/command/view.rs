@@ -11,8 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::family::command::TMP;
-use crate::family::command::place::TEMPORARY;
+use crate::family::command::{TMP, place::TEMPORARY};
 use crate::spec::TmpPolicy;
 use crate::sys::mount::{Access, PrivateView};
 

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use crate::family::control::end::condition;
-use crate::family::control::socket;
-use crate::family::control::wire::{Reply, Request, ResumeOrder};
-use crate::family::error::FamilyError;
-use crate::family::state::report::Report;
-use crate::family::state::{self, Record, Survey};
+use crate::family::{
+    FamilyError, Record, Reply, Report, Request, ResumeOrder,
+    control::{end::condition, socket},
+    state::{self, Survey},
+};
 
 /// How long `status` waits for one run.
 pub const STATUS_TIME: Duration = Duration::from_secs(3);

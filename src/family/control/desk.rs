@@ -7,10 +7,7 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::family::control::wire::{Delivered, Event, Reply, Request};
-use crate::family::message::Voice;
-use crate::family::state::facts::Phase;
-use crate::family::state::journal::Journal;
+use crate::family::{Event, Journal, Phase, Reply, Request, SignalMessage, Voice};
 use crate::sys::process::Inherited;
 
 /// Something the sealed process is told to do.
@@ -89,7 +86,7 @@ pub fn asks_to_end(signal: Signal) -> bool {
 pub fn read_link(link: UnixStream, orders: mpsc::UnboundedSender<Order>) {
     std::thread::spawn(move || {
         for line in BufReader::new(link).lines().map_while(Result::ok) {
-            if let Ok(Delivered { signal, from_terminal }) = serde_json::from_str(&line)
+            if let Ok(SignalMessage { signal, from_terminal }) = serde_json::from_str(&line)
                 && let Ok(signal) = Signal::try_from(signal)
             {
                 let _ = orders.send(Order::Signal { signal, from_terminal });

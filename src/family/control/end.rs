@@ -9,12 +9,9 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::family::control::socket;
-use crate::family::control::wire::{Reply, Request};
-use crate::family::error::{FamilyError, system};
-use crate::family::message::warn;
-use crate::family::state::facts::Kind;
-use crate::family::state::{self, Record, StateError};
+use crate::family::{
+    FamilyError, Kind, Record, Reply, Request, StateError, control::socket, error::system, message::warn, state,
+};
 use crate::sys::mount::{abort_fuse_connection, mount_table, mount_table_of};
 use crate::sys::own_mount::{connection_of, detach_stale};
 use crate::sys::process::{self, ProcessStat, is_readable};
@@ -35,7 +32,7 @@ pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, 
         Err(StateError::Unknown(_)) => return bury(name),
         found => found?,
     };
-    let family = Family::of(&record)?;
+    let family = Members::of(&record)?;
     let run = record.run_id.to_string();
     match ask(&socket, &Request::End { discard, remove_published }) {
         Ok(reply) => {
@@ -107,9 +104,9 @@ fn waits_for(process: u32) -> String {
 type Member = (u32, OwnedFd);
 
 /// All of them, the sealed one first: the other notices its end, and cleans up.
-struct Family(Vec<Member>);
+struct Members(Vec<Member>);
 
-impl Family {
+impl Members {
     fn of(record: &Record) -> Result<Self, FamilyError> {
         let mut members = Vec::new();
         for id in [record.sealed, Some(record.supervisor)].into_iter().flatten() {

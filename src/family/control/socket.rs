@@ -12,9 +12,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use crate::family::control::desk::Order;
-use crate::family::control::wire::{REQUEST_MAX, Reply, Request, malformed};
-use crate::family::state::journal::Journal;
+use crate::family::{
+    Journal, Order, Reply, Request,
+    control::wire::{REQUEST_MAX, malformed},
+};
 use crate::spec::ResumeSpec;
 use crate::sys::{address, socket};
 
@@ -101,7 +102,7 @@ async fn answer(
         Reply::refused("only the owner of a run and root may control it")
     } else {
         match tokio::time::timeout(REQUEST_TIME, read_request(&mut stream)).await {
-            Ok(Ok(Request::Exec(_) | Request::Copy(_)))
+            Ok(Ok(Request::Exec { .. } | Request::Copy { .. }))
                 if visitors == Visitors::RootOnly && !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) =>
             {
                 Reply::refused("the command of this run has a user of its own (--isolate): only root may look into it")
@@ -117,7 +118,7 @@ async fn answer(
                 )
             }
             // Whoever leaves while a program runs, or a copy is on its way, wants no more of it.
-            Ok(Ok(request @ (Request::Exec(_) | Request::Copy(_)))) => tokio::select! {
+            Ok(Ok(request @ (Request::Exec { .. } | Request::Copy { .. }))) => tokio::select! {
                 reply = pass_on(request, &orders) => reply,
                 () = gone(&stream) => return,
             },

@@ -15,11 +15,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tar::{Archive, Entry, EntryType};
 
-use crate::family::control::socket;
-use crate::family::control::wire::{CopyOrder, ExecOrder, Reply, Request};
-use crate::family::error::{FamilyError, system};
-use crate::family::message;
-use crate::family::state::{self, Record};
+use crate::family::{
+    CopyOrder, ExecOrder, FamilyError, Record, Reply, Request, control::socket, error::system, message, state,
+};
 use crate::spec::Argv;
 use crate::sys::path;
 use crate::sys::terminal::{Raw, copy_size, open_like};
@@ -37,15 +35,15 @@ pub fn exec(run: &str, argv: Argv) -> Result<u8, FamilyError> {
         let streams = [program.try_clone(), program.try_clone(), Ok(program)];
         let streams = streams.into_iter().collect::<io::Result<_>>().map_err(system("copying a descriptor"))?;
         let terminal = Some(std::env::var_os("TERM").unwrap_or_else(|| PLAIN.into()));
-        let order = ExecOrder { argv, terminal, streams };
-        let stream = socket::send(&at, &Request::Exec(order)).map_err(unreachable(&record))?;
+        let exec = ExecOrder { argv, terminal, streams };
+        let stream = socket::send(&at, &Request::Exec { exec }).map_err(unreachable(&record))?;
         show(screen, &stream).map_err(system("showing the terminal"))?;
         socket::reply(stream, None)
     } else {
         let streams = [input.as_fd(), output.as_fd(), io::stderr().as_fd()].map(|stream| stream.try_clone_to_owned());
         let streams = streams.into_iter().collect::<io::Result<_>>().map_err(system("copying a descriptor"))?;
-        let order = ExecOrder { argv, terminal: None, streams };
-        socket::send(&at, &Request::Exec(order)).and_then(|stream| socket::reply(stream, None))
+        let exec = ExecOrder { argv, terminal: None, streams };
+        socket::send(&at, &Request::Exec { exec }).and_then(|stream| socket::reply(stream, None))
     };
     let reply = reply.map_err(unreachable(&record))?;
     match reply.status {
@@ -122,8 +120,8 @@ pub fn copy(run: &str, from: &Path, to: Option<&Path>) -> Result<String, FamilyE
     let path = from.strip_prefix(&record.mountpoint).unwrap_or(from).to_owned();
     let target = to.map(|to| destination(&path, to)).transpose()?;
     let (archive, sink) = io::pipe().map_err(system("pipe"))?;
-    let order = CopyOrder { path, bare: target.is_none(), archive: vec![sink.into()] };
-    let stream = socket::send(&at, &Request::Copy(order)).map_err(unreachable(&record))?;
+    let copy = CopyOrder { path: path.into(), bare: target.is_none(), archive: vec![sink.into()] };
+    let stream = socket::send(&at, &Request::Copy { copy }).map_err(unreachable(&record))?;
     let written = match &target {
         Some(target) => unpack(archive, target),
         None => io::copy(&mut { archive }, &mut io::stdout().lock()).map(drop),

@@ -2,7 +2,7 @@
 //! is a line of JSON.
 //!
 //! ```text
-//! supervisor  -- Delivered -->  sealed process     over a pair of sockets
+//! supervisor  -- SignalMessage -->  sealed process     over a pair of sockets
 //! supervisor  <--  Event  ----  sealed process     over the same
 //! client      -- Request  --->  sealed process     over the control socket, one for each connection
 //! client      <--  Reply  ----  sealed process     over the same
@@ -12,15 +12,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::family::error::FamilyError;
-use crate::family::state::facts::{AuditFacts, AwsFacts, LossFacts, Outcome, Phase, RunKeyFacts, SealFacts};
-use crate::family::state::report::Report;
+use crate::family::{AuditFacts, AwsFacts, FamilyError, LossFacts, Outcome, Phase, Report, RunKeyFacts, SealFacts};
 use crate::spec::{Argv, Credentials, CredentialsText, Location, Remains, ResumeSpec};
 
 /// Longest request in bytes. Session tokens have no limit that AWS names; real ones take a few thousand bytes.
@@ -28,7 +25,7 @@ pub const REQUEST_MAX: usize = 64 << 10;
 
 /// What the supervisor passes on.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Delivered {
+pub struct SignalMessage {
     /// Number of the signal.
     pub signal: i32,
     /// Whether the terminal sent it, to the command as well.
@@ -113,81 +110,80 @@ pub enum Event {
 }
 
 /// What a client may ask.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
     /// What is going on?
     Status,
     /// Try to publish again.
     Resume(ResumeOrder),
     /// Run a program beside the command.
-    Exec(ExecOrder),
+    Exec {
+        /// Which.
+        exec: ExecOrder,
+    },
     /// Copy something out of the scratch.
-    Copy(CopyOrder),
+    Copy {
+        /// What.
+        copy: CopyOrder,
+    },
     /// End the run.
     End {
         /// Even if results are lost.
+        #[serde(default)]
         discard: bool,
         /// Whether results that are in the output already are removed.
+        #[serde(default)]
         remove_published: bool,
     },
 }
 
 /// How to try to publish again.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct ResumeOrder {
     /// Credentials to do so with, instead of those that runseal would find.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "borrowed")]
     pub credentials: Option<Credentials>,
     /// What is to be different.
+    #[serde(rename = "resume", default)]
     pub spec: ResumeSpec,
 }
 
+/// Credentials are borrowed from the line, which is wiped, and never copied on the way.
+mod borrowed {
+    use super::{Credentials, CredentialsText, Deserialize, Serialize};
+
+    pub fn serialize<S: serde::Serializer>(own: &Option<Credentials>, to: S) -> Result<S::Ok, S::Error> {
+        own.as_ref().map(CredentialsText::from).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Credentials>, D::Error> {
+        Ok(Option::<CredentialsText<'de>>::deserialize(from)?.map(Credentials::from))
+    }
+}
+
 /// A program to run beside the command.
+#[derive(Serialize, Deserialize)]
 pub struct ExecOrder {
     /// Program and arguments.
     pub argv: Argv,
     /// Kind of the terminal that its standard streams are (`TERM`), if they are one.
     pub terminal: Option<OsString>,
     /// Its standard streams. They go beside the line, as descriptors.
+    #[serde(skip)]
     pub streams: Vec<OwnedFd>,
 }
 
 /// Something to copy out of the scratch.
+#[derive(Serialize, Deserialize)]
 pub struct CopyOrder {
-    /// Relative to the root of the scratch.
-    pub path: PathBuf,
+    /// Relative to the root of the scratch; any bytes.
+    pub path: OsString,
     /// Whether the contents of a file are wanted as they are, without an archive around them.
     pub bare: bool,
     /// Receives the archive. It goes beside the line, as a descriptor.
+    #[serde(skip)]
     pub archive: Vec<OwnedFd>,
-}
-
-/// A request as it is sent. Credentials are borrowed from the line, which is wiped, and never copied on the way.
-#[derive(Serialize, Deserialize)]
-struct Line<'a> {
-    request: &'a str,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    discard: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    remove_published: bool,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    credentials: Option<CredentialsText<'a>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    resume: Option<ResumeSpec>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    exec: Option<ExecLine>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    copy: Option<CopyLine>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ExecLine {
-    argv: Argv,
-    terminal: Option<OsString>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct CopyLine {
-    path: OsString,
-    bare: bool,
 }
 
 impl Request {
@@ -195,43 +191,22 @@ impl Request {
     pub fn to_line(&self) -> io::Result<Zeroizing<Vec<u8>>> {
         // Room for all of it: a vector that grows leaves copies behind.
         let mut line = Zeroizing::new(Vec::with_capacity(REQUEST_MAX));
-        serde_json::to_writer(&mut *line, &self.as_line())?;
+        serde_json::to_writer(&mut *line, self)?;
         line.push(b'\n');
         if line.len() > REQUEST_MAX { Err(io::Error::other("the request is too long")) } else { Ok(line) }
     }
 
-    fn as_line(&self) -> Line<'_> {
-        let named = |request| Line {
-            request,
-            discard: false,
-            remove_published: false,
-            credentials: None,
-            resume: None,
-            exec: None,
-            copy: None,
-        };
-        match self {
-            Self::Status => named("status"),
-            Self::Resume(ResumeOrder { credentials, spec }) => Line {
-                credentials: credentials.as_ref().map(CredentialsText::from),
-                resume: Some(spec.clone()),
-                ..named("resume")
-            },
-            Self::Exec(ExecOrder { argv, terminal, .. }) => {
-                Line { exec: Some(ExecLine { argv: argv.clone(), terminal: terminal.clone() }), ..named("exec") }
-            }
-            Self::Copy(CopyOrder { path, bare, .. }) => {
-                Line { copy: Some(CopyLine { path: path.clone().into(), bare: *bare }), ..named("copy") }
-            }
-            &Self::End { discard, remove_published } => Line { discard, remove_published, ..named("end") },
-        }
+    /// Reads what [`Request::to_line`] made, without the end of the line. What serde says quotes the line, and credentials may
+    /// be in it.
+    pub fn from_line(line: &[u8]) -> io::Result<Self> {
+        serde_json::from_slice(line).map_err(|_| malformed())
     }
 
     /// What goes beside the line.
     pub(super) fn descriptors(&self) -> Vec<RawFd> {
         let descriptors = match self {
-            Self::Exec(order) => &order.streams[..],
-            Self::Copy(order) => &order.archive[..],
+            Self::Exec { exec } => &exec.streams[..],
+            Self::Copy { copy } => &copy.archive[..],
             Self::Status | Self::Resume(_) | Self::End { .. } => &[],
         };
         descriptors.iter().map(AsRawFd::as_raw_fd).collect()
@@ -240,34 +215,15 @@ impl Request {
     /// Takes what came beside the line.
     pub(super) fn with(mut self, came: Vec<OwnedFd>) -> Self {
         match &mut self {
-            Self::Exec(order) => order.streams = came,
-            Self::Copy(order) => order.archive = came,
+            Self::Exec { exec } => exec.streams = came,
+            Self::Copy { copy } => copy.archive = came,
             Self::Status | Self::Resume(_) | Self::End { .. } => {}
         }
         self
     }
-
-    /// Reads what [`Request::to_line`] made, without the end of the line.
-    pub fn from_line(line: &[u8]) -> io::Result<Self> {
-        let Line { request, discard, remove_published, credentials, resume, exec, copy } =
-            serde_json::from_slice(line).map_err(|_| malformed())?;
-        let credentials = credentials.map(Credentials::from);
-        match (request, exec, copy) {
-            ("status", ..) => Ok(Self::Status),
-            ("exec", Some(ExecLine { argv, terminal }), _) => {
-                Ok(Self::Exec(ExecOrder { argv, terminal, streams: Vec::new() }))
-            }
-            ("copy", _, Some(CopyLine { path, bare })) => {
-                Ok(Self::Copy(CopyOrder { path: path.into(), bare, archive: Vec::new() }))
-            }
-            ("resume", ..) => Ok(Self::Resume(ResumeOrder { credentials, spec: resume.unwrap_or_default() })),
-            ("end", ..) => Ok(Self::End { discard, remove_published }),
-            _ => Err(malformed()),
-        }
-    }
 }
 
-/// What serde says quotes the line, and credentials may be in it.
+/// For a line that is none.
 pub(super) fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not a request that this version knows")
 }
@@ -342,11 +298,15 @@ mod tests {
         }
         let argv = Argv { program: "sh".into(), arguments: vec![OsString::from_vec(b"\xff\n".to_vec())] };
         let order = ExecOrder { argv: argv.clone(), terminal: Some("vt100".into()), streams: Vec::new() };
-        let Request::Exec(back) = there_and_back(Request::Exec(order)) else { panic!("not what was asked") };
+        let Request::Exec { exec: back } = there_and_back(Request::Exec { exec: order }) else {
+            panic!("not what was asked")
+        };
         assert_eq!((back.argv, back.terminal), (argv, Some("vt100".into())));
         let order = CopyOrder { path: "work/log".into(), bare: true, archive: Vec::new() };
-        let Request::Copy(back) = there_and_back(Request::Copy(order)) else { panic!("not what was asked") };
-        assert_eq!((back.path, back.bare), (PathBuf::from("work/log"), true));
+        let Request::Copy { copy: back } = there_and_back(Request::Copy { copy: order }) else {
+            panic!("not what was asked")
+        };
+        assert_eq!((back.path, back.bare), (OsString::from("work/log"), true));
         for session_token in [None, Some("t/+=".repeat(4000))] {
             let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
             let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", secret, session_token.as_deref());

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use nix::sys::statvfs::statvfs;
 
-use crate::family::control::wire::Event;
-use crate::family::error::{FamilyError, system};
-use crate::family::state::facts::Phase;
+use crate::family::{Event, FamilyError, Phase, error::system};
 use crate::sys::notify::{Manager, Notifier};
 use crate::sys::path::shown;
 

@@ -14,15 +14,15 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use tokio::sync::mpsc;
 
-use crate::family::control::desk::{Desk, Farewell, read_link};
-use crate::family::control::socket::{self, Visitors};
-use crate::family::control::wire::Event;
-use crate::family::error::{FamilyError, system};
-use crate::family::message::Voice;
-use crate::family::process::supervisor::Signals;
-use crate::family::state::facts::Outcome;
-use crate::family::state::journal::Journal;
-use crate::family::state::report::Report;
+use crate::family::{
+    Desk, Event, FamilyError, Journal, Outcome, Report, Voice,
+    control::{
+        desk::{Farewell, read_link},
+        socket::{self, Visitors},
+    },
+    error::system,
+    process::supervisor::Signals,
+};
 use crate::sys::capability::{self, Sets};
 use crate::sys::process::{Inherited, limit_core};
 

@@ -13,12 +13,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::family::control::desk::asks_to_end;
-use crate::family::control::wire::Delivered;
-use crate::family::control::wire::Event;
-use crate::family::error::{FamilyError, system};
-use crate::family::state::facts::{Kind, Outcome, Phase};
-use crate::family::state::report::Report;
+use crate::family::{
+    Event, FamilyError, Kind, Outcome, Phase, Report, SignalMessage, control::desk::asks_to_end, error::system,
+};
 use crate::sys::mount::{abort_fuse_connection, mount_table_of};
 use crate::sys::own_mount::connection_of;
 use crate::sys::process::{ProcessStat, is_ignored, watch_first_thread};
@@ -173,7 +170,7 @@ impl Supervisor {
         if signal == Signal::SIGCHLD {
             return;
         }
-        let delivered = Delivered { signal: signal as i32, from_terminal };
+        let delivered = SignalMessage { signal: signal as i32, from_terminal };
         if let Ok(mut line) = serde_json::to_vec(&delivered) {
             line.push(b'\n');
             let _ = self.link.write_all(&line);

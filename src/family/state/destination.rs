@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::family::state::report::Report;
+use crate::family::Report;
 use crate::sys::replace::Replaceable;
 use crate::units::json;
 

@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 
 use super::facts::Phase;
-use crate::family::control::wire::Event;
-use crate::family::state::report::Report;
+use crate::family::{Event, Report};
 
 /// The sealed process's side: keeps its copy of the report and tells the supervisor. Shared by threads.
 pub struct Journal {

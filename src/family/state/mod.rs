@@ -16,9 +16,7 @@ use std::time::Duration;
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
-use crate::family::command::place;
-use crate::family::state::facts::Kind;
-use crate::family::state::report::Report;
+use crate::family::{Kind, Report, command::place};
 use crate::spec::{Location, RunId};
 use crate::sys::lock::{self, Holder};
 use crate::sys::own_mount::{detach_stale, is_stale};

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::facts::{AuditFacts, AwsFacts, InputFacts, Kind, LossFacts, Outcome, Phase, RunKeyFacts, SealFacts};
-use crate::family::control::wire::Event;
-use crate::family::state::origin::Origin;
+use crate::family::{Event, state::origin::Origin};
 use crate::spec::{AuditSpec, InputSpec, Remains, RunId, RunSpec};
 use crate::sys::path::shown;
 use crate::units::rfc3339_millis;
