@@ -4,6 +4,11 @@
 //! release builds pay nothing. The checker explores interleavings and weak memory instead, and knows no ranks: its threads
 //! share one thread of the machine.
 
+#[cfg(feature = "loom")]
+mod testing;
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
+
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
@@ -14,6 +19,10 @@ pub use std::sync::atomic;
 pub use loom::sync::atomic;
 
 use self::order::Held;
+#[cfg(feature = "loom")]
+use self::testing as raw;
+#[cfg(all(test, feature = "loom"))]
+pub use self::testing::explore;
 
 /// The order of locks, from the first to be taken to the last.
 pub mod rank {
@@ -156,16 +165,6 @@ mod raw {
     pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 }
 
-/// Does `work` in every order of its threads that takes few preemptions, and with every value that a load may see.
-#[cfg(all(test, feature = "loom"))]
-pub fn explore(work: impl Fn() + Send + Sync + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.max_branches = 10_000;
-    model.max_duration = Some(std::time::Duration::from_secs(15));
-    model.check(work);
-}
-
 /// Locks held by this thread.
 #[cfg(all(debug_assertions, not(feature = "loom")))]
 mod order {
@@ -231,138 +230,5 @@ mod order {
         pub fn beside(_: u64) -> Self {
             Self
         }
-    }
-}
-
-/// The checker's locks with the methods of parking_lot.
-#[cfg(feature = "loom")]
-mod raw {
-    use std::ops::{Deref, DerefMut};
-    use std::time::Instant;
-
-    use loom::sync as model;
-    pub use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
-
-    pub use self::{
-        CheckedCondvar as Condvar, CheckedGuard as MutexGuard, CheckedMutex as Mutex, CheckedRwLock as RwLock,
-    };
-
-    const SOUND: &str = "the checker stops at the first panic";
-
-    #[derive(Default)]
-    pub struct CheckedMutex<T>(model::Mutex<T>);
-    #[derive(Default)]
-    pub struct CheckedRwLock<T>(model::RwLock<T>);
-    #[derive(Default)]
-    pub struct CheckedCondvar(model::Condvar);
-
-    /// Empty while it waits only.
-    pub struct CheckedGuard<'a, T>(&'a CheckedMutex<T>, Option<model::MutexGuard<'a, T>>);
-
-    pub struct WaitResult(bool);
-
-    impl WaitResult {
-        pub fn timed_out(&self) -> bool {
-            self.0
-        }
-    }
-
-    impl<T> CheckedMutex<T> {
-        pub fn new(value: T) -> Self {
-            Self(model::Mutex::new(value))
-        }
-
-        pub fn lock(&self) -> CheckedGuard<'_, T> {
-            CheckedGuard(self, Some(self.0.lock().expect(SOUND)))
-        }
-
-        pub fn try_lock(&self) -> Option<CheckedGuard<'_, T>> {
-            Some(CheckedGuard(self, Some(self.0.try_lock().ok()?)))
-        }
-    }
-
-    impl<T> CheckedRwLock<T> {
-        pub fn new(value: T) -> Self {
-            Self(model::RwLock::new(value))
-        }
-
-        pub fn read(&self) -> RwLockReadGuard<'_, T> {
-            self.0.read().expect(SOUND)
-        }
-
-        pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-            self.0.write().expect(SOUND)
-        }
-    }
-
-    impl CheckedCondvar {
-        pub fn notify_all(&self) {
-            self.0.notify_all();
-        }
-
-        pub fn wait<T>(&self, guard: &mut CheckedGuard<'_, T>) {
-            let held = guard.1.take().expect("held");
-            guard.1 = Some(self.0.wait(held).expect(SOUND));
-        }
-
-        /// Time passes at once: whatever others do meanwhile, they may do before.
-        pub fn wait_until<T>(&self, guard: &mut CheckedGuard<'_, T>, _: Instant) -> WaitResult {
-            guard.1 = None;
-            loom::thread::yield_now();
-            guard.1 = Some(guard.0.0.lock().expect(SOUND));
-            WaitResult(true)
-        }
-    }
-
-    impl<T> Deref for CheckedGuard<'_, T> {
-        type Target = T;
-
-        fn deref(&self) -> &T {
-            self.1.as_ref().expect("held")
-        }
-    }
-
-    impl<T> DerefMut for CheckedGuard<'_, T> {
-        fn deref_mut(&mut self) -> &mut T {
-            self.1.as_mut().expect("held")
-        }
-    }
-}
-
-#[cfg(all(test, not(feature = "loom")))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn locks_are_taken_in_their_order() {
-        let (first, second) = (Mutex::<1, ()>::new(()), RwLock::<2, ()>::new(()));
-        let (low, high) = (first.lock(), second.write_nth(7));
-        let third = RwLock::<2, ()>::new(());
-        let highest = third.write_nth(8);
-        drop((low, high, highest));
-        drop(first.lock());
-    }
-
-    #[test]
-    #[should_panic(expected = "a lock of rank (1, 0) is taken while one of rank (2, 0) is held")]
-    fn the_wrong_order_is_a_panic() {
-        let (first, second) = (Mutex::<1, ()>::new(()), RwLock::<2, ()>::new(()));
-        let _high = second.read();
-        let _low = first.lock();
-    }
-
-    #[test]
-    #[should_panic(expected = "of rank (2, 3)")]
-    fn of_one_rank_the_lower_comes_first() {
-        let locks = [(); 2].map(RwLock::<2, ()>::new);
-        let _high = locks[1].write_nth(3);
-        let _low = locks[0].write_nth(2);
-    }
-
-    #[test]
-    fn who_does_not_wait_may_have_any() {
-        let (first, second) = (Mutex::<1, ()>::new(()), Mutex::<2, ()>::new(()));
-        let _high = second.lock();
-        assert!(first.try_lock().is_some());
     }
 }
