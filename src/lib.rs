@@ -14,10 +14,10 @@
 //! | [`run`] | composition root: the life of a run, from preflight to the wiped key | everything below |
 //! | [`family`] | who is alive in a run, and how one speaks to it | `spec`, `sys` |
 //! | [`fuse`] | FUSE opcodes to calls of `fs`; mount and session | `fs`, `sys` |
-//! | [`stage`] | inputs in, results out | `fs`, `preflight` (`Cleared` only), `aws`, `audit`, `spec` |
-//! | [`preflight`] | proof that the run can finish, before it starts | `policy`, `aws`, `audit`, `spec`, `sys` |
+//! | [`stage`] | `inputs` in, `results` out, `verify` | `fs`, `preflight` (`Cleared` only), `aws`, `audit`, `spec` |
+//! | [`preflight`] | proof that the run can finish, before it starts: of `local` files, of what is in `aws` | `policy`, `aws`, `spec`, `sys` |
 //! | [`policy`] | IAM and key policies: what a run needs, what is wrong with one | `aws` |
-//! | [`aws`] | objects and keys of AWS, traits and adapter; owns the async runtime | `spec` |
+//! | [`aws`] | objects and keys of AWS: traits, adapter, and the gate that every call passes; owns the async runtime | `audit`, `spec` |
 //! | [`audit`] | what was done with keys and objects, hash-chained | `spec`, `sys` |
 //! | [`fs`] | [`fs::Scratch`]: all file-system semantics, no kernel needed | `store` |
 //! | [`store`] | plaintext above, ciphertext below; extents, allocator | `crypt`, `backing` |

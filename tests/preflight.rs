@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
-use runseal::audit::Trail;
 use runseal::aws::UploadSettings;
 use runseal::preflight::{Cleared, Code, Finding, Report, Request};
 use runseal::spec::{InputSpec, Location, StagingRules};
@@ -71,7 +70,6 @@ fn check(inputs: &[InputSpec], output: Option<&Path>, overwrite: bool, space: u6
         run_key: None,
         explain: false,
         space,
-        trail: &Trail::off(),
     };
     runseal::preflight::check(&request, None)
 }

@@ -14,7 +14,7 @@ use super::event::{
     CREATE_RUN_KEY, Event, PUBLISH_FILE, PUBLISH_OBJECT, RUNSEAL, S3, STAGE_FILE, STAGE_OBJECT, WIPE_RUN_KEY,
 };
 use super::sign::{Signer, Witness};
-use crate::spec::s3_arn;
+use crate::spec::{Arn, s3_arn};
 use crate::units::{hex, json, rfc3339};
 
 /// Digits of a hash that is not known yet, or of the line before the first one.
@@ -175,7 +175,7 @@ fn fill(line: &mut [u8], name: &str, blank: &str, digits: &str) -> std::io::Resu
 
 /// The Region of the key, where there is one: it may differ from the caller's.
 fn region<'a>(event: &'a Event, caller: Option<&'a Caller>) -> &'a str {
-    let of_resource = event.resource.as_deref().and_then(|arn| arn.strip_prefix("arn:")?.split(':').nth(2));
+    let of_resource = event.resource.as_deref().and_then(Arn::parse).map(|arn| arn.region);
     of_resource.filter(|region| !region.is_empty()).unwrap_or(caller.map_or("", |caller| &caller.region))
 }
 
@@ -185,28 +185,23 @@ fn shortened(message: &str) -> &str {
 
 fn described(resource: &str, caller: Option<&Caller>) -> Value {
     let resource = &with_arn(resource, caller);
-    let Some(arn) = resource.strip_prefix("arn:") else {
-        return object!({"type": "File", "path": resource});
-    };
-    let mut parts = arn.splitn(5, ':').skip(1);
-    let (service, _, account) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
-    let kind = match (service, parts.next()) {
-        (Some("kms"), _) => "AWS::KMS::Key",
-        (_, Some(name)) if name.contains('/') => "AWS::S3::Object",
+    let Some(arn) = Arn::parse(resource) else { return object!({"type": "File", "path": resource}) };
+    let kind = match arn.service {
+        "kms" => "AWS::KMS::Key",
+        _ if arn.resource.contains('/') => "AWS::S3::Object",
         _ => "AWS::S3::Bucket",
     };
-    if account.is_empty() {
-        object!({"type": kind, "ARN": resource})
-    } else {
-        object!({"accountId": account, "type": kind, "ARN": resource})
+    match arn.account {
+        "" => object!({"type": kind, "ARN": resource}),
+        account => object!({"accountId": account, "type": kind, "ARN": resource}),
     }
 }
 
 /// URIs of S3 become ARNs, in the partition of the caller: nobody reaches another one.
 fn with_arn<'a>(resource: &'a str, caller: Option<&Caller>) -> Cow<'a, str> {
     let Some(name) = resource.strip_prefix("s3://") else { return resource.into() };
-    let partition = caller.and_then(|caller| caller.arn.strip_prefix("arn:")?.split(':').next());
-    s3_arn(partition.unwrap_or("aws"), name).into()
+    let arn = caller.and_then(|caller| Arn::parse(&caller.arn));
+    s3_arn(arn.map_or("aws", |arn| arn.partition), name).into()
 }
 
 /// `userIdentity` (CloudTrail User Guide, "CloudTrail userIdentity element"), as far as an ARN tells.

@@ -94,18 +94,24 @@ pub struct CallError {
     pub request_id: String,
     /// What the message of a denial says.
     pub denial: Option<Denial>,
+    /// Whether an attempt of the same call went before, which may have been carried out though its answer was lost.
+    pub repeated: bool,
 }
+
+/// What S3 says of an upload that it does not know, or no longer.
+pub const NO_UPLOAD: &str = "NoSuchUpload";
 
 impl CallError {
     /// A call that no service answered, or something that was noticed here without a call.
     pub fn unanswered(operation: &'static str, cause: Cause, message: impl Into<String>) -> Self {
         let (code, request_id) = (String::new(), String::new());
-        Self { operation, cause, code, message: message.into(), status: 0, request_id, denial: None }
+        let message = message.into();
+        Self { operation, cause, code, message, status: 0, request_id, denial: None, repeated: false }
     }
 }
 
 /// How a call ended, as an audit trail keeps it: the request id of the answer, or code, message and request id.
-pub fn outcome<T>(result: &Result<Answer<T>, CallError>) -> Result<&str, (&str, &str, &str)> {
+pub(super) fn outcome<T>(result: &Result<Answer<T>, CallError>) -> Result<&str, (&str, &str, &str)> {
     match result {
         Ok(answer) => Ok(&answer.request_id),
         Err(error) => Err((&error.code, &error.message, &error.request_id)),

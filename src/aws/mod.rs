@@ -6,6 +6,7 @@
 mod call;
 mod config;
 mod denial;
+mod gate;
 mod object;
 #[cfg(feature = "aws")]
 mod sdk;
@@ -19,14 +20,15 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 pub use crate::spec::Credentials;
-pub use call::{Answer, CallError, Cause, Denial, PolicyKind, outcome};
+use call::outcome;
+pub use call::{Answer, CallError, Cause, Denial, NO_UPLOAD, PolicyKind};
 pub use config::{CloudConfig, Endpoints, SLOWEST, Timeouts};
+pub use gate::Gate;
 pub use object::{
     Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, Stored, UploadSettings,
-    UploadTarget,
 };
 
-use crate::spec::RunId;
+use crate::spec::{RunId, S3Uri};
 
 /// Contents of an object as they arrive; each piece may be of any length.
 pub type Pieces = BoxStream<'static, Result<Bytes, CallError>>;
@@ -34,7 +36,8 @@ pub type Pieces = BoxStream<'static, Result<Bytes, CallError>>;
 /// Operations of S3 (API version 2006-03-01), each one bounded in time and retried as [`Cloud`] is configured.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
-    /// `ListObjectsV2`: one page of keys below `prefix`, in order. `after` is [`Page::next`] of the page before.
+    /// `ListObjectsV2`: one page of keys below `prefix` behind the key `after`, in order. [`Page::next`] of one page is
+    /// that of the next.
     async fn list(&self, bucket: &str, prefix: &str, after: Option<&str>, most: u16)
     -> Result<Answer<Page>, CallError>;
 
@@ -62,7 +65,7 @@ pub trait ObjectStore: Send + Sync {
     /// object is encrypted.
     async fn put(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         body: Bytes,
         crc64nvme: u64,
@@ -72,14 +75,14 @@ pub trait ObjectStore: Send + Sync {
     /// object will have.
     async fn begin_upload(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
     ) -> Result<Answer<(String, Encryption)>, CallError>;
 
     /// `UploadPart`; `number` counts from 1.
     async fn upload_part(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         upload: &str,
         number: u16,
         body: Bytes,
@@ -90,7 +93,7 @@ pub trait ObjectStore: Send + Sync {
     /// `settings` say otherwise.
     async fn complete_upload(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         upload: &str,
         parts: &[Part],
@@ -98,12 +101,22 @@ pub trait ObjectStore: Send + Sync {
         crc64nvme: u64,
     ) -> Result<Answer<Stored>, CallError>;
 
+    /// What lies at `target`, if it has exactly these contents: then it was made by a call whose answer got lost.
+    async fn same(&self, target: &S3Uri, size: u64, crc64nvme: u64) -> Option<Answer<Stored>> {
+        let found = self.checksums(&target.bucket, &target.key, None).await.ok()?;
+        let Answer { value: found, request_id } = found;
+        let ours =
+            |sum: &Checksum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme && sum.value == crc64nvme.to_be_bytes();
+        let same = found.size == size && found.checksums.iter().any(ours);
+        same.then(|| Answer { value: found.into(), request_id })
+    }
+
     /// `AbortMultipartUpload`. An upload that is gone already is no error.
-    async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError>;
+    async fn abort_upload(&self, target: &S3Uri, upload: &str) -> Result<Answer<()>, CallError>;
 
     /// `DeleteObject` of exactly what was `stored`: its version, or, where versions are not kept, the object with its
     /// `ETag` (`If-Match`). What somebody has put there since stays, and is an error of [`Cause::Precondition`].
-    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError>;
+    async fn remove(&self, target: &S3Uri, stored: &Stored) -> Result<Answer<()>, CallError>;
 
     /// `GetBucketEncryption`: the default of the bucket. For explanations only: run roles rarely may.
     async fn bucket_encryption(&self, bucket: &str) -> Result<Answer<Encryption>, CallError>;
@@ -200,14 +213,19 @@ pub trait IdentityService: Send + Sync {
     async fn whoami(&self) -> Result<Answer<Identity>, CallError>;
 }
 
-/// What speaks to AWS for one run, and the runtime on which it does.
-pub struct Cloud {
+/// The three services, as the adapter or a fake has them.
+pub struct Services {
     /// S3.
     pub objects: Arc<dyn ObjectStore>,
     /// KMS.
     pub keys: Arc<dyn KeyService>,
     /// STS.
     pub identity: Arc<dyn IdentityService>,
+}
+
+/// What speaks to AWS for one run, all of it through a [`Gate`], and the runtime on which it does.
+pub struct Cloud {
+    services: Services,
     /// Region of the configuration.
     pub region: String,
     /// The runtime; `None` only while the value is dropped.
@@ -215,17 +233,12 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// A cloud of these services, with a runtime of its own.
+    /// A cloud of these services behind `gate`, with a runtime of its own.
     ///
     /// # Errors
     /// The threads of the runtime cannot be started.
-    pub fn new(
-        objects: Arc<dyn ObjectStore>,
-        keys: Arc<dyn KeyService>,
-        identity: Arc<dyn IdentityService>,
-        region: String,
-    ) -> std::io::Result<Self> {
-        Ok(Self::on(runtime()?, objects, keys, identity, region))
+    pub fn new(services: Services, region: String, gate: &Gate) -> std::io::Result<Self> {
+        Ok(Self::on(runtime()?, services, region, gate))
     }
 
     /// Clients as `config`, environment and profile files say. Nothing is sent yet, except where a profile asks for
@@ -234,8 +247,8 @@ impl Cloud {
     /// # Errors
     /// [`Cause::Configuration`]: what was found makes no sense, or this build has no S3.
     #[cfg(feature = "aws")]
-    pub fn connect(config: &CloudConfig) -> Result<Self, CallError> {
-        sdk::connect(config)
+    pub fn connect(config: &CloudConfig, gate: &Gate) -> Result<Self, CallError> {
+        sdk::connect(config, gate)
     }
 
     /// Says that this build has no S3.
@@ -243,19 +256,28 @@ impl Cloud {
     /// # Errors
     /// Always [`Cause::Configuration`].
     #[cfg(not(feature = "aws"))]
-    pub fn connect(_config: &CloudConfig) -> Result<Self, CallError> {
+    pub fn connect(_config: &CloudConfig, _gate: &Gate) -> Result<Self, CallError> {
         let text = "this build of runseal has no S3: build it with the feature `aws`";
         Err(CallError::unanswered("configuration", Cause::Configuration, text))
     }
 
-    fn on(
-        runtime: tokio::runtime::Runtime,
-        objects: Arc<dyn ObjectStore>,
-        keys: Arc<dyn KeyService>,
-        identity: Arc<dyn IdentityService>,
-        region: String,
-    ) -> Self {
-        Self { objects, keys, identity, region, runtime: Some(runtime) }
+    fn on(runtime: tokio::runtime::Runtime, services: Services, region: String, gate: &Gate) -> Self {
+        Self { services: gate.before(services, &region), region, runtime: Some(runtime) }
+    }
+
+    /// S3.
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.services.objects
+    }
+
+    /// KMS.
+    pub fn keys(&self) -> &dyn KeyService {
+        &*self.services.keys
+    }
+
+    /// STS.
+    pub fn identity(&self) -> &dyn IdentityService {
+        &*self.services.identity
     }
 
     /// Does `work` on the runtime and waits for it. Must be called from a thread that is not one of a runtime.

@@ -112,17 +112,8 @@ pub struct Listed {
 pub struct Page {
     /// Keys, in order.
     pub objects: Vec<Listed>,
-    /// Where the next page starts, if there is one.
+    /// The last key of this page, if there is another one.
     pub next: Option<String>,
-}
-
-/// Where an upload goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UploadTarget {
-    /// Bucket.
-    pub bucket: String,
-    /// Whole key.
-    pub key: String,
 }
 
 /// What every upload of a run has in common; preflight probes with exactly these.

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::aws::DataArgs;
 use super::{Failure, stdout};
-use crate::policy::{Arn, Defect, KeySource, Needs, Place, Policies, Severity, Use, lint, write};
-use crate::spec::{KmsKey, Location, Region, S3Uri};
+use crate::policy::{Defect, KeySource, Needs, Place, Policies, Severity, Use, lint, write};
+use crate::spec::{Arn, KmsKey, Location, Region, S3Uri};
 use crate::sys::path::shown;
 use crate::units::exit::Exit;
 use crate::units::json;

@@ -1,11 +1,9 @@
 //! IAM and key policies: what a run needs, and what is wrong with one. Pure: nothing here asks AWS.
 
-mod arn;
 mod lint;
 mod run;
 mod statement;
 
-pub use arn::Arn;
 pub use lint::{Defect, Severity, lint};
 pub use run::{KeyPolicy, KeySource, Needs, Policies, Use, write};
 pub use statement::{

@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::arn::{Arn, partition_of};
 use crate::aws::RUN_ID_CONTEXT;
-use crate::spec::s3_arn;
+use crate::spec::{Arn, partition_of, s3_arn};
 
 /// `Condition`: operator, key, values.
 pub type Condition = BTreeMap<&'static str, BTreeMap<String, Vec<String>>>;

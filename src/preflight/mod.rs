@@ -15,14 +15,12 @@ pub use aws::profiles::{AWS_OWNED, Profile, check_key};
 pub(crate) use local::links;
 pub use report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Repair, Report};
 
-use crate::audit::Trail;
 use crate::aws::{Cloud, Encryption, UploadSettings};
 use crate::spec::{Identity, InputSpec, Location, RunId, S3Uri, StagingRules};
 use crate::sys::beneath::Trust;
 use crate::sys::identity::{assume, is_root_of_machine};
 use crate::units::ByteSize;
 use aws::Remote;
-use aws::probe::Probe;
 use local::{claim, inputs};
 use tree::Tree;
 
@@ -67,14 +65,18 @@ pub(crate) enum Output {
     /// An absolute path.
     Directory(PathBuf),
     /// A prefix of a bucket.
-    Prefix {
-        /// Where; the key is empty or ends with a slash.
-        uri: S3Uri,
-        /// What the probe was sent with, and every upload will be.
-        settings: UploadSettings,
-        /// What the probe's answer said: each result must come out like this.
-        encryption: Encryption,
-    },
+    Prefix(OutputPrefix),
+}
+
+/// Where results go in S3, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct OutputPrefix {
+    /// The key is empty or ends with a slash.
+    pub(crate) uri: S3Uri,
+    /// What the probe was sent with, and every upload will be.
+    pub(crate) settings: UploadSettings,
+    /// What the probe's answer said: each result must come out like this.
+    pub(crate) encryption: Encryption,
 }
 
 /// What is to be proved.
@@ -99,8 +101,6 @@ pub struct Request<'a> {
     pub explain: bool,
     /// Bytes the scratch can hold.
     pub space: u64,
-    /// Where every probe is recorded.
-    pub trail: &'a Trail,
 }
 
 impl Cleared {
@@ -112,7 +112,7 @@ impl Cleared {
     /// How results in S3 will be encrypted at rest.
     pub fn result_encryption(&self) -> Option<&Encryption> {
         match &self.output {
-            Some(Output::Prefix { encryption, .. }) => Some(encryption),
+            Some(Output::Prefix(prefix)) => Some(&prefix.encryption),
             _ => None,
         }
     }
@@ -150,7 +150,7 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     let mut remote = match cloud {
         Some(cloud) if request.needs_cloud() => aws::ask(request, cloud),
         Some(cloud) => {
-            identify(cloud, request.trail);
+            identify(cloud);
             Remote::default()
         }
         None => Remote { others: aws::without_cloud(request), ..Remote::default() },
@@ -179,7 +179,7 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
         }
         Some(Location::S3(uri)) => {
             findings.extend(aws::overlap(uri, inputs));
-            remote.output.map(|(uri, settings, encryption)| Output::Prefix { uri, settings, encryption })
+            remote.output.map(Output::Prefix)
         }
         None => None,
     };
@@ -192,10 +192,10 @@ pub fn check(request: &Request<'_>, cloud: Option<&Cloud>) -> Result<Cleared, Re
     }
 }
 
-/// Asks STS who calls, for the `userIdentity` of all events of `trail` from now on, and answers with the ARN if it
+/// Asks STS who calls, for the `userIdentity` of all events of the trail from now on, and answers with the ARN if it
 /// tells. Must be called from a thread that is not one of a runtime.
-pub fn identify(cloud: &Cloud, trail: &Trail) -> Option<String> {
-    let answer = cloud.block_on(Probe::new(cloud, trail).whoami());
+pub fn identify(cloud: &Cloud) -> Option<String> {
+    let answer = cloud.block_on(cloud.identity().whoami());
     answer.ok().map(|answer| answer.value.arn)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nix::unistd::{getegid, geteuid};
 
-use super::cloud::{self, Switch};
+use super::cloud;
 use super::decide::Stake;
 use super::error::{RunError, system};
 use super::preflight::Ready;
@@ -15,7 +15,7 @@ use super::seal::{KeySource, Room, Seal, lock_memory, make_seal};
 use super::served::answer_ready;
 use super::start::detach_stdio;
 use crate::audit::{self, Trail};
-use crate::aws::{Cloud, Credentials};
+use crate::aws::{Cloud, Credentials, Gate};
 use crate::crypt::KeyShare;
 use crate::family::{
     AuditFacts, AwsFacts, Desk, Event, Outcome, Phase, Report, RunKeyFacts,
@@ -43,8 +43,8 @@ pub struct Run {
     pub(super) hands_on_rights: bool,
     pub(super) desk: Desk,
     pub(super) trail: Arc<Trail>,
-    /// Cuts requests to AWS off.
-    pub(super) switch: Switch,
+    /// What every request to AWS passes: cuts off, counts, records.
+    pub(super) gate: Gate,
     /// The connection of now.
     pub(super) cloud: Option<Arc<Cloud>>,
     /// Those to connect with first, in place of what would be found.
@@ -83,8 +83,8 @@ impl Run {
                 Standing::Same | Standing::Bounded => false,
             },
             desk,
+            gate: Gate::new(trail.clone()),
             trail,
-            switch: Switch::new(),
             cloud: None,
             entrusted: credentials.is_some(),
             credentials,
@@ -98,7 +98,7 @@ impl Run {
         let result = self.phases().await;
         // On every way out: what is still on its way to or from AWS ends, and uploads that nobody will complete are
         // aborted.
-        self.switch.cut();
+        self.gate.cut();
         self.close_trail();
         self.desk.farewell.answer(DISCARDED);
         result
@@ -119,7 +119,7 @@ impl Run {
         self.trail.record(&audit::Event::create_run_key(run_key.as_deref()));
         let result = self.in_scratch(cleared, &seal).await;
         if result.is_err() {
-            self.switch.cut();
+            self.gate.cut();
         }
         // On every way out: nothing of the run may outlive the key.
         self.clear();
@@ -132,8 +132,8 @@ impl Run {
     async fn preflight(&mut self) -> Result<Ready, RunError> {
         self.desk.phase(Phase::Preflight);
         let RunSpec { id, store, data, .. } = self.spec.clone();
-        let (trail, connector, credentials) = (self.trail.clone(), self.switch.connector(), self.credentials.take());
-        let check = beside(move || Ready::make(&id, &store, &data, connector, credentials, false, &trail));
+        let (gate, credentials) = (self.gate.clone(), self.credentials.take());
+        let check = beside(move || Ready::make(&id, &store, &data, &gate, credentials, false));
         let ready = self.guard("checking inputs and output", Stake::Nothing, check).await??;
         for Check { probe, subject, detail, .. } in ready.cleared.evidence().warnings() {
             message::warn(format_args!("preflight warns: {probe}: {subject}: {detail}"));
@@ -147,8 +147,8 @@ impl Run {
     /// The share that KMS has in the run key, if it is to have one.
     async fn key_share(&mut self, key: Option<String>) -> Result<Option<KeyShare>, RunError> {
         let (Some(key), Some(cloud)) = (key, self.cloud.clone()) else { return Ok(None) };
-        let (id, trail) = (self.spec.id.clone(), self.trail.clone());
-        let draw = beside(move || match cloud::draw_key_share(&cloud, &key, &id, &trail) {
+        let id = self.spec.id.clone();
+        let draw = beside(move || match cloud::draw_key_share(&cloud, &key, &id) {
             Ok(answer) => Ok((answer.value, RunKeyFacts { key, request_id: answer.request_id })),
             Err(source) => Err(RunError::RunKey { key, source }),
         });
@@ -271,10 +271,10 @@ impl Run {
 
     async fn fetch(&mut self, stager: Arc<Stager>, into: u64) -> Result<(), RunError> {
         self.desk.phase(Phase::Fetch);
-        let (cloud, before) = (self.cloud.clone(), self.switch.requests());
+        let (cloud, before) = (self.cloud.clone(), self.gate.requests());
         let work = beside(move || stager.fetch(into, cloud.as_deref()));
         let totals = self.guard("staging the inputs", Stake::Nothing, work).await?.map_err(RunError::Fetch)?;
-        self.desk.journal.record(Event::Staged { totals: counted(totals, self.switch.requests() - before) });
+        self.desk.journal.record(Event::Staged { totals: counted(totals, self.gate.requests() - before) });
         Ok(())
     }
 

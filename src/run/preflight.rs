@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::cloud::{self, Connector, Switch};
+use super::cloud;
 use super::error::RunError;
 use super::seal::Room;
 use crate::audit::Trail;
-use crate::aws::{Cloud, Credentials};
+use crate::aws::{Cloud, Credentials, Gate};
 use crate::family::{AwsFacts, message, state};
 use crate::preflight::{self, Cleared, Evidence, Profile};
 use crate::spec::{DataSpec, KmsKey, RunId, StoreSpec};
@@ -28,13 +28,12 @@ impl Ready {
         run: &RunId,
         store: &StoreSpec,
         data: &DataSpec,
-        connector: Connector,
+        gate: &Gate,
         credentials: Option<Credentials>,
         explain: bool,
-        trail: &Trail,
     ) -> Result<Self, RunError> {
         let room = Room::find(store)?;
-        let cloud = if data.uses_aws() { Some(connect(run, data, connector, credentials)?) } else { None };
+        let cloud = if data.uses_aws() { Some(connect(run, data, gate, credentials)?) } else { None };
         let request = preflight::Request {
             run,
             inputs: &data.inputs,
@@ -45,7 +44,6 @@ impl Ready {
             run_key: data.aws.run_key.as_ref().map(KmsKey::as_str),
             explain,
             space: room.size,
-            trail,
         };
         let cleared = preflight::check(&request, cloud.as_deref())?;
         Ok(Self { cleared, room, cloud })
@@ -58,8 +56,8 @@ pub fn preflight(run: &RunId, store: &StoreSpec, data: &DataSpec, explain: bool)
     if let Some(output) = &data.output {
         state::check_output(output, run.as_str())?;
     }
-    let trail = trail(run, data)?;
-    let ready = Ready::make(run, store, data, Switch::new().connector(), None, explain, &trail);
+    let trail = Arc::new(trail(run, data)?);
+    let ready = Ready::make(run, store, data, &Gate::new(trail.clone()), None, explain);
     tell_gap(&trail);
     Ok(ready?.cleared.evidence().clone())
 }
@@ -70,7 +68,6 @@ pub fn check_output(
     data: &DataSpec,
     replacing: bool,
     cloud: Option<&Cloud>,
-    trail: &Trail,
 ) -> Result<Cleared, preflight::Report> {
     let uploads = cloud::uploads(&DataSpec { overwrite: replacing, ..data.clone() });
     let output = preflight::Request {
@@ -83,16 +80,15 @@ pub fn check_output(
         run_key: None,
         explain: false,
         space: u64::MAX,
-        trail,
     };
     preflight::check(&output, cloud)
 }
 
 /// Checks that `key` is what a system of AWS asks of one.
 pub fn check_key(run: &RunId, data: &DataSpec, key: &str, profile: Profile) -> Result<Evidence, RunError> {
-    let trail = trail(run, data)?;
-    let cloud = connect(run, data, Switch::new().connector(), None)?;
-    let checked = preflight::check_key(key, profile, &cloud, &trail);
+    let trail = Arc::new(trail(run, data)?);
+    let cloud = connect(run, data, &Gate::new(trail.clone()), None)?;
+    let checked = preflight::check_key(key, profile, &cloud);
     tell_gap(&trail);
     Ok(checked?)
 }
@@ -111,10 +107,10 @@ pub(super) fn trail(run: &RunId, data: &DataSpec) -> Result<Trail, RunError> {
 pub(super) fn connect(
     run: &RunId,
     data: &DataSpec,
-    connector: Connector,
+    gate: &Gate,
     credentials: Option<Credentials>,
 ) -> Result<Arc<Cloud>, RunError> {
-    connector.connect(run, &data.aws, credentials).map_err(|source| RunError::Aws { source })
+    cloud::connect(run, &data.aws, gate, credentials).map_err(|source| RunError::Aws { source })
 }
 
 impl AwsFacts {

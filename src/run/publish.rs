@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::decide::Stake;
 use super::error::{PublishError, RunError};
-use super::flush;
 use super::life::{Inside, Run, counted};
 use super::losses::{self, Missing};
 use super::preflight::check_output;
+use super::{cloud, flush};
 use crate::aws::Credentials;
 use crate::family::{
     AwsFacts, Event, LossFacts, Phase, Reply, ResumeOrder,
@@ -133,11 +132,11 @@ impl Run {
         let encryption = |data: &DataSpec| (data.aws.sse, data.aws.sse_kms_key.clone());
         let moved = data.output != self.spec.data.output;
         if moved || encryption(&data) != encryption(&self.spec.data) {
-            let (cloud, trail, new) = (self.cloud.clone(), self.trail.clone(), data.clone());
+            let (cloud, new) = (self.cloud.clone(), data.clone());
             let (run, stager) = (self.spec.id.clone(), stager.clone());
             let check = beside(move || -> Result<_, PublishError> {
                 // What this run has put into the same output is no reason against it; keys of others are still refused.
-                let cleared = check_output(&run, &new, new.overwrite || !moved, cloud.as_deref(), &trail)?;
+                let cleared = check_output(&run, &new, new.overwrite || !moved, cloud.as_deref())?;
                 let encryption = cleared.result_encryption().map(ToString::to_string);
                 if let Some((remains, error)) = stager.redirect(cleared, new.overwrite, cloud.as_deref()) {
                     message::warn(format_args!("run {run}: {remains}; they could not be removed: {error}"));
@@ -168,12 +167,11 @@ impl Run {
             return Ok(());
         }
         self.entrusted |= credentials.is_some();
-        let (run, aws, trail) = (self.spec.id.clone(), data.aws.clone(), self.trail.clone());
-        let connector = self.switch.connector();
+        let (run, aws, gate) = (self.spec.id.clone(), data.aws.clone(), self.gate.clone());
         let connect = beside(move || {
             let refused = |source| PublishError::Aws { source };
-            let cloud = connector.connect(&run, &aws, credentials).map_err(refused)?;
-            let identity = preflight::identify(&cloud, &trail);
+            let cloud = cloud::connect(&run, &aws, &gate, credentials).map_err(refused)?;
+            let identity = preflight::identify(&cloud);
             Ok::<_, PublishError>((cloud, identity))
         });
         let (cloud, identity) = self.attempt("connecting to AWS again", connect).await?;
@@ -194,7 +192,7 @@ impl Run {
         self.desk.phase(Phase::Publish);
         let (stager, from, scratch) = (inside.stager.clone(), inside.output, inside.seal.scratch.clone());
         let (latched, wanted, policy) = (inside.seal.latched(), resume.incomplete, self.rescue().lost_writes);
-        let (cloud, requests, journal) = (self.cloud.clone(), self.switch.counter(), self.desk.journal.clone());
+        let (cloud, gate, journal) = (self.cloud.clone(), self.gate.clone(), self.desk.journal.clone());
         let (mountpoint, hands_on_rights) = (self.mountpoint.clone(), self.hands_on_rights);
         let asked = self.spec.data.output.is_some();
         let work = beside(move || {
@@ -202,7 +200,7 @@ impl Run {
             if let Some(mounted) = mounted_below(&mountpoint.join(OUTPUT)) {
                 return Err(PublishError::Covered(mounted));
             }
-            let before = requests.load(Ordering::Relaxed);
+            let before = gate.requests();
             flush(OUTPUT)?;
             journal.record(Event::Lost(LossFacts::of(&scratch)));
             let missing = Missing::against(&scratch, policy);
@@ -214,7 +212,7 @@ impl Run {
             expect_results(&stager, from, asked, rules, || flush(""))?;
             let totals = stager.publish_incomplete(from, cloud.as_deref(), &losses::incomplete(&scratch))?;
             warn_of_omissions(&totals);
-            let mut totals = counted(totals, requests.load(Ordering::Relaxed) - before);
+            let mut totals = counted(totals, gate.requests() - before);
             if let Some(sum) = stager.manifest_sha256() {
                 totals["manifest_sha256"] = sum.into();
             }
@@ -240,7 +238,7 @@ impl Run {
     /// Leaves the output: has uploads aborted that will not be completed, removes what is visible there if that was
     /// ordered, and says what stays.
     pub(super) async fn leave(&mut self, stager: &Arc<Stager>) {
-        self.switch.cut();
+        self.gate.cut();
         stager.stop();
         let (cloud, abort) = (self.cloud.clone(), stager.clone());
         let abort = beside(move || abort.give_up(cloud.as_deref()));

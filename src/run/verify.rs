@@ -1,8 +1,10 @@
 //! Checking published results.
 
-use super::cloud::Switch;
+use std::sync::Arc;
+
 use super::error::RunError;
 use super::preflight::{connect, tell_gap, trail};
+use crate::aws::Gate;
 use crate::spec::{DataSpec, Location, RunId};
 use crate::stage::{Demands, Verification, verify_directory, verify_prefix};
 
@@ -12,9 +14,9 @@ pub fn verify(run: &RunId, data: &DataSpec, output: &Location, demands: &Demands
         Location::Path(path) => return Ok(verify_directory(path, demands)?),
         Location::S3(uri) => uri,
     };
-    let trail = trail(run, data)?;
-    let cloud = connect(run, data, Switch::new().connector(), None)?;
-    let verified = verify_prefix(uri, &cloud, &trail, demands);
+    let trail = Arc::new(trail(run, data)?);
+    let cloud = connect(run, data, &Gate::new(trail.clone()), None)?;
+    let verified = verify_prefix(uri, &cloud, demands);
     trail.sync();
     tell_gap(&trail);
     Ok(verified?)

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Location;
+use super::{Arn, Location};
 
 /// What `run` and `preflight` are told about AWS. The default is what the environment and the profile say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,7 +150,7 @@ impl KmsKey {
 
     /// Whether it is the ARN of a key, which needs no resolving.
     pub fn is_key_arn(&self) -> bool {
-        Arn::parse(&self.0).is_some_and(|arn| arn.resource.starts_with("key/"))
+        Arn::of_key(&self.0).is_some()
     }
 
     /// The Region of an ARN.
@@ -170,7 +170,8 @@ impl FromStr for KmsKey {
                     Some(("alias", name)) => is_alias(name),
                     _ => false,
                 };
-                arn.service == "kms" && is_region(arn.region) && is_account(arn.account) && resource
+                let place = is_region(arn.region) && is_account(arn.account);
+                arn.is_of_aws() && arn.service == "kms" && place && resource
             }
             None => is_key_id(text) || text.strip_prefix("alias/").is_some_and(is_alias),
         };
@@ -208,7 +209,7 @@ impl FromStr for RoleArn {
         let valid = Arn::parse(text).is_some_and(|arn| {
             let name = arn.resource.strip_prefix("role/").unwrap_or_default();
             let named = !name.is_empty() && !name.ends_with('/') && name.chars().all(allowed);
-            arn.service == "iam" && arn.region.is_empty() && is_account(arn.account) && named
+            arn.is_of_aws() && arn.service == "iam" && arn.region.is_empty() && is_account(arn.account) && named
         });
         if valid { Ok(Self(text.to_owned())) } else { Err(AwsNameError::Role(shown(text))) }
     }
@@ -254,24 +255,6 @@ macro_rules! is_text {
     )*};
 }
 is_text!(KmsKey RoleArn Region);
-
-/// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
-struct Arn<'a> {
-    service: &'a str,
-    region: &'a str,
-    account: &'a str,
-    resource: &'a str,
-}
-
-impl<'a> Arn<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = text.splitn(6, ':');
-        let (arn, partition) = (parts.next()?, parts.next()?);
-        let [service, region, account, resource] = [parts.next()?, parts.next()?, parts.next()?, parts.next()?];
-        let known = partition == "aws" || partition.starts_with("aws-");
-        (arn == "arn" && known).then_some(Self { service, region, account, resource })
-    }
-}
 
 /// `1234abcd-12ab-34cd-56ef-1234567890ab`, or `mrk-` and 32 hexadecimal digits.
 fn is_key_id(text: &str) -> bool {

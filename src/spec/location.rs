@@ -67,6 +67,18 @@ impl S3Uri {
         self.key.is_empty() || self.key.ends_with('/')
     }
 
+    /// Another key of the same bucket.
+    #[must_use]
+    pub fn with_key(&self, key: String) -> Self {
+        Self { bucket: self.bucket.clone(), key }
+    }
+
+    /// What has this name below the prefix.
+    #[must_use]
+    pub fn below(&self, name: &str) -> Self {
+        self.with_key(format!("{}{name}", self.key))
+    }
+
     /// The last component of the key, or the bucket where there is none.
     pub fn name(&self) -> &str {
         match self.key.trim_end_matches('/').rsplit('/').next() {

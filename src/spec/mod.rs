@@ -1,5 +1,6 @@
 //! Checked descriptions of what to run: parsed once by `cli`, trusted by everything below.
 
+mod arn;
 mod aws;
 mod credentials;
 mod data;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::arn::{Arn, partition_of};
 pub use self::aws::{
     AuditDestination, AuditSpec, AwsNameError, AwsSpec, EncryptionError, KmsKey, Region, RoleArn, Sse,
 };

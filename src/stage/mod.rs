@@ -24,17 +24,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::audit::{Event, Trail};
-use crate::aws::{Answer, CallError, Cloud, UploadSettings, outcome};
+use crate::audit::Trail;
+use crate::aws::{Cloud, UploadSettings};
 use crate::fs::{ROOT, Scratch};
-use crate::preflight::{Cleared, Output};
-use crate::spec::{Identity, RunId, S3Uri, StagingRules};
+use crate::preflight::{Cleared, Output, OutputPrefix};
+use crate::spec::{Identity, RunId, StagingRules};
 use crate::units::hex;
 use error::{inside, outside};
 use inputs::objects::Download;
 use results::files::Publication;
 use results::manifest::Sum;
-use results::objects::{Destination, Sender, Uploads};
+use results::objects::{Sender, Uploads};
 use results::older::Retired;
 use results::survey::Dereference;
 use rights::Rights;
@@ -262,10 +262,10 @@ impl Stager {
         match output {
             None => Ok(Totals::default()),
             Some(Output::Directory(output)) => self.publish_to_directory(&output, overwrite, from, incomplete),
-            Some(Output::Prefix { uri, settings, encryption }) => {
-                let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
-                let settings = UploadSettings { overwrite, ..settings };
-                self.publish_to_prefix(Destination { uri, settings, encryption }, from, cloud, incomplete)
+            Some(Output::Prefix(to)) => {
+                let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: to.uri.clone() })?;
+                let settings = UploadSettings { overwrite, ..to.settings };
+                self.publish_to_prefix(OutputPrefix { settings, ..to }, from, cloud, incomplete)
             }
         }
     }
@@ -278,7 +278,7 @@ impl Stager {
     /// What is visible in the output although publishing has not succeeded. Waits for an attempt that is under way.
     pub fn remains(&self) -> Option<Remains> {
         let uri = match &self.target.lock().output {
-            Some(Output::Prefix { uri, .. }) => Some(uri.clone()),
+            Some(Output::Prefix(to)) => Some(to.uri.clone()),
             _ => None,
         };
         match uri {
@@ -294,11 +294,9 @@ impl Stager {
         }
         let output = self.target.lock().output.clone();
         let mut kept = self.uploads.lock();
-        let (Some(uploads), Some(Output::Prefix { uri, settings, encryption })) = (kept.as_mut(), output) else {
-            return Ok(());
-        };
-        let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
-        let sender = self.sender(Destination { uri, settings, encryption }, cloud);
+        let (Some(uploads), Some(Output::Prefix(to))) = (kept.as_mut(), output) else { return Ok(()) };
+        let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: to.uri.clone() })?;
+        let sender = self.sender(to, cloud);
         cloud.block_on(sender.remove(uploads))
     }
 
@@ -327,12 +325,13 @@ impl Stager {
         let old = std::mem::replace(&mut *self.target.lock(), target);
         *self.unfinished.lock() = None;
         let Some(uploads) = self.uploads.lock().take() else { return left };
-        let Some(Output::Prefix { uri, settings, encryption }) = old.output else { return left };
+        let Some(Output::Prefix(to)) = old.output else { return left };
+        let uri = to.uri.clone();
         if let Some(cloud) = cloud {
-            let sender = self.sender(Destination { uri: uri.clone(), settings, encryption }, cloud);
+            let sender = self.sender(to, cloud);
             cloud.block_on(sender.abort_all(uploads.pending()));
         }
-        if matches!(&self.target.lock().output, Some(Output::Prefix { uri: new, .. }) if *new == uri) {
+        if matches!(&self.target.lock().output, Some(Output::Prefix(new)) if new.uri == uri) {
             uploads.objects.iter().for_each(|object| object.send_again());
             *self.uploads.lock() = Some(uploads);
         }
@@ -341,7 +340,7 @@ impl Stager {
 
     fn is_elsewhere(&self, cleared: &Cleared) -> bool {
         match (&self.target.lock().output, &cleared.output) {
-            (Some(Output::Prefix { uri, .. }), Some(Output::Prefix { uri: new, .. })) => uri != new,
+            (Some(Output::Prefix(to)), Some(Output::Prefix(new))) => to.uri != new.uri,
             (Some(Output::Directory(path)), Some(Output::Directory(new))) => path != new,
             _ => true,
         }
@@ -384,7 +383,7 @@ impl Stager {
 
     fn publish_to_prefix(
         &self,
-        to: Destination,
+        to: OutputPrefix,
         from: u64,
         cloud: &Cloud,
         incomplete: &[Incomplete],
@@ -421,12 +420,12 @@ impl Stager {
         let kept = self.uploads.lock();
         let output = self.target.lock().output.clone();
         let (Some(uploads), Some(cloud)) = (kept.as_ref(), cloud) else { return };
-        let Some(Output::Prefix { uri, settings, encryption }) = output else { return };
-        let sender = self.sender(Destination { uri, settings, encryption }, cloud);
+        let Some(Output::Prefix(to)) = output else { return };
+        let sender = self.sender(to, cloud);
         cloud.block_on(sender.abort_all(uploads.pending()));
     }
 
-    fn sender(&self, to: Destination, cloud: &Cloud) -> Arc<Sender> {
+    fn sender(&self, to: OutputPrefix, cloud: &Cloud) -> Arc<Sender> {
         let keep_old = self.rules.lock().keep_old;
         Sender::new(cloud, (to, keep_old), &self.run, &self.scratch, &self.progress, &self.trail, self.concurrency)
     }
@@ -462,10 +461,4 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.scratch.forget(self.ino, 1);
     }
-}
-
-/// Records a call about an object.
-fn record_call<T>(trail: &Trail, operation: &'static str, uri: &S3Uri, answer: &Result<Answer<T>, CallError>) {
-    let event = Event::call(operation).on(uri.to_string()).with("bucketName", &*uri.bucket).with("key", &*uri.key);
-    trail.record(&event.ended(outcome(answer)));
 }

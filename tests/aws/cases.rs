@@ -29,8 +29,7 @@
 
 use std::process::Command;
 
-use runseal::audit::Trail;
-use runseal::aws::{Cause, PolicyKind, SseAlgorithm, UploadSettings, UploadTarget};
+use runseal::aws::{Cause, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::policy::{KeySource, Place, Statement, Use, write};
 use runseal::preflight::{AwsDetails, Cleared, Code, Finding, Report, Request, check};
 use runseal::spec::{InputSpec, Location, S3Uri, StagingRules};
@@ -81,7 +80,6 @@ impl Site {
             run_key: None,
             explain: false,
             space: 1 << 40,
-            trail: &Trail::off(),
         };
         let checked = check(&request, Some(&cloud(&self.double, "runner")));
         assert_eq!(
@@ -124,9 +122,9 @@ impl Site {
     /// Puts a small object to where results will go, as tools without a preflight do to try.
     fn small_put_works(&self) {
         let cloud = cloud(&self.double, "runner");
-        let target = UploadTarget { bucket: "outputs".to_owned(), key: "small".to_owned() };
+        let target = S3Uri { bucket: "outputs".to_owned(), key: "small".to_owned() };
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b"small");
-        cloud.block_on(cloud.objects.put(&target, &self.uploads, b"small"[..].into(), crc)).expect("small ones work");
+        cloud.block_on(cloud.objects().put(&target, &self.uploads, b"small"[..].into(), crc)).expect("small ones work");
         self.double.change(|world| drop(world.bucket("outputs").objects.remove("small")));
     }
 }

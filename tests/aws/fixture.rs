@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use runseal::aws::{Cloud, CloudConfig, Credentials, Endpoints};
+use runseal::aws::{Cloud, CloudConfig, Credentials, Endpoints, Gate};
 
 use crate::aws_double::{Double, REGION, World};
 use crate::program::runseal;
 
 /// Speaks to the double as `persona`, with one attempt for each call.
 pub fn cloud(double: &Double, persona: &str) -> Cloud {
-    Cloud::connect(&config(double, persona)).expect("nothing to refuse")
+    Cloud::connect(&config(double, persona), &Gate::default()).expect("nothing to refuse")
 }
 
 /// What connects to the double as `persona`.

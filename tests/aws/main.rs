@@ -3,7 +3,11 @@
 mod audit;
 #[path = "../support/aws_double/mod.rs"]
 mod aws_double;
+#[path = "../stage/bucket.rs"]
+#[allow(dead_code, reason = "the tests of staging use the rest")]
+mod bucket;
 mod cases;
+mod contract;
 mod fixture;
 mod keys;
 mod ministack;

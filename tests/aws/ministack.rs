@@ -10,8 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use futures_util::TryStreamExt;
-use runseal::audit::Trail;
-use runseal::aws::{Cloud, CloudConfig, Credentials, Endpoints, PolicyKind, SseAlgorithm, UploadSettings};
+use runseal::aws::{Cloud, CloudConfig, Credentials, Endpoints, Gate, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::policy::{KeySource, Place, Use, write};
 use runseal::preflight::{Cleared, Code, Report, Request, check};
 use runseal::spec::{InputSpec, Location, StagingRules};
@@ -107,7 +106,7 @@ impl Ministack {
         config.endpoints = Endpoints { s3: endpoint(), kms: endpoint(), sts: endpoint() };
         config.region = Some(REGION.to_owned());
         config.credentials = Some(Credentials::new(id, secret, None));
-        Cloud::connect(&config).unwrap()
+        Cloud::connect(&config, &Gate::default()).unwrap()
     }
 
     /// Preflight of a run from bucket to bucket, as `runner`.
@@ -124,7 +123,6 @@ impl Ministack {
             run_key: None,
             explain: false,
             space: 1 << 40,
-            trail: &Trail::off(),
         };
         check(&request, Some(&self.cloud(self.known("id"), self.known("secret"))))
     }
@@ -189,7 +187,7 @@ fn a_whole_run_with_the_policy_that_runseal_writes() {
     let root = ministack.cloud("test", "test");
     let read = |key: &str| {
         root.block_on(async {
-            let (object, pieces) = root.objects.get("outputs", key, None, None).await.unwrap().value;
+            let (object, pieces) = root.objects().get("outputs", key, None, None).await.unwrap().value;
             let pieces: Vec<bytes::Bytes> = pieces.try_collect().await.unwrap();
             (object.encryption.key, pieces.concat())
         })

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use runseal::audit::Trail;
-use runseal::aws::{Cause, Cloud, Credentials, PolicyKind, SseAlgorithm, UploadSettings};
+use runseal::aws::{Cause, Cloud, Credentials, Gate, PolicyKind, SseAlgorithm, UploadSettings};
 use runseal::preflight::{Cleared, Code, Finding, Outcome, Report, Request, check};
 use runseal::spec::{AuditDestination, InputSpec, Location, StagingRules};
 
@@ -60,10 +60,6 @@ impl Bench {
     }
 
     fn check_on(&self, cloud: &Cloud) -> Result<Cleared, Report> {
-        self.check_with(cloud, &Trail::off())
-    }
-
-    fn check_with(&self, cloud: &Cloud, trail: &Trail) -> Result<Cleared, Report> {
         let inputs: Vec<InputSpec> =
             self.inputs.iter().map(|text| InputSpec::parse(text.as_ref(), |_| false).unwrap()).collect();
         let output = self.output.map(|uri| Location::S3(uri.parse().unwrap()));
@@ -77,7 +73,6 @@ impl Bench {
             run_key: self.run_key,
             explain: self.explain,
             space: self.space,
-            trail,
         };
         let checked = check(&request, Some(cloud));
         assert_eq!(self.double.uploads(), [], "nothing may be left behind");
@@ -493,7 +488,6 @@ fn an_upload_that_cannot_be_aborted_is_named() {
         run_key: None,
         explain: false,
         space: PLENTY,
-        trail: &Trail::off(),
     };
     let cleared = check(&request, Some(&fixture::cloud(&double, "runner"))).unwrap_or_else(|report| panic!("{report}"));
     let [(_, key, upload)] = &double.uploads()[..] else { panic!("one upload is left") };
@@ -573,7 +567,7 @@ fn without_credentials_one_finding_says_so() {
 fn check_as(bench: &Bench, id: String, secret: String) -> Result<Cleared, Report> {
     let mut config = fixture::config(&bench.double, "runner");
     config.credentials = Some(Credentials::new(&id, &secret, None));
-    bench.check_on(&Cloud::connect(&config).unwrap())
+    bench.check_on(&Cloud::connect(&config, &Gate::default()).unwrap())
 }
 
 #[test]
@@ -582,14 +576,15 @@ fn a_service_that_cannot_be_reached_is_one_finding() {
     bench.inputs = vec!["s3://inputs/reads/a.fq", "s3://inputs/reads/b.fq", "s3://inputs/x/"];
     let mut config = fixture::config(&bench.double, "runner");
     config.endpoints.s3 = Some("http://127.0.0.1:9".into());
-    let report = bench.check_on(&Cloud::connect(&config).unwrap()).unwrap_err();
+    let report = bench.check_on(&Cloud::connect(&config, &Gate::default()).unwrap()).unwrap_err();
     let [finding] = report.findings.as_slice() else { panic!("{report}") };
     assert_eq!(finding.cause(), Some(Cause::Unreachable));
     // Without STS alone the run can go on: nothing but the name of the caller is missing.
     let mut config = fixture::config(&bench.double, "runner");
     config.endpoints.sts = Some("http://127.0.0.1:9".into());
     bench.inputs = vec!["s3://inputs/reads/"];
-    let cleared = bench.check_on(&Cloud::connect(&config).unwrap()).unwrap_or_else(|report| panic!("{report}"));
+    let cleared =
+        bench.check_on(&Cloud::connect(&config, &Gate::default()).unwrap()).unwrap_or_else(|report| panic!("{report}"));
     assert!(cleared.evidence().identity.is_none());
 }
 
@@ -637,8 +632,9 @@ fn every_probe_is_in_the_trail() {
     let path = dir.path().join("audit.jsonl");
     let bench = Bench::new();
     let trail = Trail::open(&AuditDestination::File(path.clone()), "run-1").unwrap();
-    bench.check_with(&fixture::cloud(&bench.double, "runner"), &trail).unwrap_or_else(|report| panic!("{report}"));
-    drop(trail);
+    let cloud = Cloud::connect(&fixture::config(&bench.double, "runner"), &Gate::new(trail.into())).unwrap();
+    bench.check_on(&cloud).unwrap_or_else(|report| panic!("{report}"));
+    drop(cloud);
     let text = std::fs::read_to_string(&path).unwrap();
     let told: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let calls = bench.double.calls().into_iter().filter(|call| call.service != Service::KmsForS3);
@@ -657,7 +653,7 @@ mod profiles {
     use super::*;
 
     fn checked(bench: &Bench, key: &str, profile: Profile) -> Result<runseal::preflight::Evidence, Report> {
-        check_key(key, profile, &fixture::cloud(&bench.double, "runner"), &Trail::off())
+        check_key(key, profile, &fixture::cloud(&bench.double, "runner"))
     }
 
     fn only(report: Report) -> Finding {

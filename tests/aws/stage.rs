@@ -81,7 +81,6 @@ impl Site {
             run_key: None,
             explain: false,
             space: u64::MAX,
-            trail: &Trail::off(),
         };
         let cleared = check(&request, Some(cloud)).unwrap_or_else(|report| panic!("{report}"));
         self.double.clear_calls();

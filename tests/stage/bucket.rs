@@ -1,4 +1,4 @@
-//! A bucket in memory behind the traits of `s3`: counts calls, keeps their order, and fails on order.
+//! A bucket in memory behind the traits of `aws`: counts calls, keeps their order, and fails on order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,10 +10,11 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
 use runseal::aws::{
-    Answer, CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, DataKey, Encryption, EncryptionContext, Grant,
-    Identity, IdentityService, KeyFacts, KeyService, Listed, Object, ObjectStore, Page, Part, Pieces, SseAlgorithm,
-    Stored, UploadSettings, UploadTarget,
+    Answer, CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, DataKey, Encryption, EncryptionContext, Gate, Grant,
+    Identity, IdentityService, KeyFacts, KeyService, Listed, Object, ObjectStore, Page, Part, Pieces, Services,
+    SseAlgorithm, Stored, UploadSettings,
 };
+use runseal::spec::S3Uri;
 
 /// Name of the only bucket.
 pub const BUCKET: &str = "bucket";
@@ -85,7 +86,13 @@ impl Bucket {
 
     /// A connection of its own, as new credentials would make.
     pub fn cloud(self: &Arc<Self>) -> Cloud {
-        Cloud::new(Arc::clone(self) as _, Arc::new(Nobody), Arc::new(Nobody), "eu-central-1".into()).unwrap()
+        self.cloud_through(&Gate::default())
+    }
+
+    /// The same through this gate.
+    pub fn cloud_through(self: &Arc<Self>, gate: &Gate) -> Cloud {
+        let services = Services { objects: Arc::clone(self) as _, keys: Arc::new(Nobody), identity: Arc::new(Nobody) };
+        Cloud::new(services, "eu-central-1".into(), gate).unwrap()
     }
 
     /// Puts an object down, with a full-object checksum of CRC-64/NVME.
@@ -184,7 +191,9 @@ impl State {
         if !settings.overwrite && self.objects.contains_key(key) {
             return Err(error("s3:PutObject", Cause::Precondition, "PreconditionFailed"));
         }
-        assert_eq!(crc64(&data), crc, "BadDigest");
+        if crc64(&data) != crc {
+            return Err(error("s3:PutObject", Cause::Corrupt, "BadDigest"));
+        }
         let (etag, encryption) = (self.etag(), self.encryption.clone());
         let value = crc.to_be_bytes().to_vec();
         let checksums = vec![Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value }];
@@ -196,16 +205,19 @@ impl State {
 
 #[async_trait]
 impl ObjectStore for Bucket {
-    async fn list(&self, _: &str, prefix: &str, _: Option<&str>, _: u16) -> Result<Answer<Page>, CallError> {
+    async fn list(&self, _: &str, prefix: &str, after: Option<&str>, most: u16) -> Result<Answer<Page>, CallError> {
         self.called("ListObjectsV2", prefix)?;
         let state = self.0.lock();
-        let found = state.objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        let behind = |key: &str| after.is_none_or(|after| key > after);
+        let found = state.objects.iter().filter(|(key, _)| key.starts_with(prefix) && behind(key));
         let listed = found.map(|(key, held)| Listed {
             key: key.clone(),
             size: held.data.len() as u64,
             etag: Some(held.etag.clone()),
         });
-        answer(Page { objects: listed.collect(), next: None }, None)
+        let (all, most): (Vec<_>, usize) = (listed.collect(), most.into());
+        let next = all.get(most).and_then(|_| Some(all[..most].last()?.key.clone()));
+        answer(Page { objects: all.into_iter().take(most).collect(), next }, None)
     }
 
     async fn head(&self, _: &str, key: &str) -> Result<Answer<Object>, CallError> {
@@ -250,7 +262,7 @@ impl ObjectStore for Bucket {
 
     async fn put(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         body: Bytes,
         crc64nvme: u64,
@@ -265,7 +277,7 @@ impl ObjectStore for Bucket {
 
     async fn begin_upload(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         _: &UploadSettings,
     ) -> Result<Answer<(String, Encryption)>, CallError> {
         let effect = self.called("CreateMultipartUpload", &target.key)?;
@@ -277,7 +289,7 @@ impl ObjectStore for Bucket {
 
     async fn upload_part(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         upload: &str,
         number: u16,
         body: Bytes,
@@ -296,7 +308,7 @@ impl ObjectStore for Bucket {
 
     async fn complete_upload(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         upload: &str,
         parts: &[Part],
@@ -315,13 +327,13 @@ impl ObjectStore for Bucket {
         answer(stored, effect)
     }
 
-    async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError> {
+    async fn abort_upload(&self, target: &S3Uri, upload: &str) -> Result<Answer<()>, CallError> {
         let effect = self.called("AbortMultipartUpload", &target.key)?;
         self.0.lock().uploads.remove(upload);
         answer((), effect)
     }
 
-    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError> {
+    async fn remove(&self, target: &S3Uri, stored: &Stored) -> Result<Answer<()>, CallError> {
         let effect = self.called("DeleteObject", &target.key)?;
         let mut state = self.0.lock();
         match state.objects.get(&target.key) {

@@ -2,6 +2,7 @@
 
 mod bucket;
 mod fetch;
+mod gate;
 mod inherited;
 mod links;
 mod objects;

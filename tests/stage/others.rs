@@ -74,7 +74,6 @@ impl Scene {
             run_key: None,
             explain: false,
             space: u64::MAX,
-            trail: &runseal::audit::Trail::off(),
         };
         runseal::preflight::check(&request, None)
     }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use runseal::audit::Trail;
 use runseal::aws::{Cloud, UploadSettings};
 use runseal::backing::{Fault, FaultyBacking, MemoryBacking};
 use runseal::crypt::Keyring;
@@ -94,7 +93,6 @@ fn check_with(
         run_key: None,
         explain: false,
         space,
-        trail: &Trail::off(),
     };
     runseal::preflight::check(&request, cloud)
 }

@@ -9,6 +9,8 @@ use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterce
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 
+use crate::aws::CallError;
+
 /// Counts the attempts of one call.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Attempts(Arc<AtomicU32>);
@@ -20,9 +22,9 @@ impl Attempts {
         self.clone()
     }
 
-    /// Attempts of the last call.
-    pub(super) fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+    /// `error` of the last call, with whether it was the first attempt.
+    pub(super) fn told(&self, error: CallError) -> CallError {
+        CallError { repeated: self.0.load(Ordering::Relaxed) > 1, ..error }
     }
 }
 

@@ -71,7 +71,7 @@ fn answered(operation: &'static str, code: &str, message: &str, raw: &HttpRespon
     let header = |name| raw.headers().get(name);
     let request_id = header("x-amz-request-id").or_else(|| header("x-amzn-requestid")).unwrap_or_default().to_owned();
     let denial = (cause == Cause::Denied).then(|| Denial::parse(&message)).flatten();
-    CallError { operation, cause, code: code.to_owned(), message, status, request_id, denial }
+    CallError { operation, cause, code: code.to_owned(), message, status, request_id, denial, repeated: false }
 }
 
 /// For answers without a body, as all of `HEAD` are.

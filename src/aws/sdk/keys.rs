@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::convert::answer;
 use super::{Regional, classify, config::Shared};
 use crate::aws::{Answer, CallError, Cause, DataKey, EncryptionContext, Grant, KeyFacts, KeyService};
+use crate::spec::Arn;
 
 pub(super) struct Keys {
     clients: Regional<Client>,
@@ -35,11 +36,9 @@ impl Keys {
     }
 }
 
-/// `arn:PARTITION:kms:REGION:ACCOUNT:...`.
 fn region(key: &str) -> Option<&str> {
-    let mut parts = key.split(':');
-    let is_kms = parts.next() == Some("arn") && parts.nth(1) == Some("kms");
-    parts.next().filter(|region| is_kms && !region.is_empty())
+    let arn = Arn::parse(key).filter(|arn| arn.service == "kms" && !arn.region.is_empty())?;
+    Some(arn.region)
 }
 
 #[async_trait]

@@ -14,21 +14,23 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{CallError, Cloud, CloudConfig};
+use super::{CallError, Cloud, CloudConfig, Gate, Services};
 
 /// Clients for the services of one run.
 ///
 /// # Errors
 /// [`super::Cause::Configuration`] if environment, profile files and `config` contradict each other. Nothing is sent
 /// yet but what finding credentials takes.
-pub(super) fn connect(config: &CloudConfig) -> Result<Cloud, CallError> {
+pub(super) fn connect(config: &CloudConfig, gate: &Gate) -> Result<Cloud, CallError> {
     let runtime = super::runtime().map_err(|error| classify::configuration(&error))?;
     let shared = runtime.block_on(config::Shared::load(config))?;
     let region = shared.sdk.region().map(|region| region.as_ref().to_owned()).unwrap_or_default();
-    let objects = Arc::new(objects::Objects::new(&shared));
-    let keys = Arc::new(keys::Keys::new(&shared));
-    let identity = Arc::new(identity::Caller::new(&shared));
-    Ok(Cloud::on(runtime, objects, keys, identity, region))
+    let services = Services {
+        objects: Arc::new(objects::Objects::new(&shared)),
+        keys: Arc::new(keys::Keys::new(&shared)),
+        identity: Arc::new(identity::Caller::new(&shared)),
+    };
+    Ok(Cloud::on(runtime, services, region, gate))
 }
 
 /// One client for each Region that was needed.

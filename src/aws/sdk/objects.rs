@@ -22,9 +22,10 @@ use super::config::{Patience, Shared};
 use super::convert::{self, answer};
 use super::{Regional, attempts::Attempts, classify};
 use crate::aws::{
-    Answer, CallError, Cause, Checksum, Encryption, Listed, Object, ObjectStore, Page, Part, Pieces, SLOWEST, Stored,
-    UploadSettings, UploadTarget,
+    Answer, CallError, Cause, Encryption, Listed, NO_UPLOAD, Object, ObjectStore, Page, Part, Pieces, SLOWEST, Stored,
+    UploadSettings,
 };
+use crate::spec::S3Uri;
 
 pub(super) struct Objects {
     clients: Regional<Client>,
@@ -55,29 +56,6 @@ impl Objects {
     /// Settings of a call that sends `bytes` of contents.
     fn sending(&self, bytes: u64) -> Builder {
         Builder::default().retry_config(self.patience.retries()).timeout_config(self.patience.upload(bytes))
-    }
-
-    /// What a conditional request that was refused has left behind. An answer may get lost on its way; the next
-    /// attempt then meets the object that the first one made. It is ours if its contents are.
-    async fn made_before(
-        &self,
-        target: &UploadTarget,
-        attempts: &Attempts,
-        (size, crc64nvme): (u64, u64),
-        refused: CallError,
-    ) -> Result<Answer<Stored>, CallError> {
-        let doubtful = refused.cause == Cause::Precondition || refused.code == "NoSuchUpload";
-        if attempts.count() < 2 || !doubtful {
-            return Err(refused);
-        }
-        let Ok(found) = self.checksums(&target.bucket, &target.key, None).await else { return Err(refused) };
-        let ours =
-            Checksum { algorithm: crate::aws::ChecksumAlgorithm::Crc64Nvme, value: crc64nvme.to_be_bytes().to_vec() };
-        let Answer { value: found, request_id } = found;
-        if found.size != size || !found.checksums.contains(&ours) {
-            return Err(refused);
-        }
-        Ok(Answer { value: found.into(), request_id })
     }
 
     /// Sends by the client of the bucket's Region, and again if the answer names another one.
@@ -131,7 +109,7 @@ impl ObjectStore for Objects {
         let output = loop {
             let send = |client: Client| {
                 let request = client.list_objects_v2().bucket(bucket).prefix(prefix).max_keys(most.into());
-                request.set_encoding_type(encoding.clone()).set_continuation_token(after.map(str::to_owned)).send()
+                request.set_encoding_type(encoding.clone()).set_start_after(after.map(str::to_owned)).send()
             };
             match self.call(LIST, bucket, send).await {
                 // Keys may hold what XML cannot. Not asked for at once, because not all servers encode.
@@ -146,7 +124,8 @@ impl ObjectStore for Objects {
             let etag = object.e_tag().map(str::to_owned);
             page.objects.push(Listed { key, size: convert::size(object.size()), etag });
         }
-        page.next = output.next_continuation_token().map(str::to_owned);
+        let last = page.objects.last().map(|object| object.key.clone());
+        page.next = last.filter(|_| output.is_truncated() == Some(true));
         Ok(answer(page, &output))
     }
 
@@ -191,7 +170,7 @@ impl ObjectStore for Objects {
 
     async fn put(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         body: Bytes,
         crc64nvme: u64,
@@ -206,10 +185,8 @@ impl ObjectStore for Objects {
             let request = request.set_if_none_match(free_key(settings)).customize().disable_payload_signing();
             request.config_override(self.sending(size)).interceptor(attempts.anew()).send()
         };
-        let output = match self.call("s3:PutObject", &target.bucket, send).await {
-            Ok(output) => output,
-            Err(refused) => return self.made_before(target, &attempts, (size, crc64nvme), refused).await,
-        };
+        let output = self.call("s3:PutObject", &target.bucket, send).await;
+        let output = output.map_err(|error| attempts.told(error))?;
         let sse = output.server_side_encryption();
         let encryption = convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled());
         Ok(answer(convert::stored(output.e_tag(), output.version_id(), encryption), &output))
@@ -217,7 +194,7 @@ impl ObjectStore for Objects {
 
     async fn begin_upload(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
     ) -> Result<Answer<(String, Encryption)>, CallError> {
         let send = |client: Client| {
@@ -235,7 +212,7 @@ impl ObjectStore for Objects {
 
     async fn upload_part(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         upload: &str,
         number: u16,
         body: Bytes,
@@ -255,7 +232,7 @@ impl ObjectStore for Objects {
 
     async fn complete_upload(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         upload: &str,
         parts: &[Part],
@@ -273,27 +250,25 @@ impl ObjectStore for Objects {
             let request = request.set_if_none_match(free_key(settings)).customize();
             request.config_override(self.sending(JOINING)).interceptor(attempts.anew()).send()
         };
-        let output = match self.call("s3:CompleteMultipartUpload", &target.bucket, send).await {
-            Ok(output) => output,
-            Err(refused) => return self.made_before(target, &attempts, (size, crc64nvme), refused).await,
-        };
+        let output = self.call("s3:CompleteMultipartUpload", &target.bucket, send).await;
+        let output = output.map_err(|error| attempts.told(error))?;
         let sse = output.server_side_encryption();
         let encryption = convert::encryption(sse, output.ssekms_key_id(), output.bucket_key_enabled());
         Ok(answer(convert::stored(output.e_tag(), output.version_id(), encryption), &output))
     }
 
-    async fn abort_upload(&self, target: &UploadTarget, upload: &str) -> Result<Answer<()>, CallError> {
+    async fn abort_upload(&self, target: &S3Uri, upload: &str) -> Result<Answer<()>, CallError> {
         let send = |client: Client| {
             client.abort_multipart_upload().bucket(&target.bucket).key(&target.key).upload_id(upload).send()
         };
         match self.call("s3:AbortMultipartUpload", &target.bucket, send).await {
             Ok(output) => Ok(answer((), &output)),
-            Err(gone) if gone.code == "NoSuchUpload" => Ok(Answer { value: (), request_id: gone.request_id }),
+            Err(gone) if gone.code == NO_UPLOAD => Ok(Answer { value: (), request_id: gone.request_id }),
             Err(error) => Err(error),
         }
     }
 
-    async fn remove(&self, target: &UploadTarget, stored: &Stored) -> Result<Answer<()>, CallError> {
+    async fn remove(&self, target: &S3Uri, stored: &Stored) -> Result<Answer<()>, CallError> {
         let send = |client: Client| {
             let request = client.delete_object().bucket(&target.bucket).key(&target.key);
             match &stored.version {

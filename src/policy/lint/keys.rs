@@ -3,7 +3,7 @@
 use super::document::{Document, Item, StatementNode, Test};
 use super::texts::well_formed;
 use super::{Findings, names};
-use crate::policy::arn::Arn;
+use crate::spec::Arn;
 
 const VIA_SERVICE: &str = "kms:ViaService";
 const S3_CONTEXT: &str = "kms:EncryptionContext:aws:s3:arn";

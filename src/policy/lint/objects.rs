@@ -3,7 +3,7 @@
 use super::Findings;
 use super::document::{Document, Item, StatementNode};
 use super::names::{S3_BUCKET_ACTIONS, S3_OBJECT_ACTIONS, matches};
-use crate::policy::arn::Arn;
+use crate::spec::Arn;
 
 pub fn check(document: &Document, findings: &mut Findings) {
     for statement in &document.statements {

@@ -4,8 +4,8 @@ use super::document::{Document, Item, StatementNode};
 use super::json::{Node, Tree};
 use super::names::{self, PARTITIONS};
 use super::{Findings, Spot};
-use crate::policy::arn::{Arn, partition_of};
 use crate::policy::run::SESSION_POLICY_LIMIT;
+use crate::spec::{Arn, partition_of};
 
 /// Characters of a managed policy, white space not counted (IAM User Guide, "IAM and AWS STS quotas").
 const MANAGED_POLICY_LIMIT: usize = 6144;

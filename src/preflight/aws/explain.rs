@@ -12,6 +12,7 @@ use super::trouble::{Attempt, Trouble, directory};
 use crate::aws::{CallError, Cause, Denial, Identity, PolicyKind};
 use crate::policy::Place;
 use crate::preflight::report::{AwsDetails, Code, Finding};
+use crate::spec::Arn;
 
 /// What is known besides the trouble itself.
 pub(super) struct Hints<'a> {
@@ -119,7 +120,9 @@ fn code_of(trouble: &Trouble) -> Code {
 /// The KMS key concerned, as far as anybody named one.
 fn key_of(trouble: &Trouble, hints: &Hints<'_>) -> Option<String> {
     let denial = trouble.error.denial.as_ref();
-    let named = denial.and_then(|denial| denial.resource.clone()).filter(|arn| arn.contains(":kms:"));
+    let named = denial
+        .and_then(|denial| denial.resource.clone())
+        .filter(|arn| Arn::parse(arn).is_some_and(|arn| arn.service == "kms"));
     let of_run = hints.run_key.filter(|_| trouble.attempt == Attempt::RunKey).map(str::to_owned);
     named.or_else(|| trouble.encryption.key.clone()).or(of_run)
 }
@@ -352,7 +355,7 @@ fn is_managed_elsewhere(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>)
 }
 
 fn is_foreign(hints: &Hints<'_>, key: Option<&str>) -> bool {
-    let account = key.and_then(|key| key.split(':').nth(4));
+    let account = key.and_then(Arn::parse).map(|arn| arn.account);
     matches!((account, hints.identity), (Some(account), Some(identity)) if account != identity.account)
 }
 
@@ -435,7 +438,7 @@ fn key_not_found(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Tol
             "name a customer managed key by its ARN, in the default encryption of the bucket or with --sse-kms-key-id",
         );
     }
-    let region_of_key = key.filter(|key| key.starts_with("arn:")).and_then(|key| key.split(':').nth(3));
+    let region_of_key = key.and_then(Arn::parse).map(|arn| arn.region);
     let region_of_bucket =
         trouble.uri.as_ref().and_then(|uri| hints.regions.get(&uri.bucket)).map_or(hints.region, String::as_str);
     match (key, region_of_key) {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
 
-use super::probe::{CONCURRENCY, Probe};
+use super::probe::{self, CONCURRENCY, Probe};
 use super::trouble::{Attempt, Trouble, directory};
-use crate::aws::{Answer, CallError, Cause, Encryption, Listed, Object};
+use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Listed, Object};
 use crate::preflight::report::{Check, Outcome};
 use crate::preflight::tree::RemoteObject;
 use crate::spec::S3Uri;
@@ -54,16 +54,16 @@ struct Candidate {
 }
 
 /// Surveys `inputs`: position on the command line and URI of each.
-pub(super) async fn survey(probe: Probe<'_>, inputs: &[(u32, &S3Uri)]) -> Survey {
+pub(super) async fn survey(cloud: &Cloud, inputs: &[(u32, &S3Uri)]) -> Survey {
     let mut survey = Survey::default();
     let resolved: Vec<_> =
-        stream::iter(inputs).map(|&(input, uri)| resolve(probe, input, uri)).buffered(CONCURRENCY).collect().await;
+        stream::iter(inputs).map(|&(input, uri)| resolve(cloud, input, uri)).buffered(CONCURRENCY).collect().await;
     let mut known = Vec::new();
     for (&(_, uri), resolved) in inputs.iter().zip(resolved) {
         match resolved {
             Ok(resolved) => {
                 survey.checks.extend(resolved.keys.first().and_then(|first| first.listed.as_ref()).map(|_| Check {
-                    probe: "s3:ListObjectsV2",
+                    probe: Probe::List.name(),
                     subject: uri.to_string(),
                     key: None,
                     outcome: Outcome::Passed,
@@ -75,17 +75,17 @@ pub(super) async fn survey(probe: Probe<'_>, inputs: &[(u32, &S3Uri)]) -> Survey
             Err(trouble) => survey.troubles.push(*trouble),
         }
     }
-    look(probe, known, &mut survey).await;
-    read_samples(probe, &mut survey).await;
+    look(cloud, known, &mut survey).await;
+    read_samples(cloud, &mut survey).await;
     survey
 }
 
 /// One object if it exists, else everything below it.
-async fn resolve(probe: Probe<'_>, input: u32, uri: &S3Uri) -> Result<Input, Box<Trouble>> {
+async fn resolve(cloud: &Cloud, input: u32, uri: &S3Uri) -> Result<Input, Box<Trouble>> {
     if uri.is_prefix() {
-        return below(probe, input, uri.clone()).await;
+        return below(cloud, input, uri.clone()).await;
     }
-    let error = match probe.head(uri).await {
+    let error = match probe::head(cloud, uri).await {
         Ok(Answer { value, .. }) => {
             let candidate = Candidate { uri: uri.clone(), listed: None, seen: Some(value) };
             return Ok(Input { input, base: uri.key.clone(), keys: vec![candidate] });
@@ -93,34 +93,34 @@ async fn resolve(probe: Probe<'_>, input: u32, uri: &S3Uri) -> Result<Input, Box
         Err(error) => error,
     };
     match error.cause {
-        Cause::NotFound if error.code != "NoSuchBucket" => below(probe, input, uri.clone().into_prefix()).await,
-        Cause::Denied => tell_apart(probe, input, uri, error).await,
+        Cause::NotFound if error.code != "NoSuchBucket" => below(cloud, input, uri.clone().into_prefix()).await,
+        Cause::Denied => tell_apart(cloud, input, uri, error).await,
         _ => Err(Box::new(Trouble::of_input(Attempt::Head, input, uri, error))),
     }
 }
 
 /// Without the right to list, S3 says "denied" of what does not exist, too (S3 API Reference, `HeadObject`).
-async fn tell_apart(probe: Probe<'_>, input: u32, uri: &S3Uri, error: CallError) -> Result<Input, Box<Trouble>> {
-    match probe.list(uri, None, 1).await {
+async fn tell_apart(cloud: &Cloud, input: u32, uri: &S3Uri, error: CallError) -> Result<Input, Box<Trouble>> {
+    match cloud.objects().list(&uri.bucket, &uri.key, None, 1).await {
         Ok(Answer { value: page, .. }) if page.objects.iter().any(|listed| listed.key == uri.key) => {
             Err(Box::new(Trouble::of_input(Attempt::Head, input, uri, error)))
         }
-        Ok(_) => below(probe, input, uri.clone().into_prefix()).await,
+        Ok(_) => below(cloud, input, uri.clone().into_prefix()).await,
         Err(_) => Err(Box::new(Trouble::of_input(Attempt::HeadOrList, input, uri, error))),
     }
 }
 
 /// Everything below a prefix.
-async fn below(probe: Probe<'_>, input: u32, prefix: S3Uri) -> Result<Input, Box<Trouble>> {
+async fn below(cloud: &Cloud, input: u32, prefix: S3Uri) -> Result<Input, Box<Trouble>> {
     let mut keys = Vec::new();
     let mut after = None;
     loop {
-        let page = match probe.list(&prefix, after.as_deref(), PAGE).await {
+        let page = match cloud.objects().list(&prefix.bucket, &prefix.key, after.as_deref(), PAGE).await {
             Ok(answer) => answer.value,
             Err(error) => return Err(Box::new(Trouble::of_input(Attempt::List, input, &prefix, error))),
         };
         keys.extend(page.objects.into_iter().map(|listed| {
-            let uri = S3Uri { bucket: prefix.bucket.clone(), key: listed.key.clone() };
+            let uri = prefix.with_key(listed.key.clone());
             Candidate { uri, listed: Some(listed), seen: None }
         }));
         match page.next {
@@ -134,8 +134,8 @@ async fn below(probe: Probe<'_>, input: u32, prefix: S3Uri) -> Result<Input, Box
     Ok(Input { input, base: prefix.key, keys })
 }
 
-/// P4 for every object; directory markers have nothing to look at.
-async fn look(probe: Probe<'_>, inputs: Vec<Input>, survey: &mut Survey) {
+/// [`Probe::Head`] for every object; directory markers have nothing to look at.
+async fn look(cloud: &Cloud, inputs: Vec<Input>, survey: &mut Survey) {
     let all = inputs.into_iter().flat_map(|Input { input, base, keys }| {
         keys.into_iter().map(move |candidate| (input, base.clone(), candidate))
     });
@@ -143,7 +143,7 @@ async fn look(probe: Probe<'_>, inputs: Vec<Input>, survey: &mut Survey) {
         let seen = match (&candidate.seen, &candidate.listed) {
             (Some(seen), _) => Ok(seen.clone()),
             (None, Some(listed)) if is_marker(listed) => Ok(Object::default()),
-            _ => probe.head(&candidate.uri).await.map(|answer| answer.value),
+            _ => probe::head(cloud, &candidate.uri).await.map(|answer| answer.value),
         };
         (input, base, candidate, seen)
     });
@@ -164,13 +164,13 @@ fn is_marker(listed: &Listed) -> bool {
     listed.size == 0 && listed.key.ends_with('/')
 }
 
-/// P3 for one object of each group.
-async fn read_samples(probe: Probe<'_>, survey: &mut Survey) {
+/// [`Probe::Read`] for one object of each group.
+async fn read_samples(cloud: &Cloud, survey: &mut Survey) {
     let samples = samples(&survey.found);
     let read: Vec<_> = stream::iter(&samples)
         .map(|sample| {
             let RemoteObject { uri, seen, .. } = &survey.found[sample.at].object;
-            probe.read(uri, Some(seen))
+            probe::read(cloud, uri, Some(seen))
         })
         .buffered(CONCURRENCY)
         .collect()
@@ -179,7 +179,7 @@ async fn read_samples(probe: Probe<'_>, survey: &mut Survey) {
         let RemoteObject { input, uri, seen } = &survey.found[sample.at].object;
         let subject = format!("s3://{}/{}", uri.bucket, sample.prefix);
         survey.checks.push(Check {
-            probe: "s3:HeadObject",
+            probe: Probe::Head.name(),
             subject,
             key: seen.encryption.key.clone(),
             outcome: Outcome::Passed,
@@ -191,7 +191,7 @@ async fn read_samples(probe: Probe<'_>, survey: &mut Survey) {
             Err(error) => (Outcome::Failed, error.to_string(), error.request_id.clone()),
         };
         survey.checks.push(Check {
-            probe: "s3:GetObject",
+            probe: Probe::Read.name(),
             subject: uri.to_string(),
             key: seen.encryption.key.clone(),
             outcome,
@@ -243,7 +243,7 @@ fn same(listed: Option<Listed>, seen: Object) -> Result<Object, CallError> {
     match listed {
         Some(listed) if !is_marker(&listed) && other(&listed) => {
             let text = "the object changed between listing and looking at it";
-            Err(CallError::unanswered("s3:HeadObject", Cause::Precondition, text))
+            Err(CallError::unanswered(Probe::Head.name(), Cause::Precondition, text))
         }
         _ => Ok(seen),
     }
@@ -255,9 +255,9 @@ fn vanished(error: CallError, was_listed: bool) -> CallError {
 
 fn archived(seen: &Object) -> CallError {
     let class = seen.storage_class.as_deref().unwrap_or("archive");
-    CallError::unanswered("s3:HeadObject", Cause::Archived, format!("storage class {class}, not restored"))
+    CallError::unanswered(Probe::Head.name(), Cause::Archived, format!("storage class {class}, not restored"))
 }
 
 fn nothing_there() -> CallError {
-    CallError::unanswered("s3:ListObjectsV2", Cause::NotFound, "no key begins so")
+    CallError::unanswered(Probe::List.name(), Cause::NotFound, "no key begins so")
 }

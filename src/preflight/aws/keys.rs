@@ -6,9 +6,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures_util::{StreamExt, stream};
 
 use super::probe::{CONCURRENCY, Probe};
-use crate::aws::{Answer, CallError, EncryptionContext, KeyFacts};
+use crate::aws::{Answer, CallError, Cloud, EncryptionContext, KeyFacts};
 use crate::preflight::report::{Check, Outcome};
-use crate::spec::{S3Uri, s3_arn};
+use crate::spec::{Arn, S3Uri, s3_arn};
 use crate::units::rfc3339;
 
 /// Imported material that expires sooner than this is worth a warning, in seconds.
@@ -26,8 +26,8 @@ pub(super) enum Use {
 impl Use {
     pub(super) fn action(self) -> &'static str {
         match self {
-            Self::Generate => "kms:GenerateDataKey",
-            Self::Decrypt => "kms:Decrypt",
+            Self::Generate => Probe::Generate.operation(),
+            Self::Decrypt => Probe::Decrypt.operation(),
         }
     }
 }
@@ -43,24 +43,19 @@ pub(super) struct DryRun {
 impl DryRun {
     /// As S3 asks for an object at `uri`: with a bucket key the context is the bucket's ARN, else the object's.
     pub(super) fn new(purpose: Use, key: &str, uri: &S3Uri, bucket_key: bool) -> Self {
-        let partition = key.split(':').nth(1).filter(|_| key.starts_with("arn:")).unwrap_or("aws");
+        let partition = Arn::parse(key).map_or("aws", |arn| arn.partition);
         let bucket = s3_arn(partition, &uri.bucket);
         let arn = if bucket_key { bucket } else { format!("{bucket}/{}", uri.key) };
         Self { purpose, key: key.to_owned(), arn }
     }
 
-    async fn ask(&self, probe: Probe<'_>) -> Result<Answer<()>, CallError> {
+    async fn ask(&self, cloud: &Cloud) -> Result<Answer<()>, CallError> {
         let context = EncryptionContext::from([("aws:s3:arn".to_owned(), self.arn.clone())]);
         match self.purpose {
-            Use::Generate => probe.try_generate(&self.key, &context).await,
-            Use::Decrypt => probe.try_decrypt(&self.key, &context).await,
+            Use::Generate => cloud.keys().try_generate(&self.key, &context).await,
+            Use::Decrypt => cloud.keys().try_decrypt(&self.key, &context).await,
         }
     }
-}
-
-/// Whether `key` is the ARN of a key: not a key id, nor an alias or its ARN.
-pub(super) fn is_key_arn(key: &str) -> bool {
-    key.contains(":key/")
 }
 
 /// Everything KMS said.
@@ -71,12 +66,13 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// P7 of every key not asked about yet.
-    pub(super) async fn describe(&mut self, probe: Probe<'_>, keys: impl IntoIterator<Item = String>) {
+    /// [`Probe::Describe`] for every key not asked about yet.
+    pub(super) async fn describe(&mut self, cloud: &Cloud, keys: impl IntoIterator<Item = String>) {
         let mut new: Vec<String> = keys.into_iter().filter(|key| !self.facts.contains_key(key)).collect();
         new.sort();
         new.dedup();
-        let answers: Vec<_> = stream::iter(&new).map(|key| probe.describe(key)).buffered(CONCURRENCY).collect().await;
+        let answers: Vec<_> =
+            stream::iter(&new).map(|key| cloud.keys().describe(key)).buffered(CONCURRENCY).collect().await;
         self.facts.extend(new.into_iter().zip(answers));
     }
 
@@ -85,10 +81,11 @@ impl Answers {
     /// say more about what is wrong.
     pub(super) async fn resolve<const N: usize>(
         &mut self,
-        probe: Probe<'_>,
+        cloud: &Cloud,
         keys: [Option<&str>; N],
     ) -> [Option<String>; N] {
-        self.describe(probe, keys.into_iter().flatten().filter(|key| !is_key_arn(key)).map(str::to_owned)).await;
+        self.describe(cloud, keys.into_iter().flatten().filter(|key| Arn::of_key(key).is_none()).map(str::to_owned))
+            .await;
         let arns = keys.map(|key| Some(self.facts(key?).map_or(key?, |facts| &facts.arn).to_owned()));
         // What is known by another name needs not be asked for by its ARN.
         let described = std::mem::take(&mut self.facts).into_iter();
@@ -98,12 +95,12 @@ impl Answers {
         arns
     }
 
-    /// P5 and P6. Keys that AWS manages answer to nobody but S3: asking them directly would tell nothing.
-    pub(super) async fn try_out(&mut self, probe: Probe<'_>, dry_runs: impl IntoIterator<Item = DryRun>) {
+    /// [`Probe::Generate`] and [`Probe::Decrypt`]. Keys that AWS manages answer to nobody but S3: asking them directly would tell nothing.
+    pub(super) async fn try_out(&mut self, cloud: &Cloud, dry_runs: impl IntoIterator<Item = DryRun>) {
         let mut new: Vec<DryRun> = dry_runs.into_iter().filter(|dry| !self.is_managed(&dry.key)).collect();
         new.sort();
         new.dedup();
-        let answers: Vec<_> = stream::iter(&new).map(|dry| dry.ask(probe)).buffered(CONCURRENCY).collect().await;
+        let answers: Vec<_> = stream::iter(&new).map(|dry| dry.ask(cloud)).buffered(CONCURRENCY).collect().await;
         self.dry_runs.extend(new.into_iter().zip(answers));
     }
 
@@ -137,8 +134,8 @@ impl Answers {
         let described = self.facts.iter().map(|(key, described)| description(key, described, now));
         let tried = self.dry_runs.iter().map(|(dry, outcome)| {
             let probe = match dry.purpose {
-                Use::Generate => "kms:GenerateDataKey (dry run)",
-                Use::Decrypt => "kms:Decrypt (dry run)",
+                Use::Generate => Probe::Generate.name(),
+                Use::Decrypt => Probe::Decrypt.name(),
             };
             let (outcome, detail, request_id) = match outcome {
                 Ok(answer) => (Outcome::Passed, "KMS would allow it directly".to_owned(), &answer.request_id),
@@ -165,7 +162,7 @@ fn description(key: &str, described: &Result<Answer<KeyFacts>, CallError>, now: 
         Err(error) => (Outcome::Unknown, error.to_string(), &error.request_id),
     };
     let (subject, key) = (key.to_owned(), Some(key.to_owned()));
-    Check { probe: "kms:DescribeKey", subject, key, outcome, detail, request_id: request_id.clone() }
+    Check { probe: Probe::Describe.name(), subject, key, outcome, detail, request_id: request_id.clone() }
 }
 
 pub(super) fn summary(facts: &KeyFacts, now: i64) -> (Outcome, String) {

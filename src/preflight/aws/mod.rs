@@ -5,7 +5,7 @@ mod inputs;
 mod keys;
 mod output;
 mod paths;
-pub(super) mod probe;
+mod probe;
 pub(super) mod profiles;
 mod repair;
 mod trouble;
@@ -15,15 +15,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join3;
 
-use super::Request;
 use super::local::inputs::Tagged;
 use super::report::{AwsDetails, Check, Code, Evidence, Finding, Outcome};
+use super::{OutputPrefix, Request};
 use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Identity, UploadSettings, run_context};
-use crate::spec::{InputSpec, Location, S3Uri};
+use crate::spec::{Arn, InputSpec, Location, S3Uri};
 use crate::units::SECTOR_U64;
 use explain::{Hints, explain};
 use inputs::{Found, Survey};
-use keys::{Answers, DryRun, Use, is_key_arn};
+use keys::{Answers, DryRun, Use};
 use output::Trial;
 use probe::Probe;
 use trouble::{Attempt, Trouble, merged};
@@ -34,8 +34,8 @@ use super::tree::{Taken, Tree};
 #[derive(Default)]
 pub(super) struct Remote {
     pub(super) found: Vec<Found>,
-    /// Output in S3: where, with what settings, encrypted how. `None` if it cannot be used.
-    pub(super) output: Option<(S3Uri, UploadSettings, Encryption)>,
+    /// Output in S3. `None` if it cannot be used.
+    pub(super) output: Option<OutputPrefix>,
     /// ARN of the key that takes part in the run key.
     pub(super) run_key: Option<String>,
     /// Of inputs.
@@ -47,7 +47,7 @@ pub(super) struct Remote {
 
 /// Asks AWS everything. Nothing that fails keeps the rest from being asked.
 pub(super) fn ask(request: &Request<'_>, cloud: &Cloud) -> Remote {
-    cloud.block_on(Inquiry { request, probe: Probe::new(cloud, request.trail), region: &cloud.region }.make())
+    cloud.block_on(Inquiry { request, cloud, region: &cloud.region }.make())
 }
 
 /// Without AWS, what needs it cannot be cleared.
@@ -68,7 +68,7 @@ pub(super) fn without_cloud(request: &Request<'_>) -> Vec<Finding> {
 
 struct Inquiry<'a> {
     request: &'a Request<'a>,
-    probe: Probe<'a>,
+    cloud: &'a Cloud,
     region: &'a str,
 }
 
@@ -109,13 +109,13 @@ impl<'a> Inquiry<'a> {
             })
             .collect();
         // Before anything else: the trail names the caller of all that follows.
-        let identity = self.probe.whoami().await;
+        let identity = self.cloud.identity().whoami().await;
         let mut settings = self.request.uploads.clone();
-        let [run_key, kms_key] = answers.resolve(self.probe, [self.request.run_key, settings.kms_key.as_deref()]).await;
+        let [run_key, kms_key] = answers.resolve(self.cloud, [self.request.run_key, settings.kms_key.as_deref()]).await;
         settings.kms_key = kms_key;
         let (tried_run_key, survey, trial) = join3(
             self.try_run_key(run_key.as_deref()),
-            inputs::survey(self.probe, &inputs),
+            inputs::survey(self.cloud, &inputs),
             self.try_output(&mut settings),
         )
         .await;
@@ -132,7 +132,7 @@ impl<'a> Inquiry<'a> {
         };
         for trouble in survey.troubles.iter_mut().filter(heads) {
             let Some(uri) = trouble.uri.clone() else { continue };
-            if let Err(error) = self.probe.read(&uri, None).await
+            if let Err(error) = probe::read(self.cloud, &uri, None).await
                 && error.cause == trouble.error.cause
             {
                 trouble.error = error;
@@ -143,13 +143,13 @@ impl<'a> Inquiry<'a> {
 
     async fn try_run_key(&self, key: Option<&str>) -> Option<Result<Answer<()>, CallError>> {
         let key = key?;
-        Some(self.probe.try_generate(key, &run_context(self.request.run)).await)
+        Some(self.cloud.keys().try_generate(key, &run_context(self.request.run)).await)
     }
 
     async fn try_output(&self, settings: &mut UploadSettings) -> Trial {
         let Some(Location::S3(uri)) = self.request.output else { return Trial::default() };
         let prefix = uri.clone().into_prefix();
-        let mut trial = output::attempt(self.probe, &prefix, settings).await.unwrap_or_else(|error| {
+        let mut trial = output::attempt(self.cloud, &prefix, settings).await.unwrap_or_else(|error| {
             let error = CallError::unanswered("getrandom", Cause::Rejected, error.to_string());
             let trouble = Trouble { uri: Some(prefix.clone()), ..Trouble::new(Attempt::Begin, error) };
             Trial { troubles: vec![trouble], ..Trial::default() }
@@ -158,7 +158,7 @@ impl<'a> Inquiry<'a> {
         // Where the key was left to S3 after all, S3 has told which one it is.
         if let (Some(asked), Some(got)) = (&mut settings.kms_key, &trial.encryption)
             && let Some(key) = &got.key
-            && !is_key_arn(asked)
+            && Arn::of_key(asked).is_none()
         {
             asked.clone_from(key);
         }
@@ -174,21 +174,21 @@ impl<'a> Inquiry<'a> {
                 && trouble.error.code != "NoSuchBucket"
         };
         if let Some(trouble) = trial.troubles.iter_mut().find(keyless)
-            && let Ok(answer) = self.probe.default_encryption(bucket).await
+            && let Ok(answer) = self.cloud.objects().bucket_encryption(bucket).await
         {
             trouble.encryption = answer.value;
         }
     }
 
-    /// P7 of every key there is, then P5 and P6 where they explain something, or everywhere if asked to.
+    /// [`Probe::Describe`] for every key there is, then [`Probe::Generate`] and [`Probe::Decrypt`] where they explain something, or everywhere if asked to.
     async fn ask_keys(&self, first: &First, answers: &mut Answers) {
         let of_groups = first.survey.groups.iter().filter_map(|group| group.encryption.key.clone());
         let of_troubles = first.troubles().filter_map(|trouble| trouble.encryption.key.clone());
         let of_output = first.trial.encryption.iter().filter_map(|encryption| encryption.key.clone());
         let of_run = first.run_key.clone();
         let keys: Vec<String> = of_groups.chain(of_troubles).chain(of_output).chain(of_run).collect();
-        answers.describe(self.probe, keys).await;
-        answers.try_out(self.probe, self.dry_runs(first)).await;
+        answers.describe(self.cloud, keys).await;
+        answers.try_out(self.cloud, self.dry_runs(first)).await;
     }
 
     fn dry_runs(&self, first: &First) -> Vec<DryRun> {
@@ -225,7 +225,7 @@ impl<'a> Inquiry<'a> {
         let mut regions = BTreeMap::new();
         for trouble in first.troubles().filter(|trouble| trouble.error.code.starts_with("KMS.NotFound")) {
             let Some(uri) = &trouble.uri else { continue };
-            if let Ok(answer) = self.probe.region(&uri.bucket).await {
+            if let Ok(answer) = self.cloud.objects().bucket_region(&uri.bucket).await {
                 regions.insert(uri.bucket.clone(), answer.value);
             }
         }
@@ -255,8 +255,8 @@ impl<'a> Inquiry<'a> {
             && let Some(Location::S3(uri)) = self.request.output
         {
             let encryption = first.trial.encryption.clone().filter(|_| first.trial.writable);
-            remote.output =
-                encryption.map(|encryption| (uri.clone().into_prefix(), first.settings.clone(), encryption));
+            let (uri, settings) = (uri.clone().into_prefix(), first.settings.clone());
+            remote.output = encryption.map(|encryption| OutputPrefix { uri, settings, encryption });
         }
         remote
     }
@@ -275,7 +275,7 @@ impl<'a> Inquiry<'a> {
             let of_run = hints.run_key == Some(&facts.arn);
             let details = AwsDetails {
                 cause: if defect.state { Cause::KeyState } else { Cause::KeyKind },
-                operation: "kms:DescribeKey",
+                operation: Probe::Describe.operation(),
                 action: None,
                 key: Some(facts.arn.clone()),
                 principal: hints.identity.map(|identity| identity.arn.clone()),
@@ -303,9 +303,9 @@ impl First {
     fn checks(self, answers: &Answers) -> (Vec<Found>, Evidence) {
         let mut checks = vec![match &self.identity {
             Ok(answer) => {
-                check("sts:GetCallerIdentity", &answer.value.arn, Outcome::Passed, String::new(), &answer.request_id)
+                check(Probe::Identity.name(), &answer.value.arn, Outcome::Passed, String::new(), &answer.request_id)
             }
-            Err(error) => check("sts:GetCallerIdentity", "AWS", Outcome::Unknown, error.to_string(), &error.request_id),
+            Err(error) => check(Probe::Identity.name(), "AWS", Outcome::Unknown, error.to_string(), &error.request_id),
         }];
         checks.extend(self.survey.troubles.iter().filter(|trouble| trouble.attempt != Attempt::Read).map(|trouble| {
             let subject = trouble.uri.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -320,16 +320,18 @@ impl First {
         checks.extend(self.survey.checks);
         checks.extend(self.trial.checks);
         checks.extend(answers.checks(now()));
+        // Of the run key: here the direct call decides, for it is the one that will be made.
         checks.extend(self.tried_run_key.map(|tried| match tried {
-            Ok(answer) => check(RUN_KEY, "run key", Outcome::Passed, "can be made".to_owned(), &answer.request_id),
-            Err(error) => check(RUN_KEY, "run key", Outcome::Failed, error.to_string(), &error.request_id),
+            Ok(answer) => {
+                check(Probe::Generate.name(), "run key", Outcome::Passed, "can be made".to_owned(), &answer.request_id)
+            }
+            Err(error) => {
+                check(Probe::Generate.name(), "run key", Outcome::Failed, error.to_string(), &error.request_id)
+            }
         }));
         (self.survey.found, Evidence { identity: self.identity.ok().map(|answer| answer.value), checks })
     }
 }
-
-/// The probe of the run key: here the direct call decides, for it is the one that will be made.
-const RUN_KEY: &str = "kms:GenerateDataKey (dry run)";
 
 fn check(probe: &'static str, subject: &str, outcome: Outcome, detail: String, request_id: &str) -> Check {
     Check { probe, subject: subject.to_owned(), key: None, outcome, detail, request_id: request_id.to_owned() }

@@ -1,11 +1,11 @@
 //! Tries an output in S3 as publishing will use it, and leaves nothing behind: an upload is begun, gets one byte, and
 //! is aborted.
 
-use super::probe::Probe;
+use super::probe::{self, Probe};
 use super::trouble::{Attempt, Trouble};
-use crate::aws::{Answer, CallError, Cause, Encryption, Page, UploadSettings, UploadTarget};
+use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Page, UploadSettings};
 use crate::preflight::report::{Check, Code, Finding, Outcome};
-use crate::spec::{S3Uri, SAVED};
+use crate::spec::{Arn, S3Uri, SAVED};
 
 /// How the names of probes begin.
 const PROBE: &str = ".runseal-preflight-";
@@ -24,56 +24,55 @@ pub(super) struct Trial {
 }
 
 /// Tries `prefix`, whose key is empty or ends with a slash, with the settings that every upload will have.
-pub(super) async fn attempt(probe: Probe<'_>, prefix: &S3Uri, settings: &UploadSettings) -> std::io::Result<Trial> {
-    let key = format!("{}{PROBE}{:016x}", prefix.key, getrandom::u64()?);
-    let target = UploadTarget { bucket: prefix.bucket.clone(), key };
+pub(super) async fn attempt(cloud: &Cloud, prefix: &S3Uri, settings: &UploadSettings) -> std::io::Result<Trial> {
+    let target = prefix.below(&format!("{PROBE}{:016x}", getrandom::u64()?));
     // Two: the marker of the prefix itself may be one of them.
     let (mut trial, listed) =
-        futures_util::future::join(upload(probe, prefix, &target, settings), contents(probe, prefix)).await;
+        futures_util::future::join(upload(cloud, prefix, &target, settings), contents(cloud, prefix)).await;
     trial.note_contents(prefix, settings.overwrite, listed);
     Ok(trial)
 }
 
 /// The first objects below `prefix`, without those of runs whose command failed: they are in nobody's way.
-async fn contents(probe: Probe<'_>, prefix: &S3Uri) -> Result<Answer<Page>, CallError> {
+async fn contents(cloud: &Cloud, prefix: &S3Uri) -> Result<Answer<Page>, CallError> {
     let saved = format!("{}{SAVED}", prefix.key);
-    let mut listed = probe.list(prefix, None, 2).await?;
+    let mut listed = cloud.objects().list(&prefix.bucket, &prefix.key, None, 2).await?;
     if listed.value.objects.iter().any(|object| object.key.starts_with(&saved)) {
         // Behind all of them. What sorts before them was in the first answer.
         let after = format!("{saved}\u{10ffff}");
-        let mut behind = probe.list(prefix, Some(&after), 2).await?;
+        let mut behind = cloud.objects().list(&prefix.bucket, &prefix.key, Some(&after), 2).await?;
         listed.value.objects.retain(|object| !object.key.starts_with(&saved));
         listed.value.objects.append(&mut behind.value.objects);
     }
     Ok(listed)
 }
 
-async fn upload(probe: Probe<'_>, prefix: &S3Uri, target: &UploadTarget, settings: &UploadSettings) -> Trial {
+async fn upload(cloud: &Cloud, prefix: &S3Uri, target: &S3Uri, settings: &UploadSettings) -> Trial {
     let mut trial = Trial::default();
-    let begun = probe.begin(target, settings).await;
+    let begun = cloud.objects().begin_upload(target, settings).await;
     let (upload, encryption) = match begun {
         Ok(Answer { value: (upload, encryption), request_id }) => {
             let detail = format!("an upload can be begun, encrypted by {encryption}");
-            trial.note("s3:CreateMultipartUpload", prefix, &encryption, Outcome::Passed, detail, request_id);
+            trial.note(Probe::Begin, prefix, &encryption, Outcome::Passed, detail, request_id);
             (upload, encryption)
         }
         Err(error) => {
             let asked = Encryption { key: settings.kms_key.clone(), ..Encryption::default() };
-            trial.fail("s3:CreateMultipartUpload", Attempt::Begin, prefix, &asked, error);
+            trial.fail(Probe::Begin, Attempt::Begin, prefix, &asked, error);
             return trial;
         }
     };
-    match probe.part(target, &upload).await {
+    match probe::part(cloud, target, &upload).await {
         Ok(answer) => {
             trial.writable = true;
             let detail = "a part can be sent".to_owned();
-            trial.note("s3:UploadPart", prefix, &encryption, Outcome::Passed, detail, answer.request_id);
+            trial.note(Probe::Part, prefix, &encryption, Outcome::Passed, detail, answer.request_id);
         }
-        Err(error) => trial.fail("s3:UploadPart", Attempt::Part, prefix, &encryption, error),
+        Err(error) => trial.fail(Probe::Part, Attempt::Part, prefix, &encryption, error),
     }
-    trial.note_abort(prefix, target, &upload, &encryption, probe.abort(target, &upload).await);
+    trial.note_abort(prefix, target, &upload, &encryption, cloud.objects().abort_upload(target, &upload).await);
     if let Some(unlike) = contradiction(settings, &encryption) {
-        trial.note("s3:CreateMultipartUpload", prefix, &encryption, Outcome::Warning, unlike, String::new());
+        trial.note(Probe::Begin, prefix, &encryption, Outcome::Warning, unlike, String::new());
     }
     trial.encryption = Some(encryption);
     trial
@@ -83,14 +82,15 @@ async fn upload(probe: Probe<'_>, prefix: &S3Uri, target: &UploadTarget, setting
 fn contradiction(settings: &UploadSettings, got: &Encryption) -> Option<String> {
     let algorithm = settings.sse.as_ref().filter(|asked| **asked != got.algorithm).is_some();
     // Anything but an ARN cannot be compared: the answer has the ARN always.
-    let key = settings.kms_key.as_ref().filter(|asked| asked.contains(":key/") && got.key.as_ref() != Some(*asked));
+    let key =
+        settings.kms_key.as_ref().filter(|asked| Arn::of_key(asked).is_some() && got.key.as_ref() != Some(*asked));
     (algorithm || key.is_some()).then(|| format!("results will be encrypted by {got}, which is not what was asked for"))
 }
 
 impl Trial {
     fn note(
         &mut self,
-        probe: &'static str,
+        probe: Probe,
         prefix: &S3Uri,
         encryption: &Encryption,
         outcome: Outcome,
@@ -98,17 +98,10 @@ impl Trial {
         request_id: String,
     ) {
         let (subject, key) = (prefix.to_string(), encryption.key.clone());
-        self.checks.push(Check { probe, subject, key, outcome, detail, request_id });
+        self.checks.push(Check { probe: probe.name(), subject, key, outcome, detail, request_id });
     }
 
-    fn fail(
-        &mut self,
-        probe: &'static str,
-        attempt: Attempt,
-        prefix: &S3Uri,
-        encryption: &Encryption,
-        error: CallError,
-    ) {
+    fn fail(&mut self, probe: Probe, attempt: Attempt, prefix: &S3Uri, encryption: &Encryption, error: CallError) {
         self.note(probe, prefix, encryption, Outcome::Failed, error.to_string(), error.request_id.clone());
         let trouble = Trouble { uri: Some(prefix.clone()), ..Trouble::new(attempt, error) };
         self.troubles.push(trouble.under(encryption));
@@ -118,36 +111,33 @@ impl Trial {
     fn note_abort(
         &mut self,
         prefix: &S3Uri,
-        target: &UploadTarget,
+        target: &S3Uri,
         upload: &str,
         encryption: &Encryption,
         aborted: Result<Answer<()>, CallError>,
     ) {
-        const PROBE: &str = "s3:AbortMultipartUpload";
         match aborted {
             Ok(answer) => {
                 let detail = "the upload was aborted, nothing is left".to_owned();
-                self.note(PROBE, prefix, encryption, Outcome::Passed, detail, answer.request_id);
+                self.note(Probe::Abort, prefix, encryption, Outcome::Passed, detail, answer.request_id);
             }
             Err(error) => {
                 let detail = format!(
-                    "upload {upload} of s3://{}/{} could not be aborted and stays: {error}; allow \
-                     s3:AbortMultipartUpload, and give the bucket a lifecycle rule with AbortIncompleteMultipartUpload",
-                    target.bucket, target.key
+                    "upload {upload} of {target} could not be aborted and stays: {error}; allow \
+                     s3:AbortMultipartUpload, and give the bucket a lifecycle rule with AbortIncompleteMultipartUpload"
                 );
-                self.note(PROBE, prefix, encryption, Outcome::Warning, detail, error.request_id.clone());
+                self.note(Probe::Abort, prefix, encryption, Outcome::Warning, detail, error.request_id.clone());
             }
         }
     }
 
     /// Without the right to list, each key is still refused when it exists.
     fn note_contents(&mut self, prefix: &S3Uri, overwrite: bool, listed: Result<Answer<Page>, CallError>) {
-        const PROBE: &str = "s3:ListObjectsV2";
         let none = Encryption::default();
         let page = match listed {
             Ok(Answer { value, request_id }) => {
                 let detail = "can be listed".to_owned();
-                self.note(PROBE, prefix, &none, Outcome::Passed, detail, request_id);
+                self.note(Probe::List, prefix, &none, Outcome::Passed, detail, request_id);
                 value
             }
             Err(error) => {
@@ -157,7 +147,14 @@ impl Trial {
                     }
                     _ => "could not be listed",
                 };
-                self.note(PROBE, prefix, &none, Outcome::Unknown, format!("{what}: {error}"), error.request_id.clone());
+                self.note(
+                    Probe::List,
+                    prefix,
+                    &none,
+                    Outcome::Unknown,
+                    format!("{what}: {error}"),
+                    error.request_id.clone(),
+                );
                 return;
             }
         };

@@ -8,10 +8,10 @@ use futures_util::future::join4;
 use super::keys::defect;
 use super::now;
 use super::probe::Probe;
-use crate::audit::Trail;
 use crate::aws::{Answer, CallError, Cause, Cloud, EncryptionContext, Grant, KeyFacts};
 use crate::policy;
 use crate::preflight::report::{AwsDetails, Check, Code, Evidence, Finding, Outcome, Report};
+use crate::spec::Arn;
 
 /// What HealthLake calls the key that it owns itself.
 pub const AWS_OWNED: &str = "AWS_OWNED_KMS_KEY";
@@ -123,16 +123,16 @@ impl Profile {
 }
 
 /// Checks `key` (an ARN, or [`AWS_OWNED`]) for `profile`. The direct calls decide here, there is no S3 between.
-pub fn check_key(key: &str, profile: Profile, cloud: &Cloud, trail: &Trail) -> Result<Evidence, Report> {
+pub fn check_key(key: &str, profile: Profile, cloud: &Cloud) -> Result<Evidence, Report> {
     let demands = profile.demands();
     let mut trial = Trial { key, region: &cloud.region, evidence: Evidence::default(), findings: Vec::new() };
     if key == AWS_OWNED {
         trial.owned_by_aws(&demands);
     } else {
-        cloud.block_on(trial.ask(Probe::new(cloud, trail), &demands));
+        cloud.block_on(trial.ask(cloud, &demands));
     }
     for warning in demands.warnings {
-        trial.note("documents", Outcome::Warning, (*warning).to_owned(), "");
+        trial.note(Probe::Documents, Outcome::Warning, (*warning).to_owned(), "");
     }
     match trial.findings.is_empty() {
         true => Ok(trial.evidence),
@@ -150,7 +150,7 @@ struct Trial<'a> {
 impl Trial<'_> {
     fn owned_by_aws(&mut self, demands: &Demands) {
         self.note(
-            "none",
+            Probe::Nothing,
             Outcome::Unknown,
             "owned by AWS: cannot be seen or checked, and needs no permission".into(),
             "",
@@ -165,34 +165,34 @@ impl Trial<'_> {
         }
     }
 
-    async fn ask(&mut self, probe: Probe<'_>, demands: &Demands) {
+    async fn ask(&mut self, cloud: &Cloud, demands: &Demands) {
         let none = EncryptionContext::new();
-        self.evidence.identity = probe.whoami().await.ok().map(|answer| answer.value);
-        let facts = self.note_description(probe.describe(self.key).await, demands);
+        self.evidence.identity = cloud.identity().whoami().await.ok().map(|answer| answer.value);
+        let facts = self.note_description(cloud.keys().describe(self.key).await, demands);
         if facts.as_ref().is_some_and(|facts| facts.manager == "AWS") {
             let text = "managed by AWS: answers to its service only, so that asking directly would tell nothing";
-            self.note("kms:GenerateDataKey (dry run)", Outcome::Unknown, text.to_owned(), "");
+            self.note(Probe::Generate, Outcome::Unknown, text.to_owned(), "");
             return;
         }
-        let region = policy::Arn::parse(self.key).map_or(self.region, |arn| arn.region).to_owned();
+        let region = Arn::parse(self.key).map_or(self.region, |arn| arn.region).to_owned();
         let grant = async {
             let GrantDemand { service, operations, .. } = demands.grant.as_ref()?;
-            Some(probe.try_grant(self.key, &format!("{service}.{region}.amazonaws.com"), operations).await)
+            Some(cloud.keys().try_grant(self.key, &format!("{service}.{region}.amazonaws.com"), operations).await)
         };
         let (generate, decrypt, granted, grants) = join4(
-            async { if demands.generate { Some(probe.try_generate(self.key, &none).await) } else { None } },
-            async { if demands.decrypt { Some(probe.try_decrypt(self.key, &none).await) } else { None } },
+            async { if demands.generate { Some(cloud.keys().try_generate(self.key, &none).await) } else { None } },
+            async { if demands.decrypt { Some(cloud.keys().try_decrypt(self.key, &none).await) } else { None } },
             grant,
-            async { if demands.grant.is_some() { Some(probe.grants(self.key).await) } else { None } },
+            async { if demands.grant.is_some() { Some(cloud.keys().grants(self.key).await) } else { None } },
         )
         .await;
-        for (action, tried) in [("kms:GenerateDataKey", generate), ("kms:Decrypt", decrypt)] {
+        for (probe, tried) in [(Probe::Generate, generate), (Probe::Decrypt, decrypt)] {
             if let Some(tried) = tried {
-                self.note_use(action, tried, true);
+                self.note_use(probe, tried, true);
             }
         }
         if let Some(tried) = granted {
-            self.note_use("kms:CreateGrant", tried, demands.grant.as_ref().is_some_and(|grant| grant.required));
+            self.note_use(Probe::Grant, tried, demands.grant.as_ref().is_some_and(|grant| grant.required));
         }
         if let Some(grants) = grants {
             self.note_grants(grants);
@@ -204,7 +204,7 @@ impl Trial<'_> {
         described: Result<Answer<KeyFacts>, CallError>,
         demands: &Demands,
     ) -> Option<KeyFacts> {
-        const PROBE: &str = "kms:DescribeKey";
+        const PROBE: Probe = Probe::Describe;
         let Answer { value: facts, request_id } = match described {
             Ok(answer) => answer,
             Err(error) => {
@@ -227,13 +227,8 @@ impl Trial<'_> {
         Some(facts)
     }
 
-    fn note_use(&mut self, action: &'static str, tried: Result<Answer<()>, CallError>, required: bool) {
-        let probe = match action {
-            "kms:GenerateDataKey" => "kms:GenerateDataKey (dry run)",
-            "kms:Decrypt" => "kms:Decrypt (dry run)",
-            "kms:CreateGrant" => "kms:CreateGrant (dry run)",
-            other => other,
-        };
+    fn note_use(&mut self, probe: Probe, tried: Result<Answer<()>, CallError>, required: bool) {
+        let action = probe.operation();
         let error = match tried {
             Ok(answer) => return self.note(probe, Outcome::Passed, "would succeed".into(), &answer.request_id),
             Err(error) => error,
@@ -266,7 +261,7 @@ impl Trial<'_> {
     }
 
     fn note_grants(&mut self, grants: Result<Answer<Vec<Grant>>, CallError>) {
-        const PROBE: &str = "kms:ListGrants";
+        const PROBE: Probe = Probe::Grants;
         match grants {
             Ok(Answer { value, request_id }) if value.is_empty() => {
                 self.note(PROBE, Outcome::Passed, "no grants".into(), &request_id);
@@ -281,9 +276,16 @@ impl Trial<'_> {
         }
     }
 
-    fn note(&mut self, probe: &'static str, outcome: Outcome, detail: String, request_id: &str) {
+    fn note(&mut self, probe: Probe, outcome: Outcome, detail: String, request_id: &str) {
         let (subject, request_id) = (self.key.to_owned(), request_id.to_owned());
-        self.evidence.checks.push(Check { probe, key: Some(subject.clone()), subject, outcome, detail, request_id });
+        self.evidence.checks.push(Check {
+            probe: probe.name(),
+            key: Some(subject.clone()),
+            subject,
+            outcome,
+            detail,
+            request_id,
+        });
     }
 
     fn fail(
@@ -304,7 +306,7 @@ impl Trial<'_> {
             });
             Box::new(AwsDetails {
                 cause,
-                operation: error.as_ref().map_or("kms:DescribeKey", |error| error.operation),
+                operation: error.as_ref().map_or(Probe::Describe.operation(), |error| error.operation),
                 action: action.map(str::to_owned),
                 key: Some(self.key.to_owned()),
                 principal: identity.map(|identity| identity.arn.clone()),

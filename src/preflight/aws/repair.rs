@@ -7,6 +7,7 @@ use super::trouble::{Attempt, Trouble, directory};
 use crate::aws::PolicyKind;
 use crate::policy::{self, KeyUse, Place};
 use crate::preflight::report::Repair;
+use crate::spec::Arn;
 
 /// For a missing permission on a KMS key. A key of another account needs both sides; which one is missing in the same
 /// account, AWS may have said.
@@ -17,7 +18,7 @@ pub(super) fn of_key(
     missing_in: Option<PolicyKind>,
     foreign: bool,
 ) -> Option<Repair> {
-    let key = key.filter(|key| key.contains(":key/"))?;
+    let key = key.filter(|key| Arn::of_key(key).is_some())?;
     let statement = match (&trouble.uri, trouble.attempt) {
         (_, Attempt::RunKey) => policy::run_key("RunKey", key),
         (Some(uri), attempt) => {

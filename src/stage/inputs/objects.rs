@@ -28,7 +28,7 @@ use crate::stage::buffers::{Buffer, Buffers};
 use crate::stage::checksum::{self, Expected, combined};
 use crate::stage::error::{inside, remote};
 use crate::stage::tasks::{self, OnError};
-use crate::stage::{Hold, Progress, StageError, record_call};
+use crate::stage::{Hold, Progress, StageError};
 use crate::sys::path::FileKind;
 use crate::units::hex;
 
@@ -85,7 +85,7 @@ impl Download {
         trail: Arc<Trail>,
         caller: Creator,
     ) -> Arc<Self> {
-        let (objects, buffers) = (Arc::clone(&cloud.objects), Arc::default());
+        let (objects, buffers) = (Arc::clone(cloud.objects()), Arc::default());
         Arc::new(Self { objects, scratch, progress, trail, buffers, caller })
     }
 
@@ -166,7 +166,6 @@ impl Download {
         let whole = rest == (0..object.seen.size);
         let range = (!whole).then(|| rest.clone());
         let answer = self.objects.get(&object.uri.bucket, &object.uri.key, object.seen.etag.as_deref(), range).await;
-        record_call(&self.trail, "s3:GetObject", &object.uri, &answer);
         let Answer { value: (seen, mut pieces), request_id } = answer.map_err(Stop::Call)?;
         if object.parts() == 1 && sink.crc.is_none() && sink.position() == 0 {
             // A read of the whole brings the checksum along.
@@ -213,7 +212,6 @@ impl Download {
     /// Asks for the checksums of an object that is read in parts: answers to ranged reads do not have them.
     async fn checksums(&self, object: &Incoming) -> Result<Expected, StageError> {
         let answer = self.objects.checksums(&object.uri.bucket, &object.uri.key, object.seen.etag.as_deref()).await;
-        record_call(&self.trail, "s3:HeadObject", &object.uri, &answer);
         answer.map(|answer| Expected::of(&answer.value)).map_err(|e| object.unread(e))
     }
 

@@ -9,17 +9,15 @@ use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published, Sum};
-use super::objects::{NO_UPLOAD, Outgoing, Sender, Uploads};
+use super::objects::{Outgoing, Sender, Uploads};
 use crate::audit::Event;
-use crate::aws::{
-    Answer, CallError, Cause, ChecksumAlgorithm, Part, SseAlgorithm, Stored, UploadSettings, UploadTarget,
-};
+use crate::aws::{Answer, CallError, Cause, ChecksumAlgorithm, NO_UPLOAD, Part, SseAlgorithm, Stored, UploadSettings};
 use crate::fs::Kind;
 use crate::spec::S3Uri;
+use crate::stage::StageError;
 use crate::stage::checksum::{combined, crc64};
 use crate::stage::error::remote;
 use crate::stage::tasks::{self, OnError};
-use crate::stage::{StageError, record_call};
 use crate::units::hex;
 
 /// `If-None-Match` met another request on the same key; the reference says to try again.
@@ -48,12 +46,12 @@ impl Sender {
             false => Some(self.put(&object).await?),
         };
         let Some(Answer { value: stored, request_id }) = answer else { return Ok(()) };
-        if let Err(error) = self.agree(object.uri(), &stored.encryption) {
+        if let Err(error) = self.agree(&object.uri, &stored.encryption) {
             object.replace_later(stored);
             return Err(error);
         }
         object.state.lock().done = Some(stored);
-        let event = Event::publish_object(&object.uri(), object.size).ended(Ok(&request_id));
+        let event = Event::publish_object(&object.uri, object.size).ended(Ok(&request_id));
         let sum = object.state.lock().sum.map(|sum| hex(&sum));
         self.trail.record(&match sum {
             Some(sum) if object.attr.kind == Kind::File => event.with("sha256", sum),
@@ -76,8 +74,7 @@ impl Sender {
             (upload, parts, state.crc)
         };
         let settings = self.settings_for(object);
-        let answer = self.store.complete_upload(&object.target, &settings, &upload, &parts, object.size, crc).await;
-        record_call(&self.trail, "s3:CompleteMultipartUpload", &object.uri(), &answer);
+        let answer = self.store.complete_upload(&object.uri, &settings, &upload, &parts, object.size, crc).await;
         match answer {
             Ok(mut answer) => {
                 object.state.lock().upload = None;
@@ -89,24 +86,24 @@ impl Sender {
             }
             Err(e) if e.code == CONFLICT => {
                 // The reference: begin anew.
-                self.abort(&object.target, &upload).await;
+                self.abort(&object.uri, &upload).await;
                 object.forget(&upload);
                 Ok(None)
             }
             Err(e) if e.code == NO_UPLOAD => {
                 // Perhaps completed by a request whose answer was lost.
                 object.forget(&upload);
-                Ok(self.same(object, crc).await)
+                Ok(self.store.same(&object.uri, object.size, crc).await)
             }
-            Err(e) if e.cause == Cause::Precondition => match self.same(object, crc).await {
+            Err(e) if e.cause == Cause::Precondition => match self.store.same(&object.uri, object.size, crc).await {
                 Some(answer) => {
                     object.forget(&upload);
-                    self.abort(&object.target, &upload).await;
+                    self.abort(&object.uri, &upload).await;
                     Ok(Some(answer))
                 }
-                None => Err(StageError::Appeared { path: object.uri().to_string().into() }),
+                None => Err(StageError::Appeared { path: object.uri.to_string().into() }),
             },
-            Err(e) => Err(remote("writing", &object.uri())(e)),
+            Err(e) => Err(remote("writing", &object.uri)(e)),
         }
     }
 
@@ -122,33 +119,30 @@ impl Sender {
             let mut state = object.state.lock();
             (state.crc, state.sum) = (crc, Some(sum));
         }
-        let answer = self.put_bytes(&object.target, &self.settings_for(object), data, crc).await;
+        let answer = self.put_bytes(&object.uri, &self.settings_for(object), data, crc).await;
         match answer {
             Ok(answer) => {
                 self.progress.advance(object.size);
                 Ok(answer)
             }
-            Err(e) if e.cause == Cause::Precondition => match self.same(object, crc).await {
+            Err(e) if e.cause == Cause::Precondition => match self.store.same(&object.uri, object.size, crc).await {
                 Some(answer) => Ok(answer),
-                None => Err(StageError::Appeared { path: object.uri().to_string().into() }),
+                None => Err(StageError::Appeared { path: object.uri.to_string().into() }),
             },
-            Err(e) => Err(remote("writing", &object.uri())(e)),
+            Err(e) => Err(remote("writing", &object.uri)(e)),
         }
     }
 
     pub(in crate::stage) async fn put_bytes(
         &self,
-        target: &UploadTarget,
+        target: &S3Uri,
         settings: &UploadSettings,
         data: Bytes,
         crc: u64,
     ) -> Result<Answer<Stored>, CallError> {
-        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
         let mut conflicts = 0;
         loop {
-            let answer = self.store.put(target, settings, data.clone(), crc).await;
-            record_call(&self.trail, "s3:PutObject", &uri, &answer);
-            match answer {
+            match self.store.put(target, settings, data.clone(), crc).await {
                 Err(e) if e.code == CONFLICT && conflicts < CONFLICTS => {
                     sleep(PAUSE * (1 << conflicts)).await;
                     conflicts += 1;
@@ -156,22 +150,6 @@ impl Sender {
                 answer => return answer,
             }
         }
-    }
-
-    /// The object that is there, if it has exactly the contents of `object`: then an answer to this run was lost.
-    async fn same(&self, object: &Outgoing, crc: u64) -> Option<Answer<Stored>> {
-        self.same_at(&object.target, object.size, crc).await
-    }
-
-    async fn same_at(&self, target: &UploadTarget, size: u64, crc: u64) -> Option<Answer<Stored>> {
-        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
-        let answer = self.store.checksums(&target.bucket, &target.key, None).await;
-        record_call(&self.trail, "s3:HeadObject", &uri, &answer);
-        let answer = answer.ok()?;
-        let there = answer.value;
-        let sum = there.checksums.iter().find(|sum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme)?;
-        let same = there.size == size && sum.value == crc.to_be_bytes();
-        same.then_some(Answer { value: there.into(), request_id: answer.request_id })
     }
 
     /// What this run has made visible itself, it may replace.
@@ -199,20 +177,19 @@ impl Sender {
         &self,
         body: Vec<u8>,
         settings: &UploadSettings,
-    ) -> Result<(UploadTarget, Stored), StageError> {
+    ) -> Result<(S3Uri, Stored), StageError> {
         let uri = self.manifest_uri();
-        let target = UploadTarget { bucket: uri.bucket.clone(), key: uri.key.clone() };
         let (size, crc) = (body.len() as u64, crc64(&body));
-        let answer = match self.put_bytes(&target, settings, body.into(), crc).await {
-            Err(e) if e.cause == Cause::Precondition => match self.same_at(&target, size, crc).await {
+        let answer = match self.put_bytes(&uri, settings, body.into(), crc).await {
+            Err(e) if e.cause == Cause::Precondition => match self.store.same(&uri, size, crc).await {
                 Some(answer) => answer,
                 None => return Err(StageError::Appeared { path: uri.to_string().into() }),
             },
             answer => answer.map_err(remote("writing", &uri))?,
         };
-        self.agree(uri.clone(), &answer.value.encryption)?;
+        self.agree(&uri, &answer.value.encryption)?;
         self.trail.record(&Event::publish_object(&uri, size).ended(Ok(&answer.request_id)));
-        Ok((target, answer.value))
+        Ok((uri, answer.value))
     }
 }
 
@@ -225,7 +202,7 @@ fn learnt(uploads: &Uploads) -> Vec<Learnt> {
     for object in &uploads.objects {
         let state = object.state.lock();
         let Some(stored) = state.done.clone() else { continue };
-        let published = Published { key: object.target.key.clone(), stored, crc: state.crc };
+        let published = Published { key: object.uri.key.clone(), stored, crc: state.crc };
         learnt[object.entry] = match state.sum {
             Some(sum) if object.attr.kind == Kind::File => Learnt::Object(sum, Box::new(published)),
             _ => Learnt::Marker(Box::new(published)),

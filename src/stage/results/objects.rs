@@ -22,14 +22,15 @@ use super::older::{Older, Retired};
 use super::plan::{Plan, TOP};
 use super::survey::{Dereference, View, survey};
 use crate::audit::Trail;
-use crate::aws::{Cloud, Encryption, ObjectStore, Part, Stored, UploadSettings, UploadTarget};
+use crate::aws::{Cloud, Encryption, NO_UPLOAD, ObjectStore, Part, Stored};
 use crate::fs::{Attr, FsError, Kind, Scratch};
+use crate::preflight::OutputPrefix;
 use crate::spec::{RunId, S3Uri};
 use crate::stage::buffers::{Buffer, Buffers};
 use crate::stage::checksum::crc64;
 use crate::stage::error::{inside, remote};
 use crate::stage::tasks::{self, OnError};
-use crate::stage::{Hold, Progress, StageError, Totals, record_call};
+use crate::stage::{Hold, Progress, StageError, Totals};
 
 /// Most bytes of results in memory, unless a single part is larger: one of an object of more than 3.6 TiB.
 const MEMORY: u64 = 384 << 20;
@@ -37,15 +38,6 @@ const MEMORY: u64 = 384 << 20;
 const ROUNDS: u32 = 3;
 /// Stands for "no part is next": an earlier one failed.
 const POISONED: usize = usize::MAX;
-
-/// Where results go, and how.
-#[derive(Clone)]
-pub(in crate::stage) struct Destination {
-    pub(in crate::stage) uri: S3Uri,
-    pub(in crate::stage) settings: UploadSettings,
-    /// What preflight saw: each result must come out like this.
-    pub(in crate::stage) encryption: Encryption,
-}
 
 /// What is known of a publication between two attempts.
 pub(in crate::stage) struct Uploads {
@@ -55,13 +47,13 @@ pub(in crate::stage) struct Uploads {
     /// SHA-256 of the manifest, once it is there.
     pub(in crate::stage) manifest: Option<Sum>,
     /// The empty manifest that has replaced an old one.
-    pub(in crate::stage) withdrawn: Option<(UploadTarget, Stored)>,
+    pub(in crate::stage) withdrawn: Option<(S3Uri, Stored)>,
     /// What the old one listed, or why nobody knows; `None` if it has not been looked for.
     pub(in crate::stage) older: Option<Result<Older, String>>,
     /// What became of the results before.
     pub(in crate::stage) retired: Retired,
     /// What was made visible and is no result any more.
-    pub(in crate::stage) strays: Vec<(UploadTarget, Stored)>,
+    pub(in crate::stage) strays: Vec<(S3Uri, Stored)>,
     /// Keeps every inode.
     _holds: Vec<Hold>,
 }
@@ -72,7 +64,7 @@ pub(in crate::stage) struct Sender {
     pub(in crate::stage) scratch: Arc<Scratch>,
     pub(in crate::stage) progress: Arc<dyn Progress>,
     pub(in crate::stage) trail: Arc<Trail>,
-    pub(in crate::stage) to: Destination,
+    pub(in crate::stage) to: OutputPrefix,
     /// Whether results of before stay that these do not replace.
     pub(in crate::stage) keep_old: bool,
     pub(in crate::stage) run: RunId,
@@ -85,7 +77,7 @@ pub(in crate::stage) struct Outgoing {
     pub(in crate::stage) entry: usize,
     /// Path relative to the results.
     pub(in crate::stage) path: PathBuf,
-    pub(in crate::stage) target: UploadTarget,
+    pub(in crate::stage) uri: S3Uri,
     pub(in crate::stage) attr: Attr,
     /// 0 for the marker of a directory.
     pub(in crate::stage) size: u64,
@@ -130,46 +122,46 @@ impl Uploads {
 
     /// What `plan` holds, which keeps `holds`, for keys below `to`.
     pub(in crate::stage) fn planned(plan: Plan, holds: Vec<Hold>, to: &S3Uri) -> Self {
-        let objects = keys(&plan, to).into_iter().enumerate().filter_map(|(entry, key)| {
-            let target = UploadTarget { bucket: to.bucket.clone(), key: key? };
-            Some(Arc::new(Outgoing::new(&plan, entry, target)))
-        });
+        let objects = keys(&plan, to)
+            .into_iter()
+            .enumerate()
+            .filter_map(|(entry, key)| Some(Arc::new(Outgoing::new(&plan, entry, to.with_key(key?)))));
         let objects = objects.collect();
         let (older, retired) = (None, Retired::default());
         Self { plan, objects, manifest: None, withdrawn: None, older, retired, strays: Vec::new(), _holds: holds }
     }
 
     /// Takes over what `old` had done for files that are still the same. Answers with uploads that are of no use now.
-    pub(in crate::stage) fn take_over(&mut self, old: &Uploads) -> Vec<(UploadTarget, String)> {
+    pub(in crate::stage) fn take_over(&mut self, old: &Uploads) -> Vec<(S3Uri, String)> {
         (self.withdrawn, self.strays) = (old.withdrawn.clone(), old.strays.clone());
         self.older = old.older.clone();
-        let mut old: HashMap<_, _> = old.objects.iter().map(|object| (&object.target.key, object)).collect();
+        let mut old: HashMap<_, _> = old.objects.iter().map(|object| (&object.uri.key, object)).collect();
         for object in &mut self.objects {
-            let Some(before) = old.remove(&object.target.key) else { continue };
+            let Some(before) = old.remove(&object.uri.key) else { continue };
             if before.is_unchanged(&object.attr) {
                 *object = Arc::new(before.again(object.entry));
             } else {
                 let was = before.state.lock();
                 object.state.lock().made = was.done.clone().or_else(|| was.made.clone());
-                old.insert(&before.target.key, before);
+                old.insert(&before.uri.key, before);
             }
         }
-        let strays = old.values().filter(|object| !self.objects.iter().any(|new| new.target == object.target));
+        let strays = old.values().filter(|object| !self.objects.iter().any(|new| new.uri == object.uri));
         let strays = strays.filter_map(|object| {
             let state = object.state.lock();
-            Some((object.target.clone(), state.done.clone().or_else(|| state.made.clone())?))
+            Some((object.uri.clone(), state.done.clone().or_else(|| state.made.clone())?))
         });
         self.strays.extend(strays);
-        let lost = |object: &&Arc<Outgoing>| Some((object.target.clone(), object.state.lock().upload.take()?));
+        let lost = |object: &&Arc<Outgoing>| Some((object.uri.clone(), object.state.lock().upload.take()?));
         old.values().filter_map(lost).collect()
     }
 
     /// Uploads that are begun and not completed; they are forgotten here.
-    pub(in crate::stage) fn pending(&self) -> Vec<(UploadTarget, String)> {
+    pub(in crate::stage) fn pending(&self) -> Vec<(S3Uri, String)> {
         let pending = |object: &Arc<Outgoing>| {
             let upload = object.state.lock().upload.clone()?;
             object.forget(&upload);
-            Some((object.target.clone(), upload))
+            Some((object.uri.clone(), upload))
         };
         self.objects.iter().filter_map(pending).collect()
     }
@@ -194,7 +186,7 @@ impl Drop for Uploads {
 impl Sender {
     pub(in crate::stage) fn new(
         cloud: &Cloud,
-        (to, keep_old): (Destination, bool),
+        (to, keep_old): (OutputPrefix, bool),
         run: &RunId,
         scratch: &Arc<Scratch>,
         progress: &Arc<dyn Progress>,
@@ -202,7 +194,7 @@ impl Sender {
         concurrency: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
-            store: Arc::clone(&cloud.objects),
+            store: Arc::clone(cloud.objects()),
             scratch: Arc::clone(scratch),
             progress: Arc::clone(progress),
             trail: Arc::clone(trail),
@@ -246,7 +238,7 @@ impl Sender {
             }
             match uploads.objects.iter().find(|object| !object.is_done()) {
                 None => break,
-                Some(lost) if round == ROUNDS => return Err(StageError::UploadLost { uri: lost.uri() }),
+                Some(lost) if round == ROUNDS => return Err(StageError::UploadLost { uri: lost.uri.clone() }),
                 Some(_) => {}
             }
         }
@@ -305,11 +297,10 @@ impl Sender {
         if let Some(upload) = &object.state.lock().upload {
             return Ok(upload.clone());
         }
-        let answer = self.store.begin_upload(&object.target, &self.to.settings).await;
-        record_call(&self.trail, "s3:CreateMultipartUpload", &object.uri(), &answer);
-        let (upload, encryption) = answer.map_err(remote("writing", &object.uri()))?.value;
-        if let Err(error) = self.agree(object.uri(), &encryption) {
-            self.abort(&object.target, &upload).await;
+        let answer = self.store.begin_upload(&object.uri, &self.to.settings).await;
+        let (upload, encryption) = answer.map_err(remote("writing", &object.uri))?.value;
+        if let Err(error) = self.agree(&object.uri, &encryption) {
+            self.abort(&object.uri, &upload).await;
             return Err(error);
         }
         object.state.lock().upload = Some(upload.clone());
@@ -327,8 +318,7 @@ impl Sender {
         let len = data.len() as u64;
         // At most 10 000.
         let number = part as u16 + 1;
-        let answer = self.store.upload_part(&object.target, upload, number, data, crc).await;
-        record_call(&self.trail, "s3:UploadPart", &object.uri(), &answer);
+        let answer = self.store.upload_part(&object.uri, upload, number, data, crc).await;
         match answer {
             Ok(answer) => {
                 object.keep(upload, part, answer.value);
@@ -339,7 +329,7 @@ impl Sender {
                 object.forget(upload);
                 Ok(())
             }
-            Err(e) => Err(remote("writing", &object.uri())(e)),
+            Err(e) => Err(remote("writing", &object.uri)(e)),
         }
     }
 
@@ -368,16 +358,16 @@ impl Sender {
     }
 
     /// Refuses another encryption than preflight saw.
-    pub(in crate::stage) fn agree(&self, uri: S3Uri, found: &Encryption) -> Result<(), StageError> {
+    pub(in crate::stage) fn agree(&self, uri: &S3Uri, found: &Encryption) -> Result<(), StageError> {
         if *found == self.to.encryption {
             return Ok(());
         }
         let (expected, found) = (Box::new(self.to.encryption.clone()), Box::new(found.clone()));
-        Err(StageError::OtherEncryption { uri, expected, found })
+        Err(StageError::OtherEncryption { uri: uri.clone(), expected, found })
     }
 
     /// Gives up every upload that was begun and not completed, as far as S3 lets.
-    pub(in crate::stage) async fn abort_all(self: Arc<Self>, uploads: Vec<(UploadTarget, String)>) {
+    pub(in crate::stage) async fn abort_all(self: Arc<Self>, uploads: Vec<(S3Uri, String)>) {
         let jobs = uploads.into_iter().map(|(target, upload)| {
             let this = Arc::clone(&self);
             async move {
@@ -389,11 +379,8 @@ impl Sender {
         let _ = tasks::run(self.concurrency, OnError::Finish, jobs).await;
     }
 
-    pub(in crate::stage) async fn abort(&self, target: &UploadTarget, upload: &str) {
-        let answer = self.store.abort_upload(target, upload).await;
-        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
-        record_call(&self.trail, "s3:AbortMultipartUpload", &uri, &answer);
-        if let Err(e) = answer {
+    pub(in crate::stage) async fn abort(&self, target: &S3Uri, upload: &str) {
+        if let Err(e) = self.store.abort_upload(target, upload).await {
             tracing::warn!(
                 upload,
                 code = e.code,
@@ -403,16 +390,13 @@ impl Sender {
     }
 }
 
-/// What S3 says of an upload that it does not know, or no longer.
-pub(in crate::stage) const NO_UPLOAD: &str = "NoSuchUpload";
-
 impl Outgoing {
-    fn new(plan: &Plan, entry: usize, target: UploadTarget) -> Self {
+    fn new(plan: &Plan, entry: usize, uri: S3Uri) -> Self {
         let attr = plan.entries[entry].attr;
         let size = if attr.kind == Kind::File { attr.size } else { 0 };
         let (turn, _) = watch::channel(0);
         let (beginning, state) = (tokio::sync::Mutex::default(), Mutex::default());
-        let object = Self { entry, path: plan.path(entry), target, attr, size, turn, beginning, state };
+        let object = Self { entry, path: plan.path(entry), uri, attr, size, turn, beginning, state };
         object.state.lock().parts = vec![None; object.parts()];
         object
     }
@@ -421,12 +405,8 @@ impl Outgoing {
     fn again(&self, entry: usize) -> Self {
         let (turn, _) = watch::channel(0);
         let state = Mutex::new(std::mem::take(&mut *self.state.lock()));
-        let (path, target, beginning) = (self.path.clone(), self.target.clone(), tokio::sync::Mutex::default());
-        Self { entry, path, target, attr: self.attr, size: self.size, turn, beginning, state }
-    }
-
-    pub(in crate::stage) fn uri(&self) -> S3Uri {
-        S3Uri { bucket: self.target.bucket.clone(), key: self.target.key.clone() }
+        let (path, uri, beginning) = (self.path.clone(), self.uri.clone(), tokio::sync::Mutex::default());
+        Self { entry, path, uri, attr: self.attr, size: self.size, turn, beginning, state }
     }
 
     /// Whether it is sent in parts.
@@ -445,7 +425,7 @@ impl Outgoing {
 
     fn is_renamed(&self, plan: &Plan) -> bool {
         let path = plan.path(self.entry);
-        path.to_str().is_none_or(|path| !self.target.key.trim_end_matches('/').ends_with(path))
+        path.to_str().is_none_or(|path| !self.uri.key.trim_end_matches('/').ends_with(path))
     }
 
     pub(in crate::stage) fn part_size(&self) -> u64 {

@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 use super::files::Publication;
 use super::objects::{Outgoing, Sender, Uploads};
 use super::plan::TOP;
-use crate::aws::{Cause, Stored, UploadTarget};
+use crate::aws::{Cause, Stored};
 use crate::fs::Kind;
 pub use crate::spec::Remains;
 use crate::spec::S3Uri;
+use crate::stage::StageError;
 use crate::stage::error::{outside, remote};
 use crate::stage::tasks::{self, OnError};
-use crate::stage::{StageError, record_call};
 use crate::sys::beneath::Below;
 use crate::sys::path::{self, shown};
 
@@ -70,8 +70,8 @@ impl Publication {
 
 impl Uploads {
     /// What this run has made visible: objects, markers, and a manifest that says `withdrawn`.
-    fn visible(&self) -> Vec<(UploadTarget, Stored)> {
-        let objects = self.objects.iter().filter_map(|object| Some((object.target.clone(), object.visible()?)));
+    fn visible(&self) -> Vec<(S3Uri, Stored)> {
+        let objects = self.objects.iter().filter_map(|object| Some((object.uri.clone(), object.visible()?)));
         objects.chain(self.strays.iter().cloned()).chain(self.withdrawn.clone()).collect()
     }
 
@@ -83,7 +83,7 @@ impl Uploads {
     }
 
     fn forget(&mut self, gone: &HashSet<String>) {
-        self.objects.iter().filter(|object| gone.contains(&object.target.key)).for_each(|object| object.is_gone());
+        self.objects.iter().filter(|object| gone.contains(&object.uri.key)).for_each(|object| object.is_gone());
         self.strays.retain(|(target, _)| !gone.contains(&target.key));
         self.withdrawn.take_if(|(target, _)| gone.contains(&target.key));
     }
@@ -111,14 +111,12 @@ impl Sender {
         failure.map_or(Ok(()), Err)
     }
 
-    async fn remove_one(&self, target: &UploadTarget, stored: &Stored) -> Result<(), StageError> {
-        let uri = S3Uri { bucket: target.bucket.clone(), key: target.key.clone() };
-        let answer = self.store.remove(target, stored).await;
-        record_call(&self.trail, "s3:DeleteObject", &uri, &answer);
+    async fn remove_one(&self, uri: &S3Uri, stored: &Stored) -> Result<(), StageError> {
+        let answer = self.store.remove(uri, stored).await;
         match answer {
             // Somebody has replaced or removed it.
             Err(error) if matches!(error.cause, Cause::Precondition | Cause::NotFound) => Ok(()),
-            answer => answer.map(drop).map_err(remote("removing", &uri)),
+            answer => answer.map(drop).map_err(remote("removing", uri)),
         }
     }
 }

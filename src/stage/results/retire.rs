@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use super::manifest::{self, MANIFEST};
 use super::objects::{Sender, Uploads};
 use super::older::{Because, Fate, LONGEST, OldEntry, Older, Retired};
-use crate::aws::{CallError, Cause, Object, Stored, UploadTarget};
+use crate::aws::{CallError, Cause, Object, Stored};
 use crate::spec::S3Uri;
+use crate::stage::StageError;
 use crate::stage::error::remote;
 use crate::stage::tasks::{self, OnError};
-use crate::stage::{StageError, record_call};
 
 impl Sender {
     /// Puts an empty manifest in the place of the old one, if there is one, and remembers what that listed. The empty one
@@ -37,7 +37,6 @@ impl Sender {
     async fn old_manifest(&self) -> Result<Option<Result<Older, String>>, StageError> {
         let uri = self.manifest_uri();
         let answer = self.store.get(&uri.bucket, &uri.key, None, None).await;
-        record_call(&self.trail, "s3:GetObject", &uri, &answer);
         let pieces = match answer {
             Ok(answer) if answer.value.0.size > LONGEST => return Ok(Some(Err("it is too long".to_owned()))),
             Ok(answer) => answer.value.1,
@@ -59,7 +58,7 @@ impl Sender {
                 return Ok(());
             }
         };
-        let present: HashSet<&str> = uploads.objects.iter().map(|object| object.target.key.as_str()).collect();
+        let present: HashSet<&str> = uploads.objects.iter().map(|object| object.uri.key.as_str()).collect();
         let retired = Arc::new(Mutex::new(Retired::default()));
         let left = |(entry, _): &(&OldEntry, _)| entry.key.as_deref().is_some_and(|key| !present.contains(key));
         let files = older.files.iter().map(|entry| (entry, true));
@@ -90,9 +89,8 @@ impl Sender {
     }
 
     async fn remove_old(&self, entry: &OldEntry) -> Result<Fate, StageError> {
-        let uri = S3Uri { bucket: self.to.uri.bucket.clone(), key: entry.key.clone().unwrap_or_default() };
+        let uri = self.to.uri.with_key(entry.key.clone().unwrap_or_default());
         let there = self.store.head(&uri.bucket, &uri.key).await;
-        record_call(&self.trail, "s3:HeadObject", &uri, &there);
         let there = match there {
             Ok(answer) => answer.value,
             Err(e) => return fate(e, &uri),
@@ -108,9 +106,7 @@ impl Sender {
 
     /// Removes an object if it is still the one that was `stored`. Where versions are kept, they are.
     async fn remove_current(&self, uri: &S3Uri, stored: Stored) -> Result<Fate, StageError> {
-        let target = UploadTarget { bucket: uri.bucket.clone(), key: uri.key.clone() };
-        let answer = self.store.remove(&target, &Stored { version: None, ..stored }).await;
-        record_call(&self.trail, "s3:DeleteObject", uri, &answer);
+        let answer = self.store.remove(uri, &Stored { version: None, ..stored }).await;
         match answer {
             Ok(_) => Ok(Fate::Removed),
             Err(e) => fate(e, uri),
@@ -128,7 +124,7 @@ impl Sender {
     }
 
     pub(in crate::stage) fn manifest_uri(&self) -> S3Uri {
-        S3Uri { bucket: self.to.uri.bucket.clone(), key: format!("{}{MANIFEST}", self.to.uri.key) }
+        self.to.uri.below(MANIFEST)
     }
 }
 

@@ -14,12 +14,12 @@ use sha2::{Digest, Sha256};
 
 use super::files::{as_far_as_kept, make_output, sync};
 use super::manifest::Sum;
-use super::objects::{Destination, Sender, Uploads};
+use super::objects::{Sender, Uploads};
 use super::plan::{Plan, TOP};
 use super::survey::{Dereference, View, survey};
-use crate::aws::{Cloud, UploadSettings, UploadTarget};
+use crate::aws::{Cloud, UploadSettings};
 use crate::fs::{Attr, Kind, ROOT, Scratch};
-use crate::preflight::Output;
+use crate::preflight::{Output, OutputPrefix};
 use crate::spec::{RescueSpec, S3Uri};
 use crate::stage::checksum::crc64;
 use crate::stage::error::remote;
@@ -59,11 +59,11 @@ impl Stager {
                 Saving { plan: &plan, scratch: &self.scratch, place: &place, keep_owners }.write()?;
                 Ok(Some((totals, path::shown(place.path()))))
             }
-            Some(Output::Prefix { uri, settings, encryption }) => {
-                let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: uri.clone() })?;
-                let uri = S3Uri { key: format!("{}{name}/", uri.key), ..uri };
-                let settings = UploadSettings { overwrite: false, ..settings };
-                let sender = self.sender(Destination { uri: uri.clone(), settings, encryption }, cloud);
+            Some(Output::Prefix(to)) => {
+                let cloud = cloud.ok_or_else(|| StageError::NoCloud { uri: to.uri.clone() })?;
+                let uri = to.uri.below(&format!("{name}/"));
+                let settings = UploadSettings { overwrite: false, ..to.settings };
+                let sender = self.sender(OutputPrefix { uri: uri.clone(), settings, ..to }, cloud);
                 cloud.block_on(sender.save(Uploads::planned(plan, holds, &uri), uri.clone()))?;
                 Ok(Some((totals, uri.to_string())))
             }
@@ -190,9 +190,8 @@ impl Sender {
                 list(&mut sums, &object.path, &sum);
             }
         }
-        let target = UploadTarget { bucket: to.bucket.clone(), key: format!("{}{SUMS}", to.key) };
-        let (crc, uri) = (crc64(&sums), S3Uri { bucket: target.bucket.clone(), key: target.key.clone() });
-        self.put_bytes(&target, &self.to.settings, sums.into(), crc).await.map(drop).map_err(remote("writing", &uri))
+        let (crc, uri) = (crc64(&sums), to.below(SUMS));
+        self.put_bytes(&uri, &self.to.settings, sums.into(), crc).await.map(drop).map_err(remote("writing", &uri))
     }
 }
 

@@ -8,10 +8,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 
 use super::{Demands, Difference, Found, Line, Listed, Problem, Verification, VerifyError, other_manifest};
-use crate::audit::Trail;
 use crate::aws::{CallError, Cause, ChecksumAlgorithm, Cloud, ObjectStore};
 use crate::spec::S3Uri;
-use crate::stage::record_call;
 use crate::stage::results::manifest::{MANIFEST, base64};
 use crate::stage::results::older::LONGEST;
 
@@ -27,15 +25,14 @@ type Outcome = Result<Result<(), (Problem, String)>, VerifyError>;
 ///
 /// # Errors
 /// The manifest cannot be read, or is none; AWS refuses to list or to read at all.
-pub fn prefix(output: &S3Uri, cloud: &Cloud, trail: &Trail, demands: &Demands) -> Result<Verification, VerifyError> {
-    let check = Check { output, store: &*cloud.objects, trail, demands };
+pub fn prefix(output: &S3Uri, cloud: &Cloud, demands: &Demands) -> Result<Verification, VerifyError> {
+    let check = Check { output, store: &**cloud.objects(), demands };
     cloud.block_on(check.run())
 }
 
 struct Check<'a> {
     output: &'a S3Uri,
     store: &'a dyn ObjectStore,
-    trail: &'a Trail,
     demands: &'a Demands,
 }
 
@@ -89,13 +86,12 @@ impl Check<'_> {
     }
 
     fn uri(&self, below: &str) -> S3Uri {
-        S3Uri { bucket: self.output.bucket.clone(), key: format!("{}{below}", self.output.key) }
+        self.output.below(below)
     }
 
     async fn manifest(&self) -> Result<Listed, VerifyError> {
         let uri = self.uri(MANIFEST);
         let answer = self.store.get(&uri.bucket, &uri.key, None, None).await;
-        record_call(self.trail, "s3:GetObject", &uri, &answer);
         let (object, pieces) = answer.map_err(|error| remote(&uri, error))?.value;
         if object.size > LONGEST {
             return Err(VerifyError::Unfit { place: uri.to_string(), problem: "it is too long".to_owned() });
@@ -109,7 +105,6 @@ impl Check<'_> {
         let (mut present, mut after) = (BTreeMap::new(), None);
         loop {
             let answer = self.store.list(&self.output.bucket, &self.output.key, after.as_deref(), PAGE).await;
-            record_call(self.trail, "s3:ListObjectsV2", self.output, &answer);
             let page = answer.map_err(|error| remote(self.output, error))?.value;
             present.extend(page.objects.into_iter().map(|object| (object.key, object.size)));
             match page.next {
@@ -120,7 +115,7 @@ impl Check<'_> {
     }
 
     async fn compare(&self, line: &Line, key: &str, size: Option<u64>) -> Outcome {
-        let uri = S3Uri { bucket: self.output.bucket.clone(), key: key.to_owned() };
+        let uri = self.output.with_key(key.to_owned());
         let Some(size) = size else { return Ok(Err((Problem::Missing, "it is not there".to_owned()))) };
         let differs = match line.differs_in_size(size) {
             Some(differs) => Ok(Some(differs)),
@@ -143,7 +138,6 @@ impl Check<'_> {
 
     async fn contents(&self, line: &Line, uri: &S3Uri) -> Result<Option<String>, CallError> {
         let answer = self.store.get(&uri.bucket, &uri.key, None, None).await;
-        record_call(self.trail, "s3:GetObject", uri, &answer);
         let mut pieces = answer?.value.1;
         let (mut hash, mut read) = (Sha256::new(), 0);
         while let Some(piece) = pieces.try_next().await? {
@@ -155,7 +149,6 @@ impl Check<'_> {
 
     async fn stored(&self, line: &Line, uri: &S3Uri) -> Result<Option<String>, CallError> {
         let answer = self.store.checksums(&uri.bucket, &uri.key, None).await;
-        record_call(self.trail, "s3:HeadObject", uri, &answer);
         let object = answer?.value;
         let sum = object.checksums.iter().find(|sum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme);
         let sum = sum.and_then(|sum| Some(base64(u64::from_be_bytes(sum.value.as_slice().try_into().ok()?))));

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use runseal::aws::{CallError, Cause, Cloud, CloudConfig};
+use runseal::aws::{CallError, Cause, Cloud, CloudConfig, Gate};
 
 use super::wire::{Wire, reply};
 use super::{config, target};
@@ -37,7 +37,7 @@ fn from_environment() -> CloudConfig {
 }
 
 fn refused(config: &CloudConfig) -> CallError {
-    let error = Cloud::connect(config).err().expect("a refusal");
+    let error = Cloud::connect(config, &Gate::default()).err().expect("a refusal");
     assert_eq!(error.cause, Cause::Configuration, "{error}");
     error
 }
@@ -46,8 +46,8 @@ fn refused(config: &CloudConfig) -> CallError {
 fn without_credentials_it_says_where_it_looked() {
     let variables = [("AWS_REGION", "eu-central-1"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")];
     if elsewhere("environment::without_credentials_it_says_where_it_looked", &variables) {
-        let cloud = Cloud::connect(&from_environment()).unwrap();
-        let error = cloud.block_on(cloud.objects.head("data", "key")).unwrap_err();
+        let cloud = Cloud::connect(&from_environment(), &Gate::default()).unwrap();
+        let error = cloud.block_on(cloud.objects().head("data", "key")).unwrap_err();
         assert_eq!((error.operation, error.cause), ("s3:HeadObject", Cause::Credentials), "{error}");
         for source in ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "instance metadata"] {
             assert!(error.message.contains(source), "{error}");
@@ -78,9 +78,9 @@ fn a_profile_gives_region_credentials_and_endpoints() {
         ("AWS_SHARED_CREDENTIALS_FILE", credentials.as_str()),
     ];
     if elsewhere("environment::a_profile_gives_region_credentials_and_endpoints", &variables) {
-        let cloud = Cloud::connect(&from_environment()).unwrap();
+        let cloud = Cloud::connect(&from_environment(), &Gate::default()).unwrap();
         assert_eq!(cloud.region, "eu-north-1");
-        assert_eq!(cloud.block_on(cloud.objects.head("data", "key")).unwrap().value.size, 5);
+        assert_eq!(cloud.block_on(cloud.objects().head("data", "key")).unwrap().value.size, 5);
         return;
     }
     let sent = wire.requests();
@@ -130,7 +130,7 @@ fn fips_and_an_endpoint_url_exclude_each_other() {
         assert!(error.message.contains("FIPS") && error.message.contains("KMS"), "{error}");
         let mut config = from_environment();
         config.fips = Some(false);
-        assert!(Cloud::connect(&config).is_ok(), "the flag comes before the environment");
+        assert!(Cloud::connect(&config, &Gate::default()).is_ok(), "the flag comes before the environment");
     }
 }
 
@@ -143,8 +143,8 @@ fn plain_http_to_this_machine_passes_no_proxy() {
     let dead = "http://127.0.0.1:1";
     let variables = [("HTTP_PROXY", dead), ("http_proxy", dead), ("ALL_PROXY", dead), ("WIRE", url.as_str())];
     if elsewhere("environment::plain_http_to_this_machine_passes_no_proxy", &variables) {
-        let cloud = Cloud::connect(&config(&std::env::var("WIRE").unwrap())).unwrap();
-        cloud.block_on(cloud.objects.head("data", "key")).unwrap();
+        let cloud = Cloud::connect(&config(&std::env::var("WIRE").unwrap()), &Gate::default()).unwrap();
+        cloud.block_on(cloud.objects().head("data", "key")).unwrap();
     }
 }
 
@@ -156,8 +156,8 @@ fn https_goes_through_the_proxy_that_is_set() {
     if elsewhere("environment::https_goes_through_the_proxy_that_is_set", &variables) {
         let mut config = config("https://s3.example.org");
         config.attempts = 1;
-        let cloud = Cloud::connect(&config).unwrap();
-        let error = cloud.block_on(cloud.objects.head("data", "key")).unwrap_err();
+        let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+        let error = cloud.block_on(cloud.objects().head("data", "key")).unwrap_err();
         assert_eq!(error.cause, Cause::Unreachable, "{error}");
         return;
     }
@@ -200,8 +200,8 @@ impl Tls {
     fn get(&self) -> Result<Vec<u8>, CallError> {
         let mut config = config(&format!("https://127.0.0.1:{}", self.port));
         config.attempts = 1;
-        let cloud = Cloud::connect(&config).unwrap();
-        cloud.block_on(async { super::all(cloud.objects.get("data", "key", None, None).await?.value.1).await })
+        let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+        cloud.block_on(async { super::all(cloud.objects().get("data", "key", None, None).await?.value.1).await })
     }
 }
 

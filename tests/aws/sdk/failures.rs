@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use runseal::aws::{CallError, Cause, Cloud, CloudConfig, EncryptionContext, ObjectStore, PolicyKind, UploadSettings};
+use runseal::aws::{
+    CallError, Cause, Cloud, CloudConfig, EncryptionContext, Gate, ObjectStore, PolicyKind, UploadSettings,
+};
 
 use super::wire::{Wire, kms_error, reply, s3_error, sts_error};
 use super::{all, config, crc, target};
@@ -21,7 +23,7 @@ fn at(wire: &Wire) -> CloudConfig {
 }
 
 fn connect(wire: &Wire) -> Cloud {
-    Cloud::connect(&at(wire)).unwrap()
+    Cloud::connect(&at(wire), &Gate::default()).unwrap()
 }
 
 #[test]
@@ -49,7 +51,7 @@ fn codes_of_s3_have_causes() {
     ] {
         let wire = Wire::saying(vec![s3_error(status, code, "as it came: &lt;raw&gt;")]);
         let cloud = connect(&wire);
-        let error = cloud.block_on(cloud.objects.list("data", "", None, 1)).unwrap_err();
+        let error = cloud.block_on(cloud.objects().list("data", "", None, 1)).unwrap_err();
         assert_eq!((error.cause, error.code.as_str(), error.status), (cause, code, status), "{error}");
         assert_eq!((error.message.as_str(), error.request_id.as_str()), ("as it came: <raw>", "REQ1"));
         assert_eq!(error.operation, "s3:ListObjectsV2");
@@ -69,7 +71,7 @@ fn answers_to_head_have_no_body_but_a_status() {
     ] {
         let wire = Wire::saying(vec![reply(status, &[("x-amz-request-id", "REQ4")], b"")]);
         let cloud = connect(&wire);
-        let error = cloud.block_on(cloud.objects.head("data", "key")).unwrap_err();
+        let error = cloud.block_on(cloud.objects().head("data", "key")).unwrap_err();
         assert_eq!((error.cause, error.status, error.request_id.as_str()), (cause, status, "REQ4"), "{error}");
         assert!(!error.message.is_empty());
     }
@@ -92,9 +94,9 @@ fn codes_of_kms_have_causes_whatever_the_sdk_models() {
         let wire = Wire::saying(vec![kms_error(code, "text of KMS")]);
         let cloud = connect(&wire);
         for error in [
-            cloud.block_on(cloud.keys.describe(KEY)).map(drop).unwrap_err(),
-            cloud.block_on(cloud.keys.try_generate(KEY, &EncryptionContext::new())).map(drop).unwrap_err(),
-            cloud.block_on(cloud.keys.try_decrypt(KEY, &EncryptionContext::new())).map(drop).unwrap_err(),
+            cloud.block_on(cloud.keys().describe(KEY)).map(drop).unwrap_err(),
+            cloud.block_on(cloud.keys().try_generate(KEY, &EncryptionContext::new())).map(drop).unwrap_err(),
+            cloud.block_on(cloud.keys().try_decrypt(KEY, &EncryptionContext::new())).map(drop).unwrap_err(),
         ] {
             assert_eq!((error.cause, error.code.as_str()), (cause, code), "{error}");
             assert_eq!((error.message.as_str(), error.request_id.as_str()), ("text of KMS", "REQ2"));
@@ -112,8 +114,8 @@ fn denials_are_taken_apart() {
     let kms = Wire::saying(vec![kms_error("AccessDeniedException", &text)]);
     let (by_s3, by_kms) = (connect(&s3), connect(&kms));
     for error in [
-        by_s3.block_on(by_s3.objects.get("data", "key", None, None)).map(drop).unwrap_err(),
-        by_kms.block_on(by_kms.keys.describe(KEY)).map(drop).unwrap_err(),
+        by_s3.block_on(by_s3.objects().get("data", "key", None, None)).map(drop).unwrap_err(),
+        by_kms.block_on(by_kms.keys().describe(KEY)).map(drop).unwrap_err(),
     ] {
         let denial = error.denial.clone().expect("a denial");
         assert_eq!(error.message, text, "verbatim");
@@ -129,9 +131,9 @@ fn dry_runs_that_would_have_succeeded_are_answers() {
     let wire = Wire::saying(vec![kms_error("DryRunOperationException", "would have succeeded")]);
     let cloud = connect(&wire);
     let context = EncryptionContext::from([("aws:s3:arn".to_owned(), "arn:aws:s3:::data".to_owned())]);
-    assert_eq!(cloud.block_on(cloud.keys.try_generate(KEY, &context)).unwrap().request_id, "REQ2");
-    cloud.block_on(cloud.keys.try_decrypt(KEY, &context)).unwrap();
-    cloud.block_on(cloud.keys.try_grant(KEY, "arn:aws:iam::111122223333:role/r", &["Decrypt"])).unwrap();
+    assert_eq!(cloud.block_on(cloud.keys().try_generate(KEY, &context)).unwrap().request_id, "REQ2");
+    cloud.block_on(cloud.keys().try_decrypt(KEY, &context)).unwrap();
+    cloud.block_on(cloud.keys().try_grant(KEY, "arn:aws:iam::111122223333:role/r", &["Decrypt"])).unwrap();
     let sent = wire.requests();
     assert_eq!(sent.len(), 3, "none is tried again");
     for request in &sent {
@@ -150,7 +152,7 @@ fn a_data_key_has_32_bytes_or_is_refused() {
         let body = format!("{{\"KeyId\":\"{KEY}\",\"Plaintext\":\"{base64}\",\"CiphertextBlob\":\"AAEC\"}}");
         let wire = Wire::saying(vec![reply(200, &[("x-amzn-requestid", "REQ5")], body.as_bytes())]);
         let cloud = connect(&wire);
-        match cloud.block_on(cloud.keys.generate(KEY, &EncryptionContext::new())) {
+        match cloud.block_on(cloud.keys().generate(KEY, &EncryptionContext::new())) {
             Ok(answer) => assert_eq!((good, answer.value.0.to_vec()), (true, (0..32).collect())),
             Err(error) => assert!(!good && error.cause == Cause::Rejected, "{error}"),
         }
@@ -162,9 +164,9 @@ fn a_data_key_has_32_bytes_or_is_refused() {
 fn requests_say_who_sends_them_for_which_run() {
     let wire = Wire::saying(vec![s3_error(403, "AccessDenied", "no")]);
     let cloud = connect(&wire);
-    drop(cloud.block_on(cloud.objects.head("data", "key")));
-    drop(cloud.block_on(cloud.keys.describe(KEY)));
-    drop(cloud.block_on(cloud.identity.whoami()));
+    drop(cloud.block_on(cloud.objects().head("data", "key")));
+    drop(cloud.block_on(cloud.keys().describe(KEY)));
+    drop(cloud.block_on(cloud.identity().whoami()));
     let sent = wire.requests();
     assert_eq!(sent.len(), 3);
     for request in sent {
@@ -182,10 +184,10 @@ fn a_bucket_in_another_region_is_followed_and_remembered() {
         _ => s3_error(404, "NoSuchKey", "none"),
     });
     let cloud = connect(&wire);
-    let object = cloud.block_on(cloud.objects.head("data", "key")).unwrap().value;
+    let object = cloud.block_on(cloud.objects().head("data", "key")).unwrap().value;
     assert_eq!(object.size, 5);
-    drop(cloud.block_on(cloud.objects.get("data", "other", None, None)));
-    drop(cloud.block_on(cloud.objects.head("elsewhere", "key")));
+    drop(cloud.block_on(cloud.objects().get("data", "other", None, None)));
+    drop(cloud.block_on(cloud.objects().head("elsewhere", "key")));
     let regions: Vec<String> = wire.requests().iter().map(|request| request.region().to_owned()).collect();
     assert_eq!(regions, ["eu-central-1", "ap-south-1", "ap-south-1", "eu-central-1"]);
 }
@@ -197,8 +199,8 @@ fn uploads_carry_one_checksum_which_is_ours() {
     let body = Bytes::from_static(b"contents");
     let sum = crc(&body);
     let settings = UploadSettings::default();
-    cloud.block_on(cloud.objects.put(&target("key"), &settings, body.clone(), sum)).unwrap();
-    cloud.block_on(cloud.objects.upload_part(&target("key"), "id", 3, body.clone(), sum)).unwrap();
+    cloud.block_on(cloud.objects().put(&target("key"), &settings, body.clone(), sum)).unwrap();
+    cloud.block_on(cloud.objects().upload_part(&target("key"), "id", 3, body.clone(), sum)).unwrap();
     let sent = wire.requests();
     for request in &sent {
         assert_eq!(request.body, body, "neither encoded nor with a trailer");
@@ -219,15 +221,15 @@ fn throttling_and_errors_of_the_server_are_tried_again_and_denials_are_not() {
         let wire = Wire::saying(vec![busy.clone(), busy, reply(200, &[("content-length", "5")], b"")]);
         let mut config = at(&wire);
         config.attempts = 3;
-        let cloud = Cloud::connect(&config).unwrap();
-        assert_eq!(cloud.block_on(cloud.objects.head("data", "key")).unwrap().value.size, 5);
+        let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+        assert_eq!(cloud.block_on(cloud.objects().head("data", "key")).unwrap().value.size, 5);
         assert_eq!(wire.requests().len(), 3);
     }
     let wire = Wire::saying(vec![s3_error(403, "AccessDenied", "no")]);
     let mut config = at(&wire);
     config.attempts = 3;
-    let cloud = Cloud::connect(&config).unwrap();
-    cloud.block_on(cloud.objects.head("data", "key")).unwrap_err();
+    let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+    cloud.block_on(cloud.objects().head("data", "key")).unwrap_err();
     assert_eq!(wire.requests().len(), 1);
 }
 
@@ -236,7 +238,7 @@ fn throttling_and_errors_of_the_server_are_tried_again_and_denials_are_not() {
 fn attempts_end() {
     let wire = Wire::saying(vec![s3_error(503, "SlowDown", "slow down")]);
     let cloud = connect(&wire);
-    let error = cloud.block_on(cloud.objects.get("data", "key", None, None)).map(drop).unwrap_err();
+    let error = cloud.block_on(cloud.objects().get("data", "key", None, None)).map(drop).unwrap_err();
     assert_eq!((error.cause, error.code.as_str()), (Cause::Unreachable, "SlowDown"));
     assert_eq!(wire.requests().len(), 2, "twice `attempts` for contents");
 }
@@ -250,7 +252,7 @@ fn an_error_inside_of_a_success_is_an_error() {
     ]);
     let cloud = connect(&wire);
     let settings = UploadSettings::default();
-    cloud.block_on(cloud.objects.complete_upload(&target("key"), &settings, "id", &[], 0, 0)).unwrap();
+    cloud.block_on(cloud.objects().complete_upload(&target("key"), &settings, "id", &[], 0, 0)).unwrap();
     assert_eq!(wire.requests().len(), 2);
 }
 
@@ -269,7 +271,7 @@ fn put_after(first: Vec<u8>, found: Option<&[u8]>) -> (Result<(), CallError>, us
     let cloud = connect(&wire);
     let body = Bytes::from_static(b"ours");
     let sum = crc(&body);
-    let put = cloud.block_on(cloud.objects.put(&target("key"), &UploadSettings::default(), body, sum));
+    let put = cloud.block_on(cloud.objects().put(&target("key"), &UploadSettings::default(), body, sum));
     (put.map(drop), wire.requests().len())
 }
 
@@ -310,7 +312,7 @@ fn an_upload_that_was_completed_before_its_answer_got_lost_is_complete() {
     let cloud = connect(&wire);
     let settings = UploadSettings::default();
     let sum = crc(b"ours");
-    cloud.block_on(cloud.objects.complete_upload(&target("key"), &settings, "id", &[], 4, sum)).unwrap();
+    cloud.block_on(cloud.objects().complete_upload(&target("key"), &settings, "id", &[], 4, sum)).unwrap();
     assert_eq!(wire.requests().len(), 3);
 }
 
@@ -318,7 +320,7 @@ fn an_upload_that_was_completed_before_its_answer_got_lost_is_complete() {
 fn aborting_what_is_gone_is_no_error() {
     let wire = Wire::saying(vec![s3_error(404, "NoSuchUpload", "gone")]);
     let cloud = connect(&wire);
-    cloud.block_on(cloud.objects.abort_upload(&target("key"), "id")).unwrap();
+    cloud.block_on(cloud.objects().abort_upload(&target("key"), "id")).unwrap();
 }
 
 /// Body of a get: of `range`, answered by `headers` and `body`.
@@ -326,7 +328,7 @@ fn got(range: Option<std::ops::Range<u64>>, headers: &[(&str, &str)], body: &[u8
     let status = if range.is_some() { 206 } else { 200 };
     let wire = Wire::saying(vec![reply(status, headers, body)]);
     let cloud = connect(&wire);
-    let objects: &dyn ObjectStore = &*cloud.objects;
+    let objects: &dyn ObjectStore = &**cloud.objects();
     cloud.block_on(async { all(objects.get("data", "key", None, range).await?.value.1).await })
 }
 
@@ -361,9 +363,9 @@ fn a_body_that_stands_still_is_given_up() {
     let mut config = at(&wire);
     config.endpoints.s3 = Some(slow);
     config.timeouts.stall = Duration::from_secs(1);
-    let cloud = Cloud::connect(&config).unwrap();
+    let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
     let error = cloud.block_on(async {
-        let pieces = cloud.objects.get("data", "key", None, None).await?.value.1;
+        let pieces = cloud.objects().get("data", "key", None, None).await?.value.1;
         pieces.try_collect::<Vec<Bytes>>().await
     });
     let error = error.unwrap_err();
@@ -406,7 +408,7 @@ fn keys_that_xml_cannot_hold_are_listed_encoded() {
         }
     });
     let cloud = connect(&wire);
-    let page = cloud.block_on(cloud.objects.list("data", "", None, 10)).unwrap().value;
+    let page = cloud.block_on(cloud.objects().list("data", "", None, 10)).unwrap().value;
     assert_eq!(page.objects[0].key, "a\u{1}+ \u{e4}");
 }
 
@@ -427,8 +429,8 @@ fn the_role_is_assumed_in_a_session_named_after_the_run() {
     });
     let mut config = at(&wire);
     config.role_arn = Some(role.into());
-    let cloud = Cloud::connect(&config).unwrap();
-    cloud.block_on(cloud.objects.head("data", "key")).unwrap();
+    let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+    cloud.block_on(cloud.objects().head("data", "key")).unwrap();
     let sent = wire.requests();
     let form = String::from_utf8(sent[0].body.clone()).unwrap();
     assert!(form.contains("RoleSessionName=runseal-sdk-test"), "{form}");
@@ -444,8 +446,8 @@ fn a_role_that_may_not_be_assumed_is_a_denial_of_sts() {
     let wire = Wire::saying(vec![sts_error(403, "AccessDenied", text)]);
     let mut config = at(&wire);
     config.role_arn = Some("arn:aws:iam::111122223333:role/Run".into());
-    let cloud = Cloud::connect(&config).unwrap();
-    let error = cloud.block_on(cloud.objects.head("data", "key")).unwrap_err();
+    let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+    let error = cloud.block_on(cloud.objects().head("data", "key")).unwrap_err();
     assert_eq!((error.operation, error.cause), ("sts:AssumeRole", Cause::Denied), "{error}");
     assert_eq!((error.message.as_str(), error.request_id.as_str()), (text, "REQ3"));
     assert_eq!(error.denial.unwrap().action.as_deref(), Some("sts:AssumeRole"));
@@ -457,8 +459,8 @@ fn expired_credentials_are_told_as_such_and_show_nothing_of_themselves() {
         Wire::saying(vec![sts_error(403, "ExpiredToken", "The security token included in the request is expired")]);
     let mut config = at(&wire);
     config.credentials.as_mut().unwrap().session_token = Some(zeroize::Zeroizing::new("SESSION-TOKEN-1234".into()));
-    let cloud = Cloud::connect(&config).unwrap();
-    let error = cloud.block_on(cloud.identity.whoami()).unwrap_err();
+    let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+    let error = cloud.block_on(cloud.identity().whoami()).unwrap_err();
     assert_eq!(error.cause, Cause::Credentials, "{error}");
     for secret in ["SESSION-TOKEN-1234", "AKIAIOSFODNN7EXAMPLE", "a-secret-access-key"] {
         assert!(!format!("{error} {error:?}").contains(secret));

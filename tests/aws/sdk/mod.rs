@@ -11,25 +11,30 @@ use crc_fast::{CrcAlgorithm, checksum};
 use futures_util::TryStreamExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use runseal::aws::{
-    CallError, Cause, ChecksumAlgorithm, Cloud, CloudConfig, Credentials, Pieces, UploadSettings, UploadTarget,
+    CallError, Cause, ChecksumAlgorithm, Cloud, CloudConfig, Credentials, Gate, Pieces, UploadSettings,
 };
+use runseal::spec::S3Uri;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 
 /// A server with an empty bucket, and a cloud that speaks to it.
-struct Place {
-    cloud: Cloud,
+pub struct Place {
+    pub cloud: Cloud,
     _server: tokio::runtime::Runtime,
     _root: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("data")).unwrap();
         let server = tokio::runtime::Runtime::new().unwrap();
         let address = server.block_on(serve(root.path()));
-        Self { cloud: Cloud::connect(&config(&format!("http://{address}"))).unwrap(), _server: server, _root: root }
+        Self {
+            cloud: Cloud::connect(&config(&format!("http://{address}")), &Gate::default()).unwrap(),
+            _server: server,
+            _root: root,
+        }
     }
 }
 
@@ -59,15 +64,15 @@ async fn serve(root: &std::path::Path) -> SocketAddr {
     address
 }
 
-fn target(key: &str) -> UploadTarget {
-    UploadTarget { bucket: "data".into(), key: key.into() }
+fn target(key: &str) -> S3Uri {
+    S3Uri { bucket: "data".into(), key: key.into() }
 }
 
-fn crc(data: &[u8]) -> u64 {
+pub fn crc(data: &[u8]) -> u64 {
     checksum(CrcAlgorithm::Crc64Nvme, data)
 }
 
-async fn all(pieces: Pieces) -> Result<Vec<u8>, CallError> {
+pub async fn all(pieces: Pieces) -> Result<Vec<u8>, CallError> {
     let pieces: Vec<Bytes> = pieces.try_collect().await?;
     Ok(pieces.concat())
 }
@@ -75,7 +80,7 @@ async fn all(pieces: Pieces) -> Result<Vec<u8>, CallError> {
 #[test]
 fn an_object_goes_up_and_comes_down_whole_and_in_ranges() {
     let place = Place::new();
-    let store = &place.cloud.objects;
+    let store = place.cloud.objects();
     let data: Bytes = (0..100_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>().into();
     place.cloud.block_on(async {
         store.put(&target("a/b c+d.bin"), &UploadSettings::default(), data.clone(), crc(&data)).await.unwrap();
@@ -99,7 +104,7 @@ fn an_object_goes_up_and_comes_down_whole_and_in_ranges() {
 #[test]
 fn parts_become_one_object() {
     let place = Place::new();
-    let store = &place.cloud.objects;
+    let store = place.cloud.objects();
     let data = Bytes::from(vec![7u8; 11 << 20]);
     place.cloud.block_on(async {
         let (to, settings) = (target("big"), UploadSettings::default());
@@ -123,7 +128,7 @@ fn parts_become_one_object() {
 #[test]
 fn failures_have_causes() {
     let place = Place::new();
-    let store = &place.cloud.objects;
+    let store = place.cloud.objects();
     place.cloud.block_on(async {
         let body = Bytes::from_static(b"hello");
         let settings = UploadSettings::default();
@@ -145,8 +150,8 @@ fn failures_have_causes() {
 fn a_server_that_is_not_there_is_unreachable() {
     let mut config = config("http://127.0.0.1:1");
     config.attempts = 1;
-    let cloud = Cloud::connect(&config).unwrap();
-    let error = cloud.block_on(cloud.objects.head("data", "x")).unwrap_err();
+    let cloud = Cloud::connect(&config, &Gate::default()).unwrap();
+    let error = cloud.block_on(cloud.objects().head("data", "x")).unwrap_err();
     assert_eq!((error.operation, error.cause), ("s3:HeadObject", Cause::Unreachable), "{error}");
 }
 
@@ -154,10 +159,10 @@ fn a_server_that_is_not_there_is_unreachable() {
 #[test]
 fn plain_http_stays_on_this_machine() {
     for endpoint in ["http://s3.example.org", "http://10.0.0.1:9000", "http://127.0.0.1.example.org", "ftp://x", "x"] {
-        let error = Cloud::connect(&config(endpoint)).err().expect(endpoint);
+        let error = Cloud::connect(&config(endpoint), &Gate::default()).err().expect(endpoint);
         assert_eq!(error.cause, Cause::Configuration, "{endpoint}: {error}");
     }
     for endpoint in ["http://localhost:9000", "http://[::1]:9000", "http://127.1.2.3", "https://s3.example.org"] {
-        assert!(Cloud::connect(&config(endpoint)).is_ok(), "{endpoint}");
+        assert!(Cloud::connect(&config(endpoint), &Gate::default()).is_ok(), "{endpoint}");
     }
 }

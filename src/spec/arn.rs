@@ -24,6 +24,16 @@ impl<'a> Arn<'a> {
         Some(Self { partition: part()?, service: part()?, region: part()?, account: part()?, resource: part()? })
     }
 
+    /// The same of a key of KMS: neither a key id, nor an alias or its ARN.
+    pub fn of_key(text: &'a str) -> Option<Self> {
+        Self::parse(text).filter(|arn| arn.service == "kms" && arn.resource.starts_with("key/"))
+    }
+
+    /// Whether its partition is one of AWS.
+    pub fn is_of_aws(&self) -> bool {
+        self.partition == "aws" || self.partition.starts_with("aws-")
+    }
+
     /// The bucket and the key of an ARN of S3.
     pub fn bucket_and_key(&self) -> (&'a str, Option<&'a str>) {
         match self.resource.split_once('/') {
