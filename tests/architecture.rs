@@ -6,11 +6,16 @@ mod source;
 #[path = "architecture/table.rs"]
 mod table;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use source::{Source, Token};
 use table::Layers;
 
 /// Lines a file may have, tests not counted.
-const LONGEST_FILE: usize = 900;
+const LONGEST_FILE: usize = 500;
+/// Lines a function may have, its signature and closing brace included.
+const LONGEST_FUNCTION: usize = 60;
 /// Where unsafe code may live.
 const UNSAFE_HOMES: [&str; 2] = ["src/sys/", "src/crypt/"];
 /// Who may write to standard output and standard error: the command line, and the helper through which `run` speaks.
@@ -135,6 +140,52 @@ fn files_can_be_held_in_mind() {
     require(long);
 }
 
+#[test]
+fn functions_can_be_held_in_mind() {
+    require(source::all().iter().flat_map(long_functions).collect());
+}
+
+/// One idea has one type: who reads a name in a layer need not ask which of two is meant.
+#[test]
+fn a_public_type_has_a_name_of_its_own_in_its_layer() {
+    require(shared_names(&source::all()));
+}
+
+/// A table is for comparing; what needs a sentence more goes below it.
+#[test]
+fn cells_of_tables_are_short() {
+    const LONGEST: usize = 200;
+    let mut long = Vec::new();
+    for (page, text) in documents() {
+        for (at, row) in text.lines().enumerate().filter(|(_, line)| line.starts_with('|')) {
+            let cells = row.trim_matches('|').split(" | ").map(|cell| cell.chars().count());
+            if let Some(length) = cells.max().filter(|&length| length > LONGEST) {
+                long.push(format!("{page}:{}: a cell of {length} characters, at most {LONGEST}", at + 1));
+            }
+        }
+    }
+    require(long);
+}
+
+/// A document that names a file sends its reader there.
+#[test]
+fn documents_name_files_that_exist() {
+    const ROOMS: [&str; 8] = ["src/", "tests/", "benches/", "scripts/", "docs/", "deploy/", "examples/", "fuzz/"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    for (page, text) in documents() {
+        // Words between backticks, of which every second piece is one.
+        for word in text.split('`').skip(1).step_by(2).filter(|word| ROOMS.iter().any(|room| word.starts_with(room))) {
+            let path = word.split([' ', ':', '*', '{', '<']).next().unwrap_or_default();
+            let path = &path[..path.rfind('/').filter(|_| path != word).map_or(path.len(), |end| end + 1)];
+            if path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)) && !root.join(path).exists() {
+                missing.push(format!("{page}: `{word}` is not there"));
+            }
+        }
+    }
+    require(missing);
+}
+
 /// The scanner itself: what it must see, and what it must not mistake for code.
 mod scanner {
     use super::*;
@@ -194,10 +245,51 @@ mod scanner {
     }
 
     #[test]
+    fn measures_functions_and_not_what_only_looks_like_one() {
+        let body = "    x();\n".repeat(LONGEST_FUNCTION - 1);
+        let text = format!(
+            "trait T {{ fn short(&self); }}\ntype P = fn(u8) -> u8;\nfn fits() {{\n{}}}\nasync fn long<'a>(\n    at: &'a [u8; 2],\n) \
+             -> u8 {{\n{body}}}\n#[cfg(test)]\nmod t {{ fn f() {{\n{body}{body}}} }}\n",
+            body.split_inclusive('\n').skip(1).collect::<String>(),
+        );
+        let found = long_functions(&Source::new("src/x.rs", &text));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("`long` has 63 lines"), "{found:?}");
+    }
+
+    #[test]
+    fn sees_two_types_of_one_name_in_one_layer() {
+        let files = |paths: [&str; 2]| {
+            let text = ["pub(super) struct Entry;\nstruct Own;\n", "pub enum Entry { A }\nstruct Own;\n"];
+            [0, 1].map(|at| Source::new(paths[at], text[at]))
+        };
+        let one_layer = shared_names(&files(["src/a/x.rs", "src/a/y.rs"]));
+        assert_eq!(one_layer.len(), 1, "{one_layer:?}");
+        assert!(one_layer[0].contains("src/a/y.rs:1: `Entry` is a type of src/a/x.rs:1 too"), "{one_layer:?}");
+        assert!(shared_names(&files(["src/a/x.rs", "src/b/y.rs"])).is_empty());
+    }
+
+    #[test]
     #[should_panic(expected = "must see lower rows only")]
     fn refuses_a_table_that_points_up() {
         Layers::parse("//! | layer | what | may see |\n//! | [`a`] | x | nothing |\n//! | [`b`] | x | `a` |\n");
     }
+}
+
+/// Path and text of every document for people.
+fn documents() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["", "docs", "docs/benchmarks", "deploy/docker", "deploy/systemd", "examples", "tests/posix"] {
+        for entry in std::fs::read_dir(root.join(folder)).expect("a folder of documents") {
+            let path = entry.expect("an entry").path();
+            if path.extension() == Some("md".as_ref()) {
+                let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
+                found.push((name, std::fs::read_to_string(&path).expect("documents can be read")));
+            }
+        }
+    }
+    found
 }
 
 /// One complaint per use of a layer that the table does not allow.
@@ -209,6 +301,32 @@ fn imports_against(layers: &Layers, files: &[Source]) -> Vec<String> {
             if layers.knows(layer) && layers.knows(&seen) && seen != layer && !layers.allow(layer, &seen) {
                 let may = layers.visible(layer).join(", ");
                 complaints.push(format!("{}:{line}: `{layer}` must not see `{seen}` (it may see: {may})", file.path));
+            }
+        }
+    }
+    complaints
+}
+
+fn long_functions(file: &Source) -> Vec<String> {
+    let functions = file.functions().into_iter();
+    let long = functions.filter(|(.., lines)| *lines > LONGEST_FUNCTION).map(|(name, line, lines)| {
+        format!("{}:{line}: `{name}` has {lines} lines, at most {LONGEST_FUNCTION}: give its steps names", file.path)
+    });
+    long.collect()
+}
+
+/// One complaint per public type whose name another public type of its layer has.
+fn shared_names(files: &[Source]) -> Vec<String> {
+    let mut first = BTreeMap::new();
+    let mut complaints = Vec::new();
+    for file in files {
+        for (name, line) in file.public_types() {
+            let taken = first.entry((file.layer(), name)).or_insert((&file.path, line));
+            // Two of one name in one file are one type in two builds.
+            if taken.0 != &file.path {
+                let (other, at) = taken;
+                complaints
+                    .push(format!("{}:{line}: `{name}` is a type of {other}:{at} too: one idea, one type", file.path));
             }
         }
     }

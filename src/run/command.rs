@@ -30,12 +30,11 @@ impl Run {
         inside: &Inside<'_>,
     ) -> Result<(Outcome, u8), RunError> {
         let seal = inside.seal;
-        let before = seal.inodes();
         let status = self.wait_for_command(command, seal).await?;
         self.clear();
         self.take_over(inside.output, seal);
         if status != 0 {
-            self.command_failed(command, status, seal.inodes() > before, inside).await?;
+            self.command_failed(command, status, inside).await?;
             return Ok((Outcome::CommandFailed, status));
         }
         if self.spec.data.output.is_none() && inside.stager.results(inside.output).is_empty() {
@@ -93,13 +92,7 @@ impl Run {
     }
 
     /// What a failed command left is told, and held if that was asked for.
-    async fn command_failed(
-        &mut self,
-        command: &CommandSpec,
-        status: u8,
-        left_files: bool,
-        inside: &Inside<'_>,
-    ) -> Result<(), RunError> {
+    async fn command_failed(&mut self, command: &CommandSpec, status: u8, inside: &Inside<'_>) -> Result<(), RunError> {
         let (rescue, seal) = (&command.rescue, inside.seal);
         let lost = if self.spec.data.output.is_some() { "; nothing was published" } else { "" };
         message::warn(format_args!("the command ended with status {status}{lost}"));
@@ -113,7 +106,9 @@ impl Run {
         }
         if rescue.on_failure == OnFailure::Hold {
             self.hold_scratch(status, seal).await?;
-        } else if left_files {
+        } else if !(inside.stager.results(inside.output).is_empty()
+            && inside.stager.elsewhere(inside.output).is_empty())
+        {
             let what = if rescue.save.is_empty() { "what" } else { "all else that" };
             message::warn(format_args!(
                 "{what} it left in the scratch is gone; next time --save GLOB publishes files such as logs even \

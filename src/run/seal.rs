@@ -140,11 +140,6 @@ impl Seal {
         self.store.latched()
     }
 
-    /// Files, directories and the like in the scratch.
-    pub fn inodes(&self) -> u64 {
-        self.scratch.inodes()
-    }
-
     /// As [`Seal::close`], unless `result` says that the mount was cut off unasked: then it stays, dead.
     pub async fn close_or_leave<T>(self, result: &Result<T, RunError>, journal: &Journal) {
         if matches!(result, Err(RunError::Family(FamilyError::CutOff))) {

@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn what_is_not_asked_for_is_what_the_node_says() {
         let alice = Caller { uid: 1000, gid: 100, process: None };
-        let order = admitted(&json!({ "id": "a" }), None, alice).ok().expect("admitted").order;
+        let order = admitted(&json!({ "id": "a" }), None, alice).unwrap_or_else(|refused| panic!("{refused}")).order;
         let view = serde_json::to_value(RunView::from(&RunRow::new(order))).expect("JSON");
         let expected = json!({
             "state": "starting", "user": 1000, "mountpoint": "/a", "size": 10_u64 << 30, "memory": 64 << 20,
@@ -275,8 +275,8 @@ mod tests {
         for (name, value) in expected.as_object().expect("an object") {
             assert_eq!(&view[name], value, "{name}");
         }
-        let order = admitted(&json!({ "owner": { "uid": 1000, "gid": 1 } }), Some("data"), Caller::ROOT).ok();
-        let order = order.expect("admitted").order;
+        let order = admitted(&json!({ "owner": { "uid": 1000, "gid": 1 } }), Some("data"), Caller::ROOT);
+        let order = order.unwrap_or_else(|refused| panic!("{refused}")).order;
         assert_eq!((order.user, order.volume.as_deref()), (0, Some("data")), "counts as whoever mounts it");
     }
 

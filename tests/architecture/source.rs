@@ -89,6 +89,40 @@ impl Source {
         found
     }
 
+    /// Name, first line and number of lines of every function that has a body.
+    pub fn functions(&self) -> Vec<(&str, usize, usize)> {
+        let named = self.tokens.windows(2).enumerate().filter(|(_, pair)| pair[0].text == "fn");
+        // `fn(` is the type of a pointer.
+        let named = named.filter(|(_, pair)| pair[1].text != "(");
+        let function = |(at, pair): (usize, &'_ [Token])| {
+            let end = end_of_item(&self.tokens, at);
+            if self.tokens[end - 1].text != "}" {
+                return None;
+            }
+            let (first, last) = (self.tokens[at].line, self.tokens[end - 1].line);
+            Some((at + 1, pair[1].line, last - first + 1))
+        };
+        let found: Vec<_> = named.filter_map(function).collect();
+        found.into_iter().map(|(name, line, lines)| (self.tokens[name].text.as_str(), line, lines)).collect()
+    }
+
+    /// Name and line of every type and trait that other files of the crate may see; not those that belong to a trait.
+    pub fn public_types(&self) -> Vec<(&str, usize)> {
+        let mut found = Vec::new();
+        for (at, token) in self.tokens.iter().enumerate() {
+            if !matches!(token.text.as_str(), "struct" | "enum" | "trait" | "type" | "union") {
+                continue;
+            }
+            let before = |back: usize| at.checked_sub(back).map_or("", |at| self.tokens[at].text.as_str());
+            // `pub`, `pub(crate)`, `pub(super)`.
+            let is_public = before(1) == "pub" || before(1) == ")" && before(4) == "pub" && before(3) == "(";
+            if let (true, Some(name)) = (is_public, self.tokens.get(at + 1)) {
+                found.push((name.text.as_str(), name.line));
+            }
+        }
+        found
+    }
+
     /// Number of modules between the root and this file, this file included.
     fn depth(&self) -> usize {
         let below = self.path.strip_prefix("src/").unwrap_or(&self.path);

@@ -98,69 +98,92 @@ fn credentials(operation: &'static str, error: &(dyn Error + 'static)) -> Option
     Some(CallError::unanswered(operation, Cause::Credentials, message))
 }
 
-/// Codes of S3, KMS and STS. KMS answers through S3 with the prefix `KMS.`.
+/// Codes of S3, KMS and STS, and what they mean here.
+const CODES: [(Cause, &[&str]); 10] = [
+    (Cause::Denied, &["AccessDenied", "AccessDeniedException", "AllAccessDisabled", "AccountProblem"]),
+    (
+        Cause::NotFound,
+        &[
+            "NoSuchBucket",
+            "NoSuchKey",
+            "NoSuchUpload",
+            "NoSuchVersion",
+            "NotFound",
+            "NotFoundException",
+            "ServerSideEncryptionConfigurationNotFoundError",
+        ],
+    ),
+    (Cause::Precondition, &["PreconditionFailed", "ConditionalRequestConflict", "OperationAborted"]),
+    (Cause::KeyState, &["DisabledException", "KMSInvalidStateException", "KeyUnavailableException"]),
+    (Cause::KeyKind, &["InvalidKeyUsageException", "UnsupportedOperationException"]),
+    (Cause::Archived, &["InvalidObjectState"]),
+    (
+        Cause::Credentials,
+        &[
+            "ExpiredToken",
+            "ExpiredTokenException",
+            "TokenRefreshRequired",
+            "RequestExpired",
+            "InvalidToken",
+            "InvalidAccessKeyId",
+            "InvalidClientTokenId",
+            "UnrecognizedClientException",
+            "InvalidSecurity",
+            "SignatureDoesNotMatch",
+            "InvalidSignatureException",
+            "IncompleteSignature",
+            "IncompleteSignatureException",
+            "MissingAuthenticationToken",
+            "MissingAuthenticationTokenException",
+            "MissingSecurityHeader",
+            "RequestTimeTooSkewed",
+            "NotSignedUp",
+            "AuthFailure",
+        ],
+    ),
+    (
+        Cause::Corrupt,
+        &["BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"],
+    ),
+    (
+        Cause::Configuration,
+        &[
+            "PermanentRedirect",
+            "AuthorizationHeaderMalformed",
+            "IllegalLocationConstraintException",
+            "InvalidRegionName",
+        ],
+    ),
+    (
+        Cause::Unreachable,
+        &[
+            "SlowDown",
+            "ServiceUnavailable",
+            "Throttling",
+            "ThrottlingException",
+            "ThrottledException",
+            "RequestThrottled",
+            "RequestThrottledException",
+            "RequestLimitExceeded",
+            "TooManyRequestsException",
+            "LimitExceededException",
+            "BandwidthLimitExceeded",
+            "InternalError",
+            "InternalFailure",
+            "KMSInternalException",
+            "DependencyTimeoutException",
+            "RequestTimeout",
+            "RequestTimeoutException",
+            "Busy",
+        ],
+    ),
+];
+
+/// KMS answers through S3 with the prefix `KMS.`.
 fn cause(code: &str, status: u16) -> Cause {
-    match code.strip_prefix("KMS.").unwrap_or(code) {
-        "AccessDenied" | "AccessDeniedException" | "AllAccessDisabled" | "AccountProblem" => Cause::Denied,
-        "NoSuchBucket"
-        | "NoSuchKey"
-        | "NoSuchUpload"
-        | "NoSuchVersion"
-        | "NotFound"
-        | "NotFoundException"
-        | "ServerSideEncryptionConfigurationNotFoundError" => Cause::NotFound,
-        "PreconditionFailed" | "ConditionalRequestConflict" | "OperationAborted" => Cause::Precondition,
-        "DisabledException" | "KMSInvalidStateException" | "KeyUnavailableException" => Cause::KeyState,
-        "InvalidKeyUsageException" | "UnsupportedOperationException" => Cause::KeyKind,
-        "InvalidObjectState" => Cause::Archived,
-        "ExpiredToken"
-        | "ExpiredTokenException"
-        | "TokenRefreshRequired"
-        | "RequestExpired"
-        | "InvalidToken"
-        | "InvalidAccessKeyId"
-        | "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "InvalidSecurity"
-        | "SignatureDoesNotMatch"
-        | "InvalidSignatureException"
-        | "IncompleteSignature"
-        | "IncompleteSignatureException"
-        | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException"
-        | "MissingSecurityHeader"
-        | "RequestTimeTooSkewed"
-        | "NotSignedUp"
-        | "AuthFailure" => Cause::Credentials,
-        "BadDigest"
-        | "InvalidDigest"
-        | "IncompleteBody"
-        | "XAmzContentSHA256Mismatch"
-        | "XAmzContentChecksumMismatch" => Cause::Corrupt,
-        "PermanentRedirect"
-        | "AuthorizationHeaderMalformed"
-        | "IllegalLocationConstraintException"
-        | "InvalidRegionName" => Cause::Configuration,
-        "SlowDown"
-        | "ServiceUnavailable"
-        | "Throttling"
-        | "ThrottlingException"
-        | "ThrottledException"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "RequestLimitExceeded"
-        | "TooManyRequestsException"
-        | "LimitExceededException"
-        | "BandwidthLimitExceeded"
-        | "InternalError"
-        | "InternalFailure"
-        | "KMSInternalException"
-        | "DependencyTimeoutException"
-        | "RequestTimeout"
-        | "RequestTimeoutException"
-        | "Busy" => Cause::Unreachable,
-        _ => cause_of_status(status),
-    }
+    let code = code.strip_prefix("KMS.").unwrap_or(code);
+    let known = CODES.iter().find(|(_, codes)| codes.contains(&code));
+    known.map_or_else(|| cause_of_status(status), |(cause, _)| *cause)
 }
 
 fn cause_of_status(status: u16) -> Cause {

@@ -52,20 +52,22 @@ struct GrantDemand {
     required: bool,
 }
 
+/// What grants to HealthOmics and to HealthLake allow (their documents on encryption at rest).
+const OMICS: &[&str] = &["CreateGrant", "RetireGrant", "Decrypt", "GenerateDataKey"];
+const HEALTHLAKE: &[&str] = &[
+    "CreateGrant",
+    "Decrypt",
+    "DescribeKey",
+    "Encrypt",
+    "GenerateDataKey",
+    "GenerateDataKeyWithoutPlaintext",
+    "ReEncryptFrom",
+    "ReEncryptTo",
+    "RetireGrant",
+];
+
 impl Profile {
     fn demands(self) -> Demands {
-        const OMICS: &[&str] = &["CreateGrant", "RetireGrant", "Decrypt", "GenerateDataKey"];
-        const HEALTHLAKE: &[&str] = &[
-            "CreateGrant",
-            "Decrypt",
-            "DescribeKey",
-            "Encrypt",
-            "GenerateDataKey",
-            "GenerateDataKeyWithoutPlaintext",
-            "ReEncryptFrom",
-            "ReEncryptTo",
-            "RetireGrant",
-        ];
         let use_it = Demands { generate: true, decrypt: true, grant: None, customer_managed: false, warnings: &[] };
         let grant = |service, operations, required| Some(GrantDemand { service, operations, required });
         match self {

@@ -9,7 +9,8 @@ use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published, Sum};
-use super::objects::{Outgoing, Sender, Uploads};
+use super::objects::{Sender, Uploads};
+use super::outgoing::Outgoing;
 use crate::audit::Event;
 use crate::aws::{Answer, CallError, Cause, ChecksumAlgorithm, NO_UPLOAD, Part, SseAlgorithm, Stored, UploadSettings};
 use crate::fs::Kind;

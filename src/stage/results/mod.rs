@@ -7,6 +7,7 @@ mod keys;
 pub(super) mod manifest;
 pub(super) mod objects;
 pub(super) mod older;
+pub(super) mod outgoing;
 mod place;
 pub(super) mod plan;
 pub(super) mod remains;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::files::Publication;
-use super::objects::{Outgoing, Sender, Uploads};
+use super::objects::{Sender, Uploads};
+use super::outgoing::Outgoing;
 use super::plan::TOP;
 use crate::aws::{Cause, Stored};
 use crate::fs::Kind;
