@@ -1,5 +1,12 @@
 //! runseal gives a workflow an encrypted scratch whose key is born and dies with the run.
 //!
+//! Start at [`spec::RunSpec`], the one description of a run, and follow it: `cli` or [`serve`] make it, [`run`] lives by
+//! it. `docs/maintainers.md` has the tour, the words, and how to add things.
+//!
+//! The crate is a program. What is public here is so for its own tests, benches and fuzz targets: none of it is an API
+//! that others can rely on, and what only tests would call is not kept, but for the seams at which they put faults and
+//! fakes ([`backing::FaultyBacking`], [`aws::Services`]) and the published vectors ([`crypt`]).
+//!
 //! Two paths lead data down, and both read from top to bottom in the table of layers:
 //!
 //! ```text

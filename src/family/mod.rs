@@ -25,6 +25,6 @@ pub use self::message::Voice;
 pub use self::state::facts::{
     AuditFacts, AwsFacts, InputFacts, Kind, LossFacts, LostFile, Outcome, Phase, RunKeyFacts, SealFacts,
 };
-pub use self::state::journal::Journal;
+pub use self::state::journal::{Journal, MountSight};
 pub use self::state::report::Report;
 pub use self::state::{Record, StateError};

@@ -225,7 +225,7 @@ pub enum XattrMode {
     Replace,
 }
 
-/// One entry handed out by [`Scratch::readdir`].
+/// One entry handed out by [`Scratch::readdir`](super::Scratch::readdir).
 #[derive(Clone, Copy, Debug)]
 pub struct DirEntry<'a> {
     /// Name; `.` and `..` come first.
@@ -251,7 +251,7 @@ pub struct Statfs {
     pub inodes_free: u64,
 }
 
-/// Limits and ownership of a new [`Scratch`].
+/// Limits and ownership of a new [`Scratch`](super::Scratch).
 #[derive(Clone, Copy, Debug)]
 pub struct ScratchOptions {
     /// Bytes of memory that names, attributes and everything else that is known of files may take.

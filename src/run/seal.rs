@@ -1,5 +1,6 @@
 //! Key, store, scratch and mount: built together, torn down together.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +11,7 @@ use super::error::{FamilyError, RunError};
 use super::losses;
 use crate::backing::{AnonBacking, Backing};
 use crate::crypt::{KeyShare, Keyring};
-use crate::family::{Desk, Event, Journal, Order, SealFacts, message, process::sealed::beside};
+use crate::family::{Desk, Event, Journal, MountSight, Order, SealFacts, message, process::sealed::beside};
 use crate::fs::{Attr, Creator, Kind, ROOT, Scratch, ScratchOptions, SetAttr};
 use crate::fuse::{Mount, MountOptions};
 use crate::spec::{CpuLatency, MemoryLock, RootSpec, StoreSpec};
@@ -166,12 +167,15 @@ impl Seal {
 
 fn wipe(store: &Store, mount: Option<&Mount>, journal: &Journal) {
     store.wipe();
-    let requests = mount.map(Mount::requests).unwrap_or_default();
     journal.record(Event::Wiped {
         at: rfc3339_millis(SystemTime::now()),
         bytes_encrypted: store.stats().bytes_encrypted,
-        requests: requests.into_iter().map(|(opcode, count)| (opcode.to_owned(), count)).collect(),
+        requests: mount.map(requests).unwrap_or_default(),
     });
+}
+
+fn requests(mount: &Mount) -> BTreeMap<String, u64> {
+    mount.requests().into_iter().map(|(opcode, count)| (opcode.to_owned(), count)).collect()
 }
 
 /// What is known of files lives in memory, which is locked: so much of it as was asked for, or a share of what this
@@ -222,7 +226,7 @@ pub async fn make_seal(
 }
 
 impl Desk {
-    /// Turns the end of the mount into an order.
+    /// Turns the end of the mount into an order, and has whoever asks for the status told how it is until then.
     pub fn watch(&self, seal: &Seal) {
         if let Err(error) = losses::watch(&seal.scratch, &self.journal) {
             tracing::warn!(%error, "lost data is told at the end only");
@@ -232,11 +236,10 @@ impl Desk {
             mount.wait();
             let _ = orders.send(Order::MountEnded);
         });
-    }
-
-    /// Has whoever asks for the status told if the mount is gone from the tree, but others keep it alive.
-    pub fn watch_tree(&self, seal: &Seal) {
-        let mount = seal.mount.clone();
-        self.journal.look(move || mount.is_unmounted());
+        let mount = Arc::downgrade(&seal.mount);
+        self.journal.look(move || match mount.upgrade() {
+            Some(mount) => MountSight { is_unmounted: mount.is_unmounted(), requests: requests(&mount) },
+            None => MountSight::default(),
+        });
     }
 }

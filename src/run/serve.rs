@@ -13,7 +13,6 @@ use crate::family::{Outcome, Phase, Reply};
 impl Run {
     /// Serves, and leaves the output in order whatever ends it.
     pub(super) async fn serve(&mut self, inside: &Inside<'_>) -> Result<(Outcome, u8), RunError> {
-        self.desk.watch_tree(inside.seal);
         let result = self.attend(inside).await;
         self.leave(&inside.stager).await;
         result

@@ -66,6 +66,20 @@ fn a_mount_is_ready_when_the_command_returns() {
 /// The kernel's idle states are the whole machine's, so what was asked for is given back after each burst.
 // promise: S-97
 #[test]
+fn whoever_asks_is_told_the_requests_so_far() {
+    require_host!();
+    let mount = Mounted::new(&[]);
+    let requests = |opcode: &str| {
+        let run = status(&mount.id).expect("alive");
+        run["report"]["requests"][opcode].as_u64().unwrap_or(0)
+    };
+    assert_eq!(requests("MKDIR"), 0);
+    fs::create_dir(mount.path().join("a")).expect("made");
+    fs::create_dir(mount.path().join("b")).expect("made");
+    assert_eq!(requests("MKDIR"), 2);
+}
+
+#[test]
 fn bursts_of_requests_keep_processors_awake_unless_told_not_to() {
     require_host!();
     const DEVICE: &str = "/dev/cpu_dma_latency";

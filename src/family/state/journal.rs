@@ -1,5 +1,6 @@
 //! The journal of the sealed process: its copy of the report, and what the supervisor hears of it.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -13,29 +14,43 @@ use crate::family::{Event, Report};
 pub struct Journal {
     report: Mutex<Report>,
     link: Mutex<UnixStream>,
-    /// Whether the mount that serves was unmounted and lives on.
-    is_unmounted: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
+    /// How the mount is now.
+    mount: OnceLock<Box<dyn Fn() -> MountSight + Send + Sync>>,
+}
+
+/// A mount as it is at one moment.
+#[derive(Default)]
+pub struct MountSight {
+    /// Whether it was unmounted and lives on.
+    pub is_unmounted: bool,
+    /// Requests the kernel has sent to it, by opcode.
+    pub requests: BTreeMap<String, u64>,
 }
 
 impl Journal {
     /// Continues `report`, telling the other end of `link`.
     pub fn new(report: Report, link: UnixStream) -> Self {
-        Self { report: Mutex::new(report), link: Mutex::new(link), is_unmounted: OnceLock::new() }
+        Self { report: Mutex::new(report), link: Mutex::new(link), mount: OnceLock::new() }
     }
 
-    /// From now on whoever asks is told whether the mount lives on unmounted. Only then is it looked: the kernel tells of
-    /// every change of every mount, which many mounts on one machine would all wake for.
-    pub fn look(&self, is_unmounted: impl Fn() -> bool + Send + Sync + 'static) {
-        let _ = self.is_unmounted.set(Box::new(is_unmounted));
+    /// From now on whoever asks is told how the mount is. Only then is it looked: the kernel tells of every change of every
+    /// mount, which many mounts on one machine would all wake for.
+    pub fn look(&self, mount: impl Fn() -> MountSight + Send + Sync + 'static) {
+        let _ = self.mount.set(Box::new(mount));
     }
 
     /// The report so far, for whoever asks from outside.
     pub fn answer(&self) -> Report {
-        let serving = self.report.lock().phase() == Some(Phase::Serving);
-        if serving && self.is_unmounted.get().is_some_and(|is_unmounted| is_unmounted()) {
+        let mount = self.mount.get().map(|look| look()).unwrap_or_default();
+        if mount.is_unmounted && self.report.lock().phase() == Some(Phase::Serving) {
             self.record(Event::Phase { phase: Phase::Unmounted });
         }
-        self.snapshot()
+        let mut report = self.snapshot();
+        // Those of a mount that is gone are part of the report.
+        if report.key_wiped.is_none() {
+            report.requests = mount.requests;
+        }
+        report
     }
 
     /// Records an event.
