@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use runseal::audit::Trail;
 use runseal::aws::{
     Answer, CallError, Cause, Cloud, DataKey, Encryption, EncryptionContext, Gate, Grant, Identity, IdentityService,
-    KeyFacts, KeyService, Listed, Object, ObjectStore, Page, Part, Pieces, Services, Stored, UploadSettings,
+    KeyFacts, KeyService, ObjectSummary, Object, ObjectStore, Page, Part, Pieces, Services, Stored, UploadSettings,
 };
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
@@ -51,7 +51,7 @@ impl ObjectStore for Server {
         let pages = self.0.lock().expect("no panic");
         let number = after.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0);
         let listed = pages.get(number).into_iter().flatten();
-        let objects = listed.map(|(key, size)| Listed { key: key.clone(), size: u64::from(*size), etag: None });
+        let objects = listed.map(|(key, size)| ObjectSummary { key: key.clone(), size: u64::from(*size), etag: None });
         let next = (number + 1 < pages.len()).then(|| (number + 1).to_string());
         answer(Page { objects: objects.collect(), next })
     }

@@ -242,7 +242,7 @@ fn event_id() -> std::io::Result<String> {
 
 /// A line that was read back, its hash checked.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Checked {
+pub struct VerifiedLine {
     /// Where the chain stands after it.
     pub link: Link,
     /// Where the chain must have stood before it.
@@ -259,7 +259,7 @@ pub struct Checked {
     pub signature: Option<(String, [u8; 64])>,
 }
 
-impl Checked {
+impl VerifiedLine {
     /// By whom of `witnesses` the line is signed.
     ///
     /// # Errors
@@ -322,7 +322,7 @@ struct WrittenLink<'a> {
 }
 
 /// Reads a line (without its newline) back and checks its hash.
-pub fn check(line: &[u8]) -> Result<Checked, LineError> {
+pub fn check(line: &[u8]) -> Result<VerifiedLine, LineError> {
     let shape = |error: &dyn std::fmt::Display| LineError::Shape(error.to_string());
     let text = std::str::from_utf8(line).map_err(|error| shape(&error))?;
     let written: Written<'_> = serde_json::from_str(text).map_err(|error| shape(&error))?;
@@ -341,7 +341,7 @@ pub fn check(line: &[u8]) -> Result<Checked, LineError> {
         }
         _ => None,
     };
-    Ok(Checked {
+    Ok(VerifiedLine {
         link: Link { sequence: link.sequence, hash: digits.to_owned() },
         previous: link.previous_hash,
         name: written.event_name,

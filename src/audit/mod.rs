@@ -105,20 +105,20 @@ pub struct Caller {
 #[derive(Debug, Default)]
 pub struct Trail {
     /// Boxed: most runs keep none.
-    kept: Option<Box<Kept>>,
+    kept: Option<Box<TrailWriter>>,
 }
 
 /// Lock order: `sink` before `caller`.
 #[derive(Debug)]
-struct Kept {
+struct TrailWriter {
     letterhead: Letterhead,
     caller: RwLock<Option<Caller>>,
-    sink: Mutex<Counted>,
+    sink: Mutex<CountingSink>,
     problem: OnceLock<String>,
 }
 
 #[derive(Debug)]
-struct Counted {
+struct CountingSink {
     sink: Sink,
     /// Events that could not be written since the last one that could.
     missed: u64,
@@ -171,8 +171,8 @@ impl Trail {
     }
 
     fn kept(sink: Sink, letterhead: Letterhead) -> Self {
-        let sink = Mutex::new(Counted { sink, missed: 0 });
-        let kept = Kept { letterhead, caller: RwLock::default(), sink, problem: OnceLock::new() };
+        let sink = Mutex::new(CountingSink { sink, missed: 0 });
+        let kept = TrailWriter { letterhead, caller: RwLock::default(), sink, problem: OnceLock::new() };
         Self { kept: Some(Box::new(kept)) }
     }
 
@@ -222,7 +222,7 @@ impl Drop for Trail {
     }
 }
 
-impl Kept {
+impl TrailWriter {
     fn record(&self, event: &Event) {
         let mut counted = self.sink.lock();
         let missed = counted.missed;

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::line::{self, Checked, Link};
+use super::line::{self, Link, VerifiedLine};
 use super::sign::Witness;
 use crate::units::hex;
 
@@ -112,7 +112,7 @@ impl Reading<'_> {
         }
     }
 
-    fn event(&mut self, event: Checked) -> Result<(), TrailFault> {
+    fn event(&mut self, event: VerifiedLine) -> Result<(), TrailFault> {
         match (self.suspect.take(), &event.torn) {
             (Some((_, bytes)), Some((length, hash)))
                 if *length == bytes.len() as u64 && *hash == hex(&Sha256::digest(&bytes)) =>

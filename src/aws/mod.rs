@@ -25,7 +25,7 @@ pub use call::{Answer, CallError, Cause, Denial, NO_UPLOAD, PolicyKind};
 pub use config::{CloudConfig, Endpoints, SLOWEST, Timeouts};
 pub use gate::Gate;
 pub use object::{
-    Checksum, ChecksumAlgorithm, Encryption, Listed, Object, Page, Part, SseAlgorithm, Stored, UploadSettings,
+    Checksum, ChecksumAlgorithm, Encryption, Object, ObjectSummary, Page, Part, SseAlgorithm, Stored, UploadSettings,
 };
 
 use crate::spec::{RunId, S3Uri};

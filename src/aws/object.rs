@@ -98,7 +98,7 @@ pub struct Object {
 
 /// A key in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ObjectSummary {
     /// The whole key.
     pub key: String,
     /// Bytes.
@@ -111,7 +111,7 @@ pub struct Listed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// Keys, in order.
-    pub objects: Vec<Listed>,
+    pub objects: Vec<ObjectSummary>,
     /// The last key of this page, if there is another one.
     pub next: Option<String>,
 }

@@ -85,7 +85,7 @@ pub(crate) struct Tree {
 
 /// A name that two inputs claim: the item that has it already.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Taken(pub(crate) u32);
+pub(crate) struct NameConflict(pub(crate) u32);
 
 impl Tree {
     pub(crate) fn new(inputs: Vec<PathBuf>) -> Self {
@@ -152,13 +152,13 @@ impl Tree {
     }
 
     /// Makes room for an input at `target` (checked with [`valid_target`]): the parent and name to [`Tree::claim`].
-    pub(crate) fn imply<'a>(&mut self, target: &'a Path) -> Result<(u32, &'a OsStr), Taken> {
+    pub(crate) fn imply<'a>(&mut self, target: &'a Path) -> Result<(u32, &'a OsStr), NameConflict> {
         let mut parts = target.iter().filter(|part| *part != ".");
         let name = parts.next_back().unwrap_or_default();
         let mut parent = TOP;
         for part in parts {
             parent = match self.find(parent, part) {
-                Some(taken) if self.kind(taken) != FileKind::Directory => return Err(Taken(taken)),
+                Some(taken) if self.kind(taken) != FileKind::Directory => return Err(NameConflict(taken)),
                 Some(directory) => directory,
                 None => self.push(parent, part, Origin::Implied),
             };
@@ -167,7 +167,7 @@ impl Tree {
     }
 
     /// Puts an item in its place, which must be free or a directory implied so far.
-    pub(crate) fn claim(&mut self, parent: u32, name: &OsStr, origin: Origin) -> Result<u32, Taken> {
+    pub(crate) fn claim(&mut self, parent: u32, name: &OsStr, origin: Origin) -> Result<u32, NameConflict> {
         let Some(there) = self.find(parent, name) else { return Ok(self.push(parent, name, origin)) };
         let item = &mut self.items[there as usize];
         let is_directory = match origin {
@@ -175,7 +175,7 @@ impl Tree {
             Origin::Implied | Origin::Object(_) => false,
         };
         if item.origin != Origin::Implied || !is_directory {
-            return Err(Taken(there));
+            return Err(NameConflict(there));
         }
         item.origin = origin;
         Ok(there)
@@ -229,7 +229,7 @@ mod tests {
         Stat { kind, mode: 0, uid: 0, gid: 0, dev: 0, ino: 0, size: 7, blocks: 0, mtime: time, ctime: time }
     }
 
-    fn put(tree: &mut Tree, input: u32, target: &str, kind: FileKind) -> Result<u32, Taken> {
+    fn put(tree: &mut Tree, input: u32, target: &str, kind: FileKind) -> Result<u32, NameConflict> {
         let (parent, name) = tree.imply(Path::new(target))?;
         tree.claim(parent, name, Origin::Input(input, seen(kind)))
     }
@@ -269,7 +269,7 @@ mod tests {
         ] {
             let mut tree = Tree::new(vec!["/1".into(), "/2".into()]);
             put(&mut tree, 0, first.0, first.1).unwrap();
-            let Taken(there) = put(&mut tree, 1, second.0, second.1).unwrap_err();
+            let NameConflict(there) = put(&mut tree, 1, second.0, second.1).unwrap_err();
             assert_eq!(tree.source(there), Path::new("/1"), "{first:?} {second:?}");
         }
     }

@@ -23,7 +23,7 @@ use super::account::Accounts;
 use super::metrics::Metrics;
 use super::peer::Caller;
 use super::problem::{Problem, ProblemKind};
-use super::wire::Patient;
+use super::wire::PatientStream;
 
 /// How long requests that are being answered may go on after the service was told to end.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -101,7 +101,8 @@ async fn connection(stream: UnixStream, router: Router, seats: Arc<Seats>, mut s
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(HEAD_MAX).keep_alive(!refused);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(Patient::new(stream, patience)), answer));
+    let mut connection =
+        std::pin::pin!(builder.serve_connection(TokioIo::new(PatientStream::new(stream, patience)), answer));
     let time = if refused { REFUSAL_TIME } else { Duration::MAX };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

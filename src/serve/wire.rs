@@ -11,26 +11,26 @@ use tokio::time::{Sleep, sleep};
 
 /// A stream that fails (`TimedOut`) when one piece of an answer has not gone out after `patience`, however slowly the
 /// client reads.
-pub struct Patient {
+pub struct PatientStream {
     stream: UnixStream,
     patience: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patient {
+impl PatientStream {
     /// Gives each answer that long.
     pub fn new(stream: UnixStream, patience: Duration) -> Self {
         Self { stream, patience, deadline: None }
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for PatientStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, into)
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for PatientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         match written {

@@ -8,7 +8,7 @@ use nix::unistd::{getegid, geteuid};
 use super::{StageError, outside};
 use crate::spec::Identity;
 use crate::sys::beneath::{Anchor, Below, Trust, Unsafe};
-use crate::sys::identity::{self, Assumed};
+use crate::sys::identity::{self, AssumedIdentity};
 
 /// What staging may do outside of the scratch.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ impl Rights {
     }
 
     /// From now on, and for the threads that begin meanwhile.
-    pub(super) fn assume(&self) -> io::Result<Option<Assumed>> {
+    pub(super) fn assume(&self) -> io::Result<Option<AssumedIdentity>> {
         let assume = |who: &Identity| identity::assume(who.uid, who.gid, &who.groups);
         self.on_behalf.as_ref().map(assume).transpose()
     }

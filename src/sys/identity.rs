@@ -28,7 +28,7 @@ pub fn is_root_of_machine() -> bool {
 }
 
 /// As long as it lives, this thread and those it starts reach files as somebody else. Threads keep what they began with.
-pub struct Assumed {
+pub struct AssumedIdentity {
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
@@ -37,10 +37,10 @@ pub struct Assumed {
 }
 
 /// Reaches files as this user, with this group and these supplementary ones, from now on. All of it or an error.
-pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> io::Result<Assumed> {
+pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> io::Result<AssumedIdentity> {
     // Nobody has this id; the answer is the one in force.
     let (uid_now, gid_now) = (setfsuid(Uid::from_raw(u32::MAX)), setfsgid(Gid::from_raw(u32::MAX)));
-    let before = Assumed { uid: uid_now, gid: gid_now, groups: getgroups()?, _of_this_thread: PhantomData };
+    let before = AssumedIdentity { uid: uid_now, gid: gid_now, groups: getgroups()?, _of_this_thread: PhantomData };
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let _dumpable = KeptDumpable::now();
     set_groups(&groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>())?;
@@ -53,7 +53,7 @@ pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> io::Result<Assumed> {
     Ok(before)
 }
 
-impl Drop for Assumed {
+impl Drop for AssumedIdentity {
     fn drop(&mut self) {
         let _dumpable = KeptDumpable::now();
         // What fails leaves this thread with fewer rights than it had, never with more.

@@ -11,7 +11,7 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use runseal::aws::{
     Answer, CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, DataKey, Encryption, EncryptionContext, Gate, Grant,
-    Identity, IdentityService, KeyFacts, KeyService, Listed, Object, ObjectStore, Page, Part, Pieces, Services,
+    Identity, IdentityService, KeyFacts, KeyService, Object, ObjectStore, ObjectSummary, Page, Part, Pieces, Services,
     SseAlgorithm, Stored, UploadSettings,
 };
 use runseal::spec::S3Uri;
@@ -210,7 +210,7 @@ impl ObjectStore for Bucket {
         let state = self.0.lock();
         let behind = |key: &str| after.is_none_or(|after| key > after);
         let found = state.objects.iter().filter(|(key, _)| key.starts_with(prefix) && behind(key));
-        let listed = found.map(|(key, held)| Listed {
+        let listed = found.map(|(key, held)| ObjectSummary {
             key: key.clone(),
             size: held.data.len() as u64,
             etag: Some(held.etag.clone()),

@@ -22,8 +22,8 @@ use super::config::{Patience, Shared};
 use super::convert::{self, answer};
 use super::{Regional, attempts::Attempts, classify};
 use crate::aws::{
-    Answer, CallError, Cause, Encryption, Listed, NO_UPLOAD, Object, ObjectStore, Page, Part, Pieces, SLOWEST, Stored,
-    UploadSettings,
+    Answer, CallError, Cause, Encryption, NO_UPLOAD, Object, ObjectStore, ObjectSummary, Page, Part, Pieces, SLOWEST,
+    Stored, UploadSettings,
 };
 use crate::spec::S3Uri;
 
@@ -122,7 +122,7 @@ impl ObjectStore for Objects {
             let key = object.key().unwrap_or_default();
             let key = if encoding.is_some() { decode(key)? } else { key.to_owned() };
             let etag = object.e_tag().map(str::to_owned);
-            page.objects.push(Listed { key, size: convert::size(object.size()), etag });
+            page.objects.push(ObjectSummary { key, size: convert::size(object.size()), etag });
         }
         let last = page.objects.last().map(|object| object.key.clone());
         page.next = last.filter(|_| output.is_truncated() == Some(true));

@@ -37,32 +37,32 @@ pub(super) fn explain(trouble: &Trouble, hints: &Hints<'_>) -> Finding {
         Cause::NotFound => not_found(trouble, hints, key.as_deref()),
         Cause::KeyState | Cause::KeyKind => bad_key(trouble, hints, key.as_deref()),
         Cause::Precondition => {
-            Told::new("changed while preflight looked at it", "start the run again when nothing writes there")
+            Explanation::new("changed while preflight looked at it", "start the run again when nothing writes there")
         }
         Cause::Archived => archived(trouble),
-        Cause::Credentials => Told::new(
+        Cause::Credentials => Explanation::new(
             "AWS does not accept the credentials, or there are none",
             "renew or configure them (AWS_PROFILE, AWS_ACCESS_KEY_ID, aws sso login, the role of the machine), then start again",
         ),
-        Cause::Unreachable => Told::new(
+        Cause::Unreachable => Explanation::new(
             "AWS could not be reached, or did not answer in time",
             "check network, proxy, DNS and the VPC endpoints of S3, KMS and STS; then start again",
         ),
-        Cause::Configuration => Told::new(
+        Cause::Configuration => Explanation::new(
             "the configuration of AWS makes no sense here",
             "check Region, endpoint URLs and profile (AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE)",
         ),
-        Cause::Corrupt => Told::new(
+        Cause::Corrupt => Explanation::new(
             "what arrived does not match its checksum",
             "start again; if it stays so, upload the object again",
         ),
-        Cause::Rejected => Told::new("AWS refused the request", "see the text of AWS"),
+        Cause::Rejected => Explanation::new("AWS refused the request", "see the text of AWS"),
     };
     finding(trouble, hints, key, told)
 }
 
 /// Problem and remedy in words, and what they rest on.
-struct Told {
+struct Explanation {
     problem: String,
     remedy: String,
     action: Option<String>,
@@ -71,14 +71,14 @@ struct Told {
     repair: Option<crate::preflight::report::Repair>,
 }
 
-impl Told {
+impl Explanation {
     fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         let (problem, remedy) = (problem.into(), remedy.into());
         Self { problem, remedy, action: None, policy: None, explicit: false, repair: None }
     }
 }
 
-fn finding(trouble: &Trouble, hints: &Hints<'_>, key: Option<String>, told: Told) -> Finding {
+fn finding(trouble: &Trouble, hints: &Hints<'_>, key: Option<String>, told: Explanation) -> Finding {
     let CallError { operation, cause, code, message, request_id, denial, .. } = &trouble.error;
     let subject = match (&trouble.uri, trouble.attempt) {
         _ if trouble.is_general() => "AWS".to_owned(),
@@ -135,7 +135,7 @@ enum Missing {
     Kms(&'static str),
 }
 
-fn denied(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Told {
+fn denied(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Explanation {
     let none = Denial::default();
     let denial = trouble.error.denial.as_ref().unwrap_or(&none);
     let mut told = match missing(trouble, hints, key) {
@@ -188,7 +188,13 @@ fn asked(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>, purpose: Use, 
     }
 }
 
-fn kms_denied(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>, action: &'static str, denial: &Denial) -> Told {
+fn kms_denied(
+    trouble: &Trouble,
+    hints: &Hints<'_>,
+    key: Option<&str>,
+    action: &'static str,
+    denial: &Denial,
+) -> Explanation {
     let who = hints.identity.map_or("the caller", |identity| identity.arn.as_str());
     let named = key.map_or_else(|| "a KMS key that AWS does not name".to_owned(), |key| format!("KMS key {key}"));
     let what = match trouble.attempt {
@@ -216,7 +222,7 @@ fn kms_denied(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>, action: &
         }
     }
     let repair = (!denial.explicit).then(|| repair::of_key(trouble, hints, key, denial.policy, foreign)).flatten();
-    Told { action: Some(action.to_owned()), repair, ..Told::new(problem, remedy) }
+    Explanation { action: Some(action.to_owned()), repair, ..Explanation::new(problem, remedy) }
 }
 
 /// What the direct calls of KMS add, and the better remedy where there is one.
@@ -331,7 +337,7 @@ fn remedy_of_policy(action: &str, key: Option<&str>, denial: &Denial, foreign: b
     }
 }
 
-fn managed_elsewhere(what: String, action: &'static str, trouble: &Trouble) -> Told {
+fn managed_elsewhere(what: String, action: &'static str, trouble: &Trouble) -> Explanation {
     let remedy = match trouble.attempt {
         Attempt::Begin | Attempt::Part => {
             "let the bucket encrypt under a customer managed key by default, or name one with --sse-kms-key-id"
@@ -344,7 +350,7 @@ fn managed_elsewhere(what: String, action: &'static str, trouble: &Trouble) -> T
     let problem = format!(
         "{what}; it is the key aws/s3 of another account or cannot be told from it, and no policy can open that to others"
     );
-    Told { action: Some(action.to_owned()), ..Told::new(problem, remedy) }
+    Explanation { action: Some(action.to_owned()), ..Explanation::new(problem, remedy) }
 }
 
 /// S3 does not say whose key it is; a key of another account that may not even be described, together with the words of
@@ -359,7 +365,7 @@ fn is_foreign(hints: &Hints<'_>, key: Option<&str>) -> bool {
     matches!((account, hints.identity), (Some(account), Some(identity)) if account != identity.account)
 }
 
-fn s3_denied(trouble: &Trouble, hints: &Hints<'_>, action: &'static str, denial: &Denial) -> Told {
+fn s3_denied(trouble: &Trouble, hints: &Hints<'_>, action: &'static str, denial: &Denial) -> Explanation {
     let who = hints.identity.map_or("the caller", |identity| identity.arn.as_str());
     let because = because(denial);
     let (problem, remedy) = match (trouble.attempt, action) {
@@ -397,7 +403,7 @@ fn s3_denied(trouble: &Trouble, hints: &Hints<'_>, action: &'static str, denial:
         _ => remedy,
     };
     let repair = (!denial.explicit).then(|| repair::of_bucket(trouble, hints, action, denial.policy)).flatten();
-    Told { action: Some(action.to_owned()), repair, ..Told::new(problem, remedy) }
+    Explanation { action: Some(action.to_owned()), repair, ..Explanation::new(problem, remedy) }
 }
 
 /// ARN pattern of everything where the trouble is.
@@ -406,34 +412,36 @@ fn there(trouble: &Trouble, hints: &Hints<'_>) -> String {
     place.map(|place| place.object_arns().join(", ")).unwrap_or_default()
 }
 
-fn role_denied() -> Told {
+fn role_denied() -> Explanation {
     let problem = "the role cannot be assumed";
     let remedy =
         "the trust policy of the role must name the caller, and its IAM policy must allow sts:AssumeRole on the role";
-    Told { action: Some("sts:AssumeRole".to_owned()), ..Told::new(problem, remedy) }
+    Explanation { action: Some("sts:AssumeRole".to_owned()), ..Explanation::new(problem, remedy) }
 }
 
-fn not_found(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Told {
+fn not_found(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Explanation {
     let code = trouble.error.code.as_str();
     if trouble.attempt == Attempt::RunKey || code.starts_with("KMS.") {
         return key_not_found(trouble, hints, key);
     }
     if code == "NoSuchBucket" {
         let bucket = trouble.uri.as_ref().map_or("", |uri| &uri.bucket);
-        return Told::new(
+        return Explanation::new(
             format!("there is no bucket `{bucket}`"),
             "check the spelling, and the endpoint if it is not AWS",
         );
     }
     match trouble.attempt {
-        Attempt::Begin | Attempt::Part => Told::new("does not exist", "check the spelling of --output"),
-        _ => Told::new("does not exist: neither an object nor anything below it", "check the spelling of --input"),
+        Attempt::Begin | Attempt::Part => Explanation::new("does not exist", "check the spelling of --output"),
+        _ => {
+            Explanation::new("does not exist: neither an object nor anything below it", "check the spelling of --input")
+        }
     }
 }
 
-fn key_not_found(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Told {
+fn key_not_found(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Explanation {
     if trouble.error.message.contains("aws/s3") {
-        return Told::new(
+        return Explanation::new(
             "the key aws/s3 was named as if it were the id of a key; in another account it cannot be used at all",
             "name a customer managed key by its ARN, in the default encryption of the bucket or with --sse-kms-key-id",
         );
@@ -442,20 +450,20 @@ fn key_not_found(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Tol
     let region_of_bucket =
         trouble.uri.as_ref().and_then(|uri| hints.regions.get(&uri.bucket)).map_or(hints.region, String::as_str);
     match (key, region_of_key) {
-        (Some(key), Some(region)) if region != region_of_bucket => Told::new(
+        (Some(key), Some(region)) if region != region_of_bucket => Explanation::new(
             format!("KMS key {key} is in {region}, but S3 looks for it where the bucket is, in {region_of_bucket}"),
             format!(
                 "name a key in {region_of_bucket}, or a bucket in {region}; a multi-Region key must be replicated there"
             ),
         ),
-        (key, _) => Told::new(
+        (key, _) => Explanation::new(
             format!("there is no KMS key {} in {region_of_bucket}", key.unwrap_or("of this name")),
             "name the key by its whole ARN: ids and aliases are looked up in the account and Region of the caller",
         ),
     }
 }
 
-fn bad_key(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Told {
+fn bad_key(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Explanation {
     let named = key.unwrap_or("that AWS does not name");
     let what = match trouble.attempt {
         Attempt::Begin | Attempt::Part => "results would be encrypted under",
@@ -463,21 +471,21 @@ fn bad_key(trouble: &Trouble, hints: &Hints<'_>, key: Option<&str>) -> Told {
         _ => "is encrypted under",
     };
     match key.and_then(|key| hints.answers.facts(key)).and_then(|facts| defect(facts, hints.now)) {
-        Some(defect) => Told::new(format!("{what} KMS key {named}, which {}", defect.problem), defect.remedy),
-        None => Told::new(
+        Some(defect) => Explanation::new(format!("{what} KMS key {named}, which {}", defect.problem), defect.remedy),
+        None => Explanation::new(
             format!("{what} KMS key {named}, which cannot be used now"),
             format!("see its state: aws kms describe-key --key-id {}", key.unwrap_or("KEY")),
         ),
     }
 }
 
-fn archived(trouble: &Trouble) -> Told {
+fn archived(trouble: &Trouble) -> Explanation {
     let (bucket, key) = trouble.uri.as_ref().map_or(("", ""), |uri| (uri.bucket.as_str(), uri.key.as_str()));
     let more = match trouble.also.len() {
         0 => String::new(),
         count => format!(", and {count} more below the same prefix"),
     };
-    Told::new(
+    Explanation::new(
         format!("lies in an archive and is not restored ({}){more}", trouble.error.message),
         format!(
             "restore it and wait until that is done: aws s3api restore-object --bucket '{bucket}' --key '{key}' \

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 
 use super::probe::{self, CONCURRENCY, Probe};
 use super::trouble::{Attempt, Trouble, directory};
-use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Listed, Object};
+use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Object, ObjectSummary};
 use crate::preflight::report::{Check, Outcome};
 use crate::preflight::tree::RemoteObject;
 use crate::spec::S3Uri;
@@ -19,7 +19,7 @@ const PAGE: u16 = 1000;
 #[derive(Default)]
 pub(super) struct Survey {
     /// What can be staged, in the order of inputs and keys.
-    pub(super) found: Vec<Found>,
+    pub(super) found: Vec<InputObject>,
     /// Objects that are alike in who may read them.
     pub(super) groups: Vec<Group>,
     pub(super) troubles: Vec<Trouble>,
@@ -27,7 +27,7 @@ pub(super) struct Survey {
 }
 
 /// A key below an input, or the input itself.
-pub(in crate::preflight) struct Found {
+pub(in crate::preflight) struct InputObject {
     pub(super) object: RemoteObject,
     /// What its path is relative to: a prefix, or the key itself.
     pub(super) base: String,
@@ -49,7 +49,7 @@ struct Input {
 
 struct Candidate {
     uri: S3Uri,
-    listed: Option<Listed>,
+    listed: Option<ObjectSummary>,
     seen: Option<Object>,
 }
 
@@ -154,13 +154,13 @@ async fn look(cloud: &Cloud, inputs: Vec<Input>, survey: &mut Survey) {
                 let trouble = Trouble::of_input(Attempt::Head, input, &uri, archived(&seen));
                 survey.troubles.push(trouble);
             }
-            Ok(seen) => survey.found.push(Found { object: RemoteObject { input, uri, seen }, base }),
+            Ok(seen) => survey.found.push(InputObject { object: RemoteObject { input, uri, seen }, base }),
             Err(error) => survey.troubles.push(Trouble::of_input(Attempt::Head, input, &uri, error)),
         }
     }
 }
 
-fn is_marker(listed: &Listed) -> bool {
+fn is_marker(listed: &ObjectSummary) -> bool {
     listed.size == 0 && listed.key.ends_with('/')
 }
 
@@ -214,10 +214,10 @@ struct Sample {
     bytes: u64,
 }
 
-fn samples(found: &[Found]) -> Vec<Sample> {
+fn samples(found: &[InputObject]) -> Vec<Sample> {
     let mut samples: Vec<Sample> = Vec::new();
     let mut of_group = BTreeMap::new();
-    for (at, Found { object, base }) in found.iter().enumerate() {
+    for (at, InputObject { object, base }) in found.iter().enumerate() {
         let RemoteObject { uri, seen, .. } = object;
         if seen.etag.is_none() && uri.key.ends_with('/') {
             continue;
@@ -238,8 +238,8 @@ fn samples(found: &[Found]) -> Vec<Sample> {
 }
 
 /// What was listed must be what is seen a moment later.
-fn same(listed: Option<Listed>, seen: Object) -> Result<Object, CallError> {
-    let other = |listed: &Listed| listed.size != seen.size || listed.etag.is_some() && listed.etag != seen.etag;
+fn same(listed: Option<ObjectSummary>, seen: Object) -> Result<Object, CallError> {
+    let other = |listed: &ObjectSummary| listed.size != seen.size || listed.etag.is_some() && listed.etag != seen.etag;
     match listed {
         Some(listed) if !is_marker(&listed) && other(&listed) => {
             let text = "the object changed between listing and looking at it";

@@ -22,18 +22,18 @@ use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Identity, UploadSe
 use crate::spec::{Arn, InputSpec, Location, S3Uri};
 use crate::units::SECTOR_U64;
 use explain::{Hints, explain};
-use inputs::{Found, Survey};
+use inputs::{InputObject, Survey};
 use keys::{Answers, DryRun, Use};
 use output::Trial;
 use probe::Probe;
 use trouble::{Attempt, Trouble, merged};
 
-use super::tree::{Taken, Tree};
+use super::tree::{NameConflict, Tree};
 
 /// What came of it.
 #[derive(Default)]
 pub(super) struct Remote {
-    pub(super) found: Vec<Found>,
+    pub(super) found: Vec<InputObject>,
     /// Output in S3. `None` if it cannot be used.
     pub(super) output: Option<OutputPrefix>,
     /// ARN of the key that takes part in the run key.
@@ -300,7 +300,7 @@ impl First {
         self.survey.troubles.iter().chain(&self.trial.troubles)
     }
 
-    fn checks(self, answers: &Answers) -> (Vec<Found>, Evidence) {
+    fn checks(self, answers: &Answers) -> (Vec<InputObject>, Evidence) {
         let mut checks = vec![match &self.identity {
             Ok(answer) => {
                 check(Probe::Identity.name(), &answer.value.arn, Outcome::Passed, String::new(), &answer.request_id)
@@ -346,9 +346,14 @@ impl Remote {
 }
 
 /// Puts what was found into the tree; answers with the bytes it takes in the scratch.
-pub(super) fn graft(tree: &mut Tree, request: &Request<'_>, found: Vec<Found>, findings: &mut Vec<Tagged>) -> u64 {
+pub(super) fn graft(
+    tree: &mut Tree,
+    request: &Request<'_>,
+    found: Vec<InputObject>,
+    findings: &mut Vec<Tagged>,
+) -> u64 {
     let mut needed = 0;
-    for Found { object, base } in found {
+    for InputObject { object, base } in found {
         let (input, uri) = (object.input, object.uri.clone());
         let target = &request.inputs[input as usize].target;
         let place = match paths::place(&uri.key, &base) {
@@ -368,7 +373,7 @@ pub(super) fn graft(tree: &mut Tree, request: &Request<'_>, found: Vec<Found>, f
         };
         match grafted {
             Ok(()) => needed += size.div_ceil(SECTOR_U64) * SECTOR_U64,
-            Err(Taken(there)) => findings.push((input, conflict(tree, there, &uri))),
+            Err(NameConflict(there)) => findings.push((input, conflict(tree, there, &uri))),
         }
     }
     needed

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use crate::preflight::tree::{Origin, RemoteObject, Taken, Tree};
+use crate::preflight::tree::{NameConflict, Origin, RemoteObject, Tree};
 
 /// Longest name of a file on Linux, in bytes.
 const NAME_MAX: usize = 255;
@@ -50,13 +50,18 @@ fn refusal(name: &str) -> Option<&'static str> {
 }
 
 /// Makes the directories down to the one that a marker stands for.
-pub(super) fn graft_directory(tree: &mut Tree, target: &Path, place: &Place<'_>) -> Result<(), Taken> {
+pub(super) fn graft_directory(tree: &mut Tree, target: &Path, place: &Place<'_>) -> Result<(), NameConflict> {
     // `imply` makes what is above the last name.
     tree.imply(&path(target, place).join("_")).map(|_| ())
 }
 
 /// Puts an object in its place; `target` is that of its input.
-pub(super) fn graft(tree: &mut Tree, target: &Path, place: &Place<'_>, object: RemoteObject) -> Result<(), Taken> {
+pub(super) fn graft(
+    tree: &mut Tree,
+    target: &Path,
+    place: &Place<'_>,
+    object: RemoteObject,
+) -> Result<(), NameConflict> {
     let index = u32::try_from(tree.objects.len()).expect("four billion objects do not fit in memory");
     let path = path(target, place);
     let (parent, name) = tree.imply(&path)?;
@@ -95,7 +100,7 @@ mod tests {
                 true => graft_directory(&mut tree, Path::new("in"), &place),
                 false => graft(&mut tree, Path::new("in"), &place, object(key)),
             };
-            grafted.map_err(|Taken(there)| format!("{key}: taken by {}", tree.source(there).display()))?;
+            grafted.map_err(|NameConflict(there)| format!("{key}: taken by {}", tree.source(there).display()))?;
         }
         assert!(tree.items.iter().enumerate().skip(1).all(|(i, item)| (item.parent as usize) < i));
         let mut paths: Vec<String> = (1..tree.items.len() as u32)
@@ -193,11 +198,11 @@ mod tests {
                 tree.claim(parent, name, Origin::Input(0, seen)).map(|_| ())
             };
             let remote = |tree: &mut Tree| graft(tree, Path::new("x/y"), &whole, object("k"));
-            let (first, second): (Result<(), Taken>, _) = match first_is_local {
+            let (first, second): (Result<(), NameConflict>, _) = match first_is_local {
                 true => (local(&mut tree), remote(&mut tree)),
                 false => (remote(&mut tree), local(&mut tree)),
             };
-            let (Ok(()), Err(Taken(there))) = (first, second) else { panic!("one path for two") };
+            let (Ok(()), Err(NameConflict(there))) = (first, second) else { panic!("one path for two") };
             let source = if first_is_local { "/local" } else { "s3://b/k" };
             assert_eq!(tree.source(there), Path::new(source));
             assert_eq!(tree.objects.len(), usize::from(!first_is_local), "nothing is left of what was refused");

@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::links::{self, Landing, Spot};
 use crate::preflight::report::{Code, Finding};
-use crate::preflight::tree::{Origin, Taken, Tree, valid_target};
+use crate::preflight::tree::{NameConflict, Origin, Tree, valid_target};
 use crate::spec::{InputSpec, Location};
 use crate::sys::beneath::Linkless;
 use crate::sys::path::{self, FileKind, Stat, shown};
@@ -67,11 +67,11 @@ pub(in crate::preflight) fn read(tree: &Tree, findings: &mut Vec<Tagged>) -> u64
 struct Walk {
     source: PathBuf,
     dereference: bool,
-    found: Vec<Found>,
+    found: Vec<InputEntry>,
     findings: Vec<Finding>,
 }
 
-struct Found {
+struct InputEntry {
     /// Index into the same list; of the first, itself.
     parent: usize,
     name: OsString,
@@ -141,7 +141,7 @@ impl Walk {
     fn note(&mut self, parent: usize, name: OsString, path: &Path, seen: Stat, link: Link) {
         match seen.kind {
             FileKind::Special(kind) => self.findings.push(special(path, kind)),
-            _ => self.found.push(Found { parent, name, seen, link }),
+            _ => self.found.push(InputEntry { parent, name, seen, link }),
         }
     }
 
@@ -175,7 +175,7 @@ impl Walk {
 
     /// Whether one of the directories on the way down to `at`, itself included, is `seen`.
     fn is_above(&self, at: usize, seen: &Stat) -> bool {
-        let same = |found: &Found| (found.seen.dev, found.seen.ino) == (seen.dev, seen.ino);
+        let same = |found: &InputEntry| (found.seen.dev, found.seen.ino) == (seen.dev, seen.ino);
         let up = std::iter::successors(Some(at), |&at| (at != 0).then(|| self.found[at].parent));
         seen.kind == FileKind::Directory && up.into_iter().any(|at| same(&self.found[at]))
     }
@@ -184,7 +184,7 @@ impl Walk {
     fn top(&self, mut at: usize) -> &Path {
         loop {
             match &self.found[at] {
-                Found { link: Link::Behind(path), .. } => return path,
+                InputEntry { link: Link::Behind(path), .. } => return path,
                 _ if at == 0 => return &self.source,
                 found => at = found.parent,
             }
@@ -215,12 +215,12 @@ fn spot(path: &Path) -> io::Result<Spot> {
 }
 
 /// Grafts what was found onto the tree. Below a name that is taken nothing more is said.
-fn place(tree: &mut Tree, input: u32, spec: &InputSpec, found: &[Found], findings: &mut Vec<Tagged>) {
+fn place(tree: &mut Tree, input: u32, spec: &InputSpec, found: &[InputEntry], findings: &mut Vec<Tagged>) {
     if valid_target(&spec.target).is_err() || found.is_empty() {
         return;
     }
     let mut placed: Vec<Option<u32>> = Vec::with_capacity(found.len());
-    for Found { parent, name, seen, link } in found {
+    for InputEntry { parent, name, seen, link } in found {
         let result = match (placed.get(*parent), placed.is_empty()) {
             (_, true) => tree
                 .imply(&spec.target)
@@ -234,7 +234,7 @@ fn place(tree: &mut Tree, input: u32, spec: &InputSpec, found: &[Found], finding
                 continue;
             }
         };
-        if let Err(Taken(there)) = &result {
+        if let Err(NameConflict(there)) = &result {
             findings.push((input, conflict(tree, *there, spec)));
         }
         if let (Ok(item), Link::Text(text)) = (&result, link) {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
-use super::manifest::{self, Incomplete, Learnt, MANIFEST, Published, Sum};
+use super::manifest::{self, EntryFacts, Incomplete, MANIFEST, Published, Sum};
 use super::objects::{Sender, Uploads};
 use super::outgoing::Outgoing;
 use crate::audit::Event;
@@ -195,18 +195,18 @@ impl Sender {
 }
 
 /// What the manifest says of each entry.
-fn learnt(uploads: &Uploads) -> Vec<Learnt> {
-    let mut learnt = vec![Learnt::Nothing; uploads.plan.entries.len()];
+fn learnt(uploads: &Uploads) -> Vec<EntryFacts> {
+    let mut learnt = vec![EntryFacts::Nothing; uploads.plan.entries.len()];
     for (&i, text) in &uploads.plan.texts {
-        learnt[i] = Learnt::Target(text.clone());
+        learnt[i] = EntryFacts::Target(text.clone());
     }
     for object in &uploads.objects {
         let state = object.state.lock();
         let Some(stored) = state.done.clone() else { continue };
         let published = Published { key: object.uri.key.clone(), stored, crc: state.crc };
         learnt[object.entry] = match state.sum {
-            Some(sum) if object.attr.kind == Kind::File => Learnt::Object(sum, Box::new(published)),
-            _ => Learnt::Marker(Box::new(published)),
+            Some(sum) if object.attr.kind == Kind::File => EntryFacts::Object(sum, Box::new(published)),
+            _ => EntryFacts::Marker(Box::new(published)),
         };
     }
     learnt

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::inherit::{Inherited, make_child, set_mode};
-use super::manifest::{Learnt, MANIFEST, Sum};
+use super::manifest::{EntryFacts, MANIFEST, Sum};
 use super::older::{Retired, WITHDRAWN};
 use super::plan::{Plan, TOP};
 use super::survey::{Dereference, View, survey};
@@ -27,7 +27,7 @@ use crate::spec::{RunId, StagingRules};
 use crate::stage::rights::Rights;
 use crate::stage::{Progress, StageError, inside, outside, pool};
 use crate::sys::beneath::{self, Anchor, Below};
-use crate::sys::identity::Assumed;
+use crate::sys::identity::AssumedIdentity;
 use crate::sys::path::{self, FileKind, Stat};
 
 /// Set-user-ID and set-group-ID: in the scratch these bits had no effect.
@@ -46,7 +46,7 @@ pub(in crate::stage) struct Publication {
     pub(in crate::stage) partial: Anchor,
     pub(in crate::stage) plan: Plan,
     /// By entry of the plan.
-    pub(in crate::stage) learnt: Vec<Learnt>,
+    pub(in crate::stage) learnt: Vec<EntryFacts>,
     /// By entry of the plan: whether it is in its place.
     pub(in crate::stage) placed: Vec<bool>,
     /// By entry: directories that the output had already, and the output itself.
@@ -130,7 +130,7 @@ impl Publication {
     }
 
     /// From now on in the name of who is to have the results.
-    pub(in crate::stage) fn assume(&self) -> Result<Option<Assumed>, StageError> {
+    pub(in crate::stage) fn assume(&self) -> Result<Option<AssumedIdentity>, StageError> {
         self.rights.assume().map_err(outside("taking the rights for", self.output.path()))
     }
 
@@ -179,7 +179,7 @@ impl Publication {
     /// Has the trail tell every result that is in its place.
     pub(in crate::stage) fn told(&self, trail: &Trail) {
         for (i, learnt) in self.learnt.iter().enumerate().filter(|_| trail.is_kept()) {
-            if let Learnt::Sum(sum) = learnt {
+            if let EntryFacts::Sum(sum) = learnt {
                 let path = self.output.path().join(self.plan.path(i));
                 trail.record(&Event::publish_file(&path, self.plan.entries[i].attr.size, sum));
             }
@@ -232,11 +232,11 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn write(&self) -> Result<Vec<Learnt>, StageError> {
+    fn write(&self) -> Result<Vec<EntryFacts>, StageError> {
         let plan = &self.to.plan;
-        let mut learnt = vec![Learnt::Nothing; plan.entries.len()];
+        let mut learnt = vec![EntryFacts::Nothing; plan.entries.len()];
         for i in plan.of_kind(Kind::Symlink) {
-            learnt[i] = Learnt::Target(self.symlink(i)?);
+            learnt[i] = EntryFacts::Target(self.symlink(i)?);
         }
         let files = Mutex::new(plan.of_kind(Kind::File));
         let sums: Mutex<Vec<(usize, Sum)>> = Mutex::new(Vec::new());
@@ -250,7 +250,7 @@ impl Writer<'_> {
             },
         )?;
         for (i, sum) in sums.into_inner() {
-            learnt[i] = Learnt::Sum(sum);
+            learnt[i] = EntryFacts::Sum(sum);
         }
         self.directories()?;
         Ok(learnt)

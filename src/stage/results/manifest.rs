@@ -44,7 +44,7 @@ pub struct Incomplete {
 
 /// What publishing learnt of an entry besides its attributes.
 #[derive(Clone, Debug)]
-pub(in crate::stage) enum Learnt {
+pub(in crate::stage) enum EntryFacts {
     Nothing,
     Sum(Sum),
     Target(std::ffi::OsString),
@@ -170,7 +170,7 @@ pub(in crate::stage) fn write(
     run: &RunId,
     plan: &Plan,
     totals: Totals,
-    learnt: &[Learnt],
+    learnt: &[EntryFacts],
     (incomplete, retired): (&[Incomplete], &Retired),
 ) -> io::Result<Sum> {
     let mut manifest = Manifest::empty(run, totals);
@@ -235,19 +235,19 @@ impl<'a> Manifest<'a> {
         }
     }
 
-    fn add(&mut self, name: Name, entry: &Entry, learnt: &Learnt) {
+    fn add(&mut self, name: Name, entry: &Entry, learnt: &EntryFacts) {
         let mode = format!("{:04o}", entry.attr.mode);
         let mut file = |name, mode, sum, object| {
             self.files.push(FileLine { name, size: entry.attr.size, sha256: hex(sum), mode, object });
         };
         match learnt {
-            Learnt::Sum(sum) => file(name, mode, sum, None),
-            Learnt::Object(sum, published) => file(name, mode, sum, Some(published.line())),
-            Learnt::Nothing => self.directories.push(DirectoryLine { name, mode, object: None }),
-            Learnt::Marker(published) => {
+            EntryFacts::Sum(sum) => file(name, mode, sum, None),
+            EntryFacts::Object(sum, published) => file(name, mode, sum, Some(published.line())),
+            EntryFacts::Nothing => self.directories.push(DirectoryLine { name, mode, object: None }),
+            EntryFacts::Marker(published) => {
                 self.directories.push(DirectoryLine { name, mode, object: Some(published.line()) });
             }
-            Learnt::Target(target) => {
+            EntryFacts::Target(target) => {
                 let Name { path: target, path_bytes: target_bytes } = self::name(Path::new(target));
                 self.symlinks.push(SymlinkLine { name, target, target_bytes });
             }

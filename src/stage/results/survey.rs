@@ -41,14 +41,14 @@ impl View {
         let alias = self.aliases.iter().find(|(from, _)| from == path);
         let leads_on = |known: &PathBuf| known.starts_with(path);
         match (self.find(scratch, path), alias) {
-            (Some(Found::Here(attr, _hold)), _) => match attr.kind {
+            (Some(Whereabouts::Here(attr, _hold)), _) => match attr.kind {
                 Kind::Directory => Spot::Directory,
                 Kind::Symlink => {
                     scratch.readlink(attr.ino).map_or(Spot::Missing, |t| Spot::Link(OsString::from_vec(t)))
                 }
                 _ => Spot::Other,
             },
-            (Some(Found::Outside(path)), _) => outside(&path),
+            (Some(Whereabouts::Outside(path)), _) => outside(&path),
             (None, Some((_, to))) => Spot::Link(to.into()),
             (None, None) if leads_on(&self.mountpoint) || self.aliases.iter().any(|(from, _)| leads_on(from)) => {
                 Spot::Directory
@@ -58,7 +58,7 @@ impl View {
     }
 
     /// What is at a path of the scratch, which has no links above its last name.
-    fn find(&self, scratch: &Arc<Scratch>, path: &Path) -> Option<Found> {
+    fn find(&self, scratch: &Arc<Scratch>, path: &Path) -> Option<Whereabouts> {
         let mut below = path.strip_prefix(&self.mountpoint).ok()?.components();
         let step = |parent, name: &[u8]| {
             let attr = scratch.lookup(parent, name).ok()?;
@@ -69,15 +69,19 @@ impl View {
             (attr, hold) = step(attr.ino, name.as_os_str().as_bytes())?;
             if let Some(source) = shown(scratch, &attr) {
                 let rest = below.as_path();
-                return Some(Found::Outside(if rest.as_os_str().is_empty() { source } else { source.join(rest) }));
+                return Some(Whereabouts::Outside(if rest.as_os_str().is_empty() {
+                    source
+                } else {
+                    source.join(rest)
+                }));
             }
         }
-        Some(Found::Here(attr, hold))
+        Some(Whereabouts::Here(attr, hold))
     }
 }
 
 /// What is at a path of the scratch.
-enum Found {
+enum Whereabouts {
     /// This.
     Here(Attr, Hold),
     /// What the command saw there is not in the scratch, but at this path of the machine.
@@ -225,7 +229,7 @@ impl Survey<'_> {
                 let text = if Path::new(&text).is_absolute() { text } else { to.into() };
                 self.plan.add_link(parent, name, attr, text);
             }
-            Landing::Away(to, _) if let Some(Found::Outside(source)) = self.view.find(self.scratch, &to) => {
+            Landing::Away(to, _) if let Some(Whereabouts::Outside(source)) = self.view.find(self.scratch, &to) => {
                 self.plan.add_link(parent, name, attr, source.into());
             }
             Landing::Away(to, Spot::Missing) => self.refuse(parent, name, to, Astray::Missing),
@@ -265,7 +269,7 @@ impl Survey<'_> {
 
     /// Puts what is at `to` in the place of a link; `false` if that is a directory which the link is in itself.
     fn replace(&mut self, parent: usize, name: &OsStr, to: &Path) -> bool {
-        let Some(Found::Here(attr, hold)) = self.view.find(self.scratch, to) else { return false };
+        let Some(Whereabouts::Here(attr, hold)) = self.view.find(self.scratch, to) else { return false };
         if attr.kind == Kind::Directory && self.is_above(parent, attr.ino) {
             return false;
         }

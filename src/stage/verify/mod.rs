@@ -212,7 +212,7 @@ impl Line {
 }
 
 /// A manifest that was read, and what is wrong with the paths in it.
-pub(in crate::stage) struct Listed {
+pub(in crate::stage) struct ManifestView {
     pub(in crate::stage) document: Document,
     sha256: String,
     /// Every path that may be there: what is listed, and the directories above.
@@ -220,7 +220,7 @@ pub(in crate::stage) struct Listed {
     pub(in crate::stage) unsafe_lines: Vec<Difference>,
 }
 
-impl Listed {
+impl ManifestView {
     /// Reads what is at `place`.
     pub(in crate::stage) fn read(place: &str, from: impl Read, demands: &Demands) -> Result<Self, VerifyError> {
         let unfit = |problem: String| VerifyError::Unfit { place: place.to_owned(), problem };
@@ -286,7 +286,7 @@ impl Listed {
         self,
         output: String,
         contents_read: bool,
-        found: Found,
+        found: Tally,
         demands: &Demands,
     ) -> Verification {
         let Document { run, created, incomplete, files, .. } = self.document;
@@ -312,13 +312,13 @@ impl Listed {
 
 /// What a check has found so far.
 #[derive(Default)]
-pub(in crate::stage) struct Found {
+pub(in crate::stage) struct Tally {
     pub(in crate::stage) verified: u64,
     pub(in crate::stage) bytes: u64,
     pub(in crate::stage) differences: Vec<Difference>,
 }
 
-impl Found {
+impl Tally {
     /// Takes in how a file came out.
     pub(in crate::stage) fn file(&mut self, line: &Line, result: Result<(), (Problem, String)>) {
         match result {
@@ -332,11 +332,11 @@ impl Found {
 }
 
 /// Reads the manifest that `demands` names instead of the one in the output, if it names one.
-pub(in crate::stage) fn other_manifest(demands: &Demands) -> Option<Result<Listed, VerifyError>> {
+pub(in crate::stage) fn other_manifest(demands: &Demands) -> Option<Result<ManifestView, VerifyError>> {
     let path = demands.manifest.as_deref()?;
     let place = path.to_string_lossy().into_owned();
     let file = File::open(path).map_err(|source| VerifyError::Unreadable { place: place.clone(), source });
-    Some(file.and_then(|file| Listed::read(&place, file, demands)))
+    Some(file.and_then(|file| ManifestView::read(&place, file, demands)))
 }
 
 /// Compares the directory `output` with its manifest. No link in it is followed.
@@ -352,10 +352,10 @@ pub fn directory(output: &Path, demands: &Demands) -> Result<Verification, Verif
         None => {
             let manifest = top.file(Path::new(MANIFEST));
             let manifest = manifest.map_err(|source| VerifyError::Unreadable { place: at(MANIFEST), source })?;
-            Listed::read(&at(MANIFEST), manifest, demands)?
+            ManifestView::read(&at(MANIFEST), manifest, demands)?
         }
     };
-    let found = Mutex::new(Found::default());
+    let found = Mutex::new(Tally::default());
     let next = AtomicUsize::new(0);
     let files = &listed.document.files;
     let compared = pool::run(
@@ -442,7 +442,7 @@ impl Top {
     }
 
     /// Adds what the manifest does not list. Of a directory that it does not, only the directory itself.
-    fn extra(&self, listed: &Listed, differences: &mut Vec<Difference>) {
+    fn extra(&self, listed: &ManifestView, differences: &mut Vec<Difference>) {
         let mut waiting = vec![PathBuf::new()];
         while let Some(below) = waiting.pop() {
             let entries = match path::list(&self.0.below(&below)) {

@@ -7,7 +7,7 @@ use bytes::Buf;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 
-use super::{Demands, Difference, Found, Line, Listed, Problem, Verification, VerifyError, other_manifest};
+use super::{Demands, Difference, Line, ManifestView, Problem, Tally, Verification, VerifyError, other_manifest};
 use crate::aws::{CallError, Cause, ChecksumAlgorithm, Cloud, ObjectStore};
 use crate::spec::S3Uri;
 use crate::stage::results::manifest::{MANIFEST, base64};
@@ -43,7 +43,7 @@ impl Check<'_> {
             None => self.manifest().await?,
         };
         let present = self.listing().await?;
-        let mut found = Found::default();
+        let mut found = Tally::default();
         let mut expected = HashSet::from([self.uri(MANIFEST).key]);
         let mut files = Vec::new();
         for line in &listed.document.files {
@@ -89,7 +89,7 @@ impl Check<'_> {
         self.output.below(below)
     }
 
-    async fn manifest(&self) -> Result<Listed, VerifyError> {
+    async fn manifest(&self) -> Result<ManifestView, VerifyError> {
         let uri = self.uri(MANIFEST);
         let answer = self.store.get(&uri.bucket, &uri.key, None, None).await;
         let (object, pieces) = answer.map_err(|error| remote(&uri, error))?.value;
@@ -97,7 +97,7 @@ impl Check<'_> {
             return Err(VerifyError::Unfit { place: uri.to_string(), problem: "it is too long".to_owned() });
         }
         let pieces: Vec<_> = pieces.try_collect().await.map_err(|error| remote(&uri, error))?;
-        Listed::read(&uri.to_string(), pieces.concat().reader(), self.demands)
+        ManifestView::read(&uri.to_string(), pieces.concat().reader(), self.demands)
     }
 
     /// Sizes of all that is below the output, by key.
