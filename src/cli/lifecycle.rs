@@ -6,7 +6,7 @@ use std::io::Write;
 use serde_json::json as object;
 use zeroize::Zeroizing;
 
-use crate::run::{self, Credentials, Record, Report, ResumeOrder, StateError, error::RunError};
+use crate::run::{self, Credentials, Record, Report, ResumeOrder, StateError, Unpublished, error::RunError};
 use crate::spec::{KmsKey, ResumeSpec, Sse};
 use crate::sys::path::shown;
 use crate::units::json;
@@ -156,7 +156,12 @@ fn credentials_of_environment() -> Result<Credentials, Failure> {
 }
 
 pub fn end(args: EndArgs) -> Result<u8, Failure> {
-    let message = run::end(&args.run, args.discard, args.remove_published)?;
+    let results = match (args.discard, args.remove_published) {
+        (_, true) => Unpublished::Remove,
+        (true, false) => Unpublished::Discard,
+        (false, false) => Unpublished::Keep,
+    };
+    let message = run::end(&args.run, results)?;
     writeln!(stdout(), "{}: {}", args.run, Message(message))?;
     Ok(0)
 }

@@ -19,7 +19,7 @@ pub mod process;
 pub mod state;
 
 pub use self::control::desk::{Desk, Order};
-pub use self::control::wire::{CopyOrder, Event, ExecOrder, Reply, Request, ResumeOrder, SignalMessage};
+pub use self::control::wire::{CopyOrder, Event, ExecOrder, Reply, Request, ResumeOrder, SignalMessage, Unpublished};
 pub use self::error::FamilyError;
 pub use self::message::Voice;
 pub use self::state::facts::{

@@ -42,6 +42,7 @@ pub use self::preflight::{check_key, preflight};
 pub use self::served::{Family, MountOrder, NotMounted, SUBCOMMAND as SERVED_MOUNT, mount_here};
 pub use self::start::run;
 pub use self::verify::verify;
+pub use crate::family::Unpublished;
 use crate::family::control::client;
 pub use crate::family::control::client::{LiveRun, status};
 pub use crate::family::control::end::end;

@@ -18,7 +18,8 @@ use zeroize::Zeroizing;
 use super::error::{FamilyError, RunError, system};
 use super::{END_TIME, run};
 use crate::family::{
-    Kind, Record, Reply, Report, Request, ResumeOrder, StateError, Voice, control::client::STATUS_TIME, message, state,
+    Kind, Record, Reply, Report, Request, ResumeOrder, StateError, Unpublished, Voice, control::client::STATUS_TIME,
+    message, state,
 };
 use crate::spec::{Credentials, CredentialsText, InputSpec, Location, Purpose, RootSpec, RunId, RunSpec, ServeSpec};
 use crate::sys::path::shown;
@@ -328,9 +329,9 @@ impl Family {
         Ok(alive)
     }
 
-    /// Asks it to end; answers when it has begun to. `discard` even if results are lost.
-    pub async fn end(&self, discard: bool) -> Result<String, RunError> {
-        Ok(self.ask(Request::End { discard, remove_published: false }, Some(END_TIME)).await?.accepted()?)
+    /// Asks it to end; answers when it has begun to.
+    pub async fn end(&self, results: Unpublished) -> Result<String, RunError> {
+        Ok(self.ask(results.into(), Some(END_TIME)).await?.accepted()?)
     }
 
     /// Has it publish; waits for the end of that.

@@ -35,7 +35,7 @@ use crate::family::{
     },
     state::{State, destination::Destination},
 };
-use crate::spec::{CommandRights, Foreground, Purpose, RunSpec, TmpPolicy};
+use crate::spec::{CommandRights, Foreground, Purpose, RunSpec};
 use crate::sys::own_mount::{detach_stale, is_stale};
 use crate::sys::path::shown;
 use crate::sys::process::{self, Inherited, Side, Standing};
@@ -251,7 +251,7 @@ impl Ground {
         let (mountpoint, place) = match &spec.purpose {
             Purpose::Command(command) => {
                 let of_another = command.rights.isolate.is_some();
-                let place = Place::claim(base, command.tmp == TmpPolicy::Scratch, of_another)?;
+                let place = Place::claim(base, command.tmp, of_another)?;
                 (place.mountpoint.clone(), Some(place))
             }
             Purpose::Serve(serving) => {

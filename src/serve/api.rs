@@ -20,8 +20,9 @@ use super::model::{
 };
 use super::peer::Caller;
 use super::problem::{Problem, ProblemDocument, ProblemKind};
-use super::runs::{Results, Runs};
+use super::runs::Runs;
 use super::table::PublishAttempt;
+use crate::run::Unpublished;
 
 /// What handlers work with.
 pub struct Node {
@@ -152,8 +153,8 @@ async fn end(
     RawQuery(query): RawQuery,
 ) -> Result<Json<RunView>, Problem> {
     let results = match query.as_deref() {
-        None | Some("" | "discard=false") => Results::Keep,
-        Some("discard" | "discard=true") => Results::Discard,
+        None | Some("" | "discard=false") => Unpublished::Keep,
+        Some("discard" | "discard=true") => Unpublished::Discard,
         Some(other) => {
             let detail = format!("query `{other}`: only `discard` and `discard=true` are known");
             return Err(Problem::new(ProblemKind::Usage, detail));

@@ -22,7 +22,7 @@ use super::problem::{Problem, ProblemKind};
 use super::sight;
 use super::table::{Departure, PublishAttempt, Reservation, RunChange, RunRow, RunTable, told};
 use crate::run::error::{FamilyError, RunError};
-use crate::run::{Credentials, Family, MountOrder, Phase, beside};
+use crate::run::{Credentials, Family, MountOrder, Phase, Unpublished, beside};
 use crate::spec::RunId;
 use crate::sys::process;
 
@@ -33,15 +33,6 @@ const STAGING: usize = 16;
 const STAGING_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a client waits for the end of a run. Open files alone keep one for five seconds.
 const END_TIME: Duration = Duration::from_secs(50);
-
-/// What becomes of results that are not published when their run ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Results {
-    /// The run does not end.
-    Keep,
-    /// They are lost.
-    Discard,
-}
 
 /// The runs of this node.
 pub struct Runs {
@@ -202,7 +193,7 @@ impl Runs {
             Ok(()) => Ok(view),
             Err(unseen) => {
                 // Nobody has been told of it, so nothing is lost.
-                let ended = self.end(view.id.as_str(), Results::Discard, Caller::ROOT).await;
+                let ended = self.end(view.id.as_str(), Unpublished::Discard, Caller::ROOT).await;
                 let also = ended.err().map(|problem| format!("; {problem}")).unwrap_or_default();
                 Err(Problem::new(ProblemKind::Unavailable, unseen + &also))
             }
@@ -279,7 +270,7 @@ impl Runs {
     }
 
     /// Ends a run; answers when its key is gone. Of a run that has ended already, forgets it.
-    pub async fn end(&self, id: &str, results: Results, caller: Caller) -> Result<RunView, Problem> {
+    pub async fn end(&self, id: &str, results: Unpublished, caller: Caller) -> Result<RunView, Problem> {
         let (view, mut state, family, stages) = {
             let mut table = self.table.lock();
             let row = table.row_for(id, caller)?;
@@ -290,12 +281,12 @@ impl Runs {
             return Ok(view);
         }
         // One that is staging hears this already.
-        let starting = || Family::find(&view.id).ok().filter(|_| results == Results::Discard && stages);
+        let starting = || Family::find(&view.id).ok().filter(|_| results == Unpublished::Discard && stages);
         let Some(family) = family.or_else(starting) else {
             return Err(Problem::new(ProblemKind::Busy, format!("run {id} is still starting; try again in a moment")));
         };
         self.table.lock().row_for(id, caller)?.asked.get_or_insert_with(Instant::now);
-        if let Err(error) = family.end(results == Results::Discard).await
+        if let Err(error) = family.end(results).await
             && !is_over(&state)
         {
             // A family that does not answer, or says so, is ending already.

@@ -17,7 +17,8 @@ use super::admission::OF_VOLUMES;
 use super::model::{Owner, RunRequest, RunState, Size};
 use super::peer::Caller;
 use super::problem::{Problem, ProblemKind};
-use super::runs::{Results, Runs};
+use super::runs::Runs;
+use crate::run::Unpublished;
 use crate::spec::RunId;
 use crate::sys::path::shown;
 use crate::sys::replace::replace;
@@ -83,7 +84,7 @@ impl Volumes {
         let volumes = Arc::new(Self { runs, file, table: Mutex::new(table) });
         volumes.save()?;
         for run in unused {
-            if let Err(problem) = volumes.runs.end(run.as_str(), Results::Discard, Caller::ROOT).await {
+            if let Err(problem) = volumes.runs.end(run.as_str(), Unpublished::Discard, Caller::ROOT).await {
                 tracing::warn!("the run {run} of a volume nobody uses: {problem}");
             }
         }
@@ -159,7 +160,7 @@ impl Volumes {
         })?;
         self.keep(name)?;
         let Some(run) = last else { return Ok(()) };
-        match self.runs.end(run.as_str(), Results::Discard, Caller::ROOT).await {
+        match self.runs.end(run.as_str(), Unpublished::Discard, Caller::ROOT).await {
             Err(problem) if problem.kind != ProblemKind::NotFound => return Err(problem),
             _ => {}
         }

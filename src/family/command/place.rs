@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::family::{StateError, state::system};
+use crate::spec::TmpPolicy;
 use crate::sys::own_mount::is_mountpoint;
 
 /// Name of the place among the state of all runs; [`RunId`](crate::spec::RunId) refuses it.
@@ -37,11 +38,11 @@ pub struct Place {
 
 impl Place {
     /// Finds a place, and sees to it that nothing can be made there outside of the run. `base` holds the state of all
-    /// runs; with `private_tmp` the scratch will cover [`TEMPORARY`], and so cannot be below. `of_another`: the command
-    /// will be another user, to whom directories on the way may be closed.
-    pub fn claim(base: &Path, private_tmp: bool, of_another: bool) -> Result<Self, StateError> {
+    /// runs; where the scratch will cover [`TEMPORARY`], it cannot be below. `of_another`: the command will be another
+    /// user, to whom directories on the way may be closed.
+    pub fn claim(base: &Path, tmp: TmpPolicy, of_another: bool) -> Result<Self, StateError> {
         let mountpoint = base.join(NAME);
-        let hidden = private_tmp && TEMPORARY.iter().any(|tmp| base.starts_with(tmp))
+        let hidden = tmp == TmpPolicy::Scratch && TEMPORARY.iter().any(|tmp| base.starts_with(tmp))
             || of_another && !base.ancestors().skip(1).all(is_open);
         if !hidden && mountpoint.as_os_str().len() <= LONGEST {
             forbid(&mountpoint)?;
@@ -104,23 +105,23 @@ mod tests {
     #[test]
     fn nothing_can_be_made_where_the_scratch_appears_inside() {
         let base = tempfile::tempdir().expect("tempdir");
-        let place = Place::claim(base.path(), false, false).expect("a short path");
+        let place = Place::claim(base.path(), TmpPolicy::Host, false).expect("a short path");
         assert!(place.mountpoint.starts_with(base.path()) && place.intruder().is_none());
         let error = fs::create_dir_all(place.mountpoint.join("work")).expect_err("a file is in the way");
         assert_eq!(error.raw_os_error(), Some(libc::ENOTDIR));
-        Place::claim(base.path(), false, false).expect("as often as one likes");
+        Place::claim(base.path(), TmpPolicy::Host, false).expect("as often as one likes");
         fs::remove_file(&place.mountpoint).expect("removed");
         fs::create_dir(&place.mountpoint).expect("made");
         assert_eq!(place.intruder(), Some(&*place.mountpoint));
-        assert!(matches!(Place::claim(base.path(), false, false), Err(StateError::InTheWay { .. })));
+        assert!(matches!(Place::claim(base.path(), TmpPolicy::Host, false), Err(StateError::InTheWay { .. })));
     }
 
     #[test]
     fn a_place_is_short_and_never_below_what_the_scratch_covers() {
         let base = Path::new("/tmp/runseal-1");
         let deep = Path::new("/run").join("x".repeat(LONGEST));
-        for (base, private_tmp) in [(base, true), (&*deep, true), (&*deep, false)] {
-            match Place::claim(base, private_tmp, false) {
+        for (base, tmp) in [(base, TmpPolicy::Scratch), (&*deep, TmpPolicy::Scratch), (&*deep, TmpPolicy::Host)] {
+            match Place::claim(base, tmp, false) {
                 Ok(place) => {
                     assert!(place.mountpoint.as_os_str().len() <= LONGEST, "{place:?}");
                     assert!(!place.mountpoint.starts_with(base) && place.covers[0] == base, "{place:?}");

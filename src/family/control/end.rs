@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::family::{
-    FamilyError, Kind, Record, Reply, Request, StateError, control::socket, error::system, message::warn, state,
+    FamilyError, Kind, Record, Reply, Request, StateError, Unpublished, control::socket, error::system, message::warn,
+    state,
 };
 use crate::sys::mount::{abort_fuse_connection, mount_table, mount_table_of};
 use crate::sys::own_mount::{connection_of, detach_stale};
@@ -25,16 +26,16 @@ const END_TIME: Duration = Duration::from_secs(60);
 /// How long killed processes may take to be gone.
 const DEATH_TIME: Duration = Duration::from_secs(5);
 
-/// Ends the run or mount called `name`; `discard` even if results are lost. With `remove_published`, results that are in
-/// the output without a manifest are removed. Takes a dead mount away. Returns what is to be said when all is over.
-pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, FamilyError> {
+/// Ends the run or mount called `name`, if what becomes of its `results` allows that. Takes a dead mount away. Returns what is
+/// to be said when all is over.
+pub fn end(name: &str, results: Unpublished) -> Result<String, FamilyError> {
     let (record, socket) = match state::find(name) {
         Err(StateError::Unknown(_)) => return bury(name),
         found => found?,
     };
     let family = Members::of(&record)?;
     let run = record.run_id.to_string();
-    match ask(&socket, &Request::End { discard, remove_published }) {
+    match ask(&socket, &results.into()) {
         Ok(reply) => {
             let message = reply.accepted()?;
             if are_gone(family.first(), END_TIME)? && family.is_gone(DEATH_TIME)? {
@@ -43,7 +44,9 @@ pub fn end(name: &str, discard: bool, remove_published: bool) -> Result<String, 
             warn(format_args!("run {run} has agreed to end, but does not"));
         }
         Err(_) if family.is_gone(Duration::ZERO)? => {}
-        Err(source) if discard || record.loses_nothing() => warn(format_args!("run {run} does not answer ({source})")),
+        Err(source) if results != Unpublished::Keep || record.loses_nothing() => {
+            warn(format_args!("run {run} does not answer ({source})"))
+        }
         Err(source) => {
             let condition = condition(&record).map(|condition| format!(" ({condition})")).unwrap_or_default();
             warn(format_args!("`runseal end --discard {run}` kills it{condition}; its results are lost then"));

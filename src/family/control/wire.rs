@@ -138,6 +138,24 @@ pub enum Request {
     },
 }
 
+/// What becomes of results that are not published when their run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpublished {
+    /// They are kept: a run that has some does not end.
+    Keep,
+    /// They are lost.
+    Discard,
+    /// They are lost, and those that are in the output already, without a manifest, are removed.
+    Remove,
+}
+
+impl From<Unpublished> for Request {
+    fn from(results: Unpublished) -> Self {
+        let remove_published = results == Unpublished::Remove;
+        Self::End { discard: remove_published || results == Unpublished::Discard, remove_published }
+    }
+}
+
 /// How to try to publish again.
 #[derive(Default, Serialize, Deserialize)]
 pub struct ResumeOrder {
