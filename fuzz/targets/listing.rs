@@ -11,7 +11,8 @@ use libfuzzer_sys::fuzz_target;
 use runseal::audit::Trail;
 use runseal::aws::{
     Answer, CallError, Cause, Cloud, DataKey, Encryption, EncryptionContext, Gate, Grant, Identity, IdentityService,
-    KeyFacts, KeyService, ObjectSummary, Object, ObjectStore, Page, Part, Pieces, Services, Stored, UploadSettings,
+    KeyFacts, KeyService, Object, ObjectStore, ObjectSummary, Page, PageStart, Part, Pieces, Services, Stored,
+    UploadSettings,
 };
 use runseal::backing::MemoryBacking;
 use runseal::crypt::Keyring;
@@ -47,12 +48,15 @@ impl Server {
 
 #[async_trait]
 impl ObjectStore for Server {
-    async fn list(&self, _: &str, _: &str, after: Option<&str>, _: u16) -> Result<Answer<Page>, CallError> {
+    async fn list(&self, _: &str, _: &str, start: Option<&PageStart>, _: u16) -> Result<Answer<Page>, CallError> {
         let pages = self.0.lock().expect("no panic");
-        let number = after.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0);
+        let number = match start {
+            Some(PageStart::Token(number)) => number.parse().expect("a token of this server"),
+            _ => 0,
+        };
         let listed = pages.get(number).into_iter().flatten();
         let objects = listed.map(|(key, size)| ObjectSummary { key: key.clone(), size: u64::from(*size), etag: None });
-        let next = (number + 1 < pages.len()).then(|| (number + 1).to_string());
+        let next = (number + 1 < pages.len()).then(|| PageStart::Token((number + 1).to_string()));
         answer(Page { objects: objects.collect(), next })
     }
 

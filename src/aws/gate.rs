@@ -14,7 +14,8 @@ use tokio::sync::watch;
 
 use super::{
     Answer, CallError, Cause, DataKey, Encryption, EncryptionContext, Grant, Identity, IdentityService, KeyFacts,
-    KeyService, NO_UPLOAD, Object, ObjectStore, Page, Part, Pieces, Services, Stored, UploadSettings, outcome,
+    KeyService, NO_UPLOAD, Object, ObjectStore, Page, PageStart, Part, Pieces, Services, Stored, UploadSettings,
+    outcome,
 };
 use crate::audit::{Caller, Event, S3, Trail};
 use crate::spec::{Arn, S3Uri};
@@ -53,11 +54,8 @@ impl Gate {
 
     /// Waits until the gate is cut.
     async fn off(self) {
-        let mut cut = self.cut.subscribe();
-        if cut.wait_for(|cut| *cut).await.is_err() {
-            // The run is over, so nobody is left to interrupt anything.
-            std::future::pending::<()>().await;
-        }
+        // It keeps the sender, so this cannot fail.
+        let _ = self.cut.subscribe().wait_for(|cut| *cut).await;
     }
 }
 
@@ -142,16 +140,24 @@ impl Gated {
         ended
     }
 
-    /// An answer may get lost on its way; the next attempt of the same call then meets what the first one has made.
+    /// An answer may get lost on its way; the next attempt of the same call then meets what the first one has made. `stop`:
+    /// when to look for that is too late.
     async fn or_made_before(
         &self,
         ended: Outcome<Stored>,
         target: &S3Uri,
         (size, crc64nvme): (u64, u64),
+        stop: Stop,
     ) -> Outcome<Stored> {
         match ended {
             Err(error) if error.repeated && (error.cause == Cause::Precondition || error.code == NO_UPLOAD) => {
-                self.same(target, size, crc64nvme).await.ok_or(error)
+                let look = self.services.objects.checksums(&target.bucket, &target.key, None);
+                match self.pass(Call::to("s3:HeadObject", target).stopped(stop), look).await {
+                    Ok(Answer { value, request_id }) if value.has(size, crc64nvme) => {
+                        Ok(Answer { value: value.into(), request_id })
+                    }
+                    _ => Err(error),
+                }
             }
             ended => ended,
         }
@@ -164,9 +170,9 @@ fn interrupted(operation: &'static str) -> CallError {
 
 #[async_trait]
 impl ObjectStore for Gated {
-    async fn list(&self, bucket: &str, prefix: &str, after: Option<&str>, most: u16) -> Outcome<Page> {
+    async fn list(&self, bucket: &str, prefix: &str, start: Option<&PageStart>, most: u16) -> Outcome<Page> {
         let call = Call::of_bucket("s3:ListObjectsV2", bucket).with("prefix", prefix);
-        self.pass(call, self.services.objects.list(bucket, prefix, after, most)).await
+        self.pass(call, self.services.objects.list(bucket, prefix, start, most)).await
     }
 
     async fn head(&self, bucket: &str, key: &str) -> Outcome<Object> {
@@ -189,22 +195,22 @@ impl ObjectStore for Gated {
         let call = || Call::of_object(OPERATION, bucket, key);
         let answer = self.pass(call(), self.services.objects.get(bucket, key, etag, range)).await?;
         let Answer { value: (object, pieces), request_id } = answer;
+        // A body that stands still must not outlive the run either; nor may it look complete when it was cut.
+        let gate = self.gate.clone();
+        let end = stream::once(async move { gate.cut.borrow().then(|| Err(interrupted(OPERATION))) });
+        let pieces = pieces.take_until(self.gate.clone().off()).chain(end.filter_map(std::future::ready));
         let (trail, event) = (self.gate.trail.clone(), call().event);
         let pieces = pieces.inspect_err(move |error| {
             trail.record(&event.clone().ended(Err((&error.code, &error.message, &error.request_id))));
         });
-        // A body that stands still must not outlive the run either; nor may it look complete when it was cut.
-        let gate = self.gate.clone();
-        let end = stream::once(async move { gate.cut.borrow().then(|| Err(interrupted(OPERATION))) });
-        let pieces = pieces.take_until(self.gate.clone().off()).chain(end.filter_map(std::future::ready)).boxed();
-        Ok(Answer { value: (object, pieces), request_id })
+        Ok(Answer { value: (object, pieces.boxed()), request_id })
     }
 
     async fn put(&self, target: &S3Uri, settings: &UploadSettings, body: Bytes, crc64nvme: u64) -> Outcome<Stored> {
         let contents = (body.len() as u64, crc64nvme);
         let call = Call::to("s3:PutObject", target);
         let ended = self.pass(call, self.services.objects.put(target, settings, body, crc64nvme)).await;
-        self.or_made_before(ended, target, contents).await
+        self.or_made_before(ended, target, contents, Stop::Anytime).await
     }
 
     async fn begin_upload(&self, target: &S3Uri, settings: &UploadSettings) -> Outcome<(String, Encryption)> {
@@ -236,7 +242,8 @@ impl ObjectStore for Gated {
         let call = Call::to("s3:CompleteMultipartUpload", target).stopped(Stop::Before);
         let answer = self.services.objects.complete_upload(target, settings, upload, parts, size, crc64nvme);
         let ended = self.pass(call, answer).await;
-        self.or_made_before(ended, target, (size, crc64nvme)).await
+        // Even when the run is ending: an object that is visible and that nobody knows would stay.
+        self.or_made_before(ended, target, (size, crc64nvme), Stop::Never).await
     }
 
     async fn abort_upload(&self, target: &S3Uri, upload: &str) -> Outcome<()> {

@@ -25,7 +25,8 @@ pub use call::{Answer, CallError, Cause, Denial, NO_UPLOAD, PolicyKind};
 pub use config::{CloudConfig, Endpoints, SLOWEST, Timeouts};
 pub use gate::Gate;
 pub use object::{
-    Checksum, ChecksumAlgorithm, Encryption, Object, ObjectSummary, Page, Part, SseAlgorithm, Stored, UploadSettings,
+    Checksum, ChecksumAlgorithm, Encryption, Object, ObjectSummary, Page, PageStart, Part, SseAlgorithm, Stored,
+    UploadSettings,
 };
 
 use crate::spec::{RunId, S3Uri};
@@ -36,10 +37,15 @@ pub type Pieces = BoxStream<'static, Result<Bytes, CallError>>;
 /// Operations of S3 (API version 2006-03-01), each one bounded in time and retried as [`Cloud`] is configured.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
-    /// `ListObjectsV2`: one page of keys below `prefix` behind the key `after`, in order. [`Page::next`] of one page is
-    /// that of the next.
-    async fn list(&self, bucket: &str, prefix: &str, after: Option<&str>, most: u16)
-    -> Result<Answer<Page>, CallError>;
+    /// `ListObjectsV2`: one page of keys below `prefix`, in order, from `start` on. [`Page::next`] of one page is the start of
+    /// the next.
+    async fn list(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        start: Option<&PageStart>,
+        most: u16,
+    ) -> Result<Answer<Page>, CallError>;
 
     /// `HeadObject`. Without `ChecksumMode`: that would need `kms:Decrypt`.
     async fn head(&self, bucket: &str, key: &str) -> Result<Answer<Object>, CallError>;
@@ -103,12 +109,8 @@ pub trait ObjectStore: Send + Sync {
 
     /// What lies at `target`, if it has exactly these contents: then it was made by a call whose answer got lost.
     async fn same(&self, target: &S3Uri, size: u64, crc64nvme: u64) -> Option<Answer<Stored>> {
-        let found = self.checksums(&target.bucket, &target.key, None).await.ok()?;
-        let Answer { value: found, request_id } = found;
-        let ours =
-            |sum: &Checksum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme && sum.value == crc64nvme.to_be_bytes();
-        let same = found.size == size && found.checksums.iter().any(ours);
-        same.then(|| Answer { value: found.into(), request_id })
+        let Answer { value: found, request_id } = self.checksums(&target.bucket, &target.key, None).await.ok()?;
+        found.has(size, crc64nvme).then(|| Answer { value: found.into(), request_id })
     }
 
     /// `AbortMultipartUpload`. An upload that is gone already is no error.

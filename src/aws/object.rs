@@ -96,6 +96,15 @@ pub struct Object {
     pub checksums: Vec<Checksum>,
 }
 
+impl Object {
+    /// Whether it is known to have exactly these contents.
+    pub fn has(&self, size: u64, crc64nvme: u64) -> bool {
+        let ours =
+            |sum: &Checksum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme && sum.value == crc64nvme.to_be_bytes();
+        self.size == size && self.checksums.iter().any(ours)
+    }
+}
+
 /// A key in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectSummary {
@@ -107,13 +116,22 @@ pub struct ObjectSummary {
     pub etag: Option<String>,
 }
 
+/// Where a page of a listing starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PageStart {
+    /// Behind this key, whether it is there or not (`StartAfter`).
+    After(String),
+    /// Where the store has left off, in its own words (`ContinuationToken`): nobody else can make one.
+    Token(String),
+}
+
 /// One page of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// Keys, in order.
     pub objects: Vec<ObjectSummary>,
-    /// The last key of this page, if there is another one.
-    pub next: Option<String>,
+    /// Where the next page starts, if there is one. A page may be empty and not the last.
+    pub next: Option<PageStart>,
 }
 
 /// What every upload of a run has in common; preflight probes with exactly these.

@@ -269,7 +269,10 @@ mod tests {
             std::fs::write(path, &text).expect("written");
         }
         let committed = std::fs::read_to_string(path).expect("docs/openapi.json");
-        assert!(committed == text, "docs/openapi.json is old: RUNSEAL_WRITE_OPENAPI=1 cargo test openapi writes it");
+        assert!(
+            committed == text,
+            "docs/openapi.json is old: RUNSEAL_WRITE_OPENAPI=1 cargo test --lib committed_description writes it"
+        );
     }
 
     #[test]

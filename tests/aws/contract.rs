@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use runseal::aws::{
-    CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, Object, ObjectStore, Part, Stored, UploadSettings,
+    CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, Object, ObjectStore, PageStart, Part, Stored, UploadSettings,
 };
 use runseal::spec::S3Uri;
 
@@ -125,21 +125,22 @@ impl Subject<'_> {
             self.put(key, b"x", &FREE).await.unwrap();
         }
         let most = 2;
-        let (mut keys, mut after, mut pages) = (Vec::new(), None, 0);
+        let (mut keys, mut start, mut pages) = (Vec::new(), None, 0);
         loop {
-            let page = self.store().list(self.bucket, "list/", after.as_deref(), most).await.unwrap().value;
+            let page = self.store().list(self.bucket, "list/", start.as_ref(), most).await.unwrap().value;
             assert!(page.objects.iter().all(|listed| listed.size == 1));
             keys.extend(page.objects.into_iter().map(|listed| listed.key));
             pages += 1;
-            after = page.next;
-            if after.is_none() {
+            start = page.next;
+            if start.is_none() {
                 break;
             }
         }
         assert_eq!(keys, ["list/a", "list/b", "list/c", "list/d", "list/e"]);
         assert_eq!(pages, 3);
         for after in ["list/c", "list/cc"] {
-            let page = self.store().list(self.bucket, "list/", Some(after), 1000).await.unwrap().value;
+            let start = PageStart::After(after.to_owned());
+            let page = self.store().list(self.bucket, "list/", Some(&start), 1000).await.unwrap().value;
             let keys: Vec<_> = page.objects.into_iter().map(|listed| listed.key).collect();
             assert_eq!((keys, page.next), (vec!["list/d".to_owned(), "list/e".to_owned()], None), "after {after}");
         }

@@ -11,13 +11,15 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use runseal::aws::{
     Answer, CallError, Cause, Checksum, ChecksumAlgorithm, Cloud, DataKey, Encryption, EncryptionContext, Gate, Grant,
-    Identity, IdentityService, KeyFacts, KeyService, Object, ObjectStore, ObjectSummary, Page, Part, Pieces, Services,
-    SseAlgorithm, Stored, UploadSettings,
+    Identity, IdentityService, KeyFacts, KeyService, Object, ObjectStore, ObjectSummary, Page, PageStart, Part, Pieces,
+    Services, SseAlgorithm, Stored, UploadSettings,
 };
 use runseal::spec::S3Uri;
 
 /// Name of the only bucket.
 pub const BUCKET: &str = "bucket";
+/// What its continuation tokens begin with.
+const TOKEN: &str = "token:";
 /// Pieces in which contents arrive: not a divisor of anything.
 const PIECE: usize = 100_003;
 
@@ -28,6 +30,8 @@ pub enum Effect {
     Refuse(Cause, &'static str),
     /// Its work, but the answer is lost.
     Lose,
+    /// Its work and then this, but the answer is lost and the call was sent again: it meets what it has made.
+    Repeat(Arc<dyn Fn() + Send + Sync>),
     /// The body ends with an error after so many bytes.
     Cut(usize),
     /// This first, then its work.
@@ -205,9 +209,19 @@ impl State {
 
 #[async_trait]
 impl ObjectStore for Bucket {
-    async fn list(&self, _: &str, prefix: &str, after: Option<&str>, most: u16) -> Result<Answer<Page>, CallError> {
+    async fn list(
+        &self,
+        _: &str,
+        prefix: &str,
+        start: Option<&PageStart>,
+        most: u16,
+    ) -> Result<Answer<Page>, CallError> {
         self.called("ListObjectsV2", prefix)?;
         let state = self.0.lock();
+        let after = start.map(|start| match start {
+            PageStart::After(key) => key.as_str(),
+            PageStart::Token(token) => token.strip_prefix(TOKEN).expect("a token of this bucket"),
+        });
         let behind = |key: &str| after.is_none_or(|after| key > after);
         let found = state.objects.iter().filter(|(key, _)| key.starts_with(prefix) && behind(key));
         let listed = found.map(|(key, held)| ObjectSummary {
@@ -216,7 +230,7 @@ impl ObjectStore for Bucket {
             etag: Some(held.etag.clone()),
         });
         let (all, most): (Vec<_>, usize) = (listed.collect(), most.into());
-        let next = all.get(most).and_then(|_| Some(all[..most].last()?.key.clone()));
+        let next = all.get(most).and_then(|_| Some(PageStart::Token(format!("{TOKEN}{}", all[..most].last()?.key))));
         answer(Page { objects: all.into_iter().take(most).collect(), next }, None)
     }
 
@@ -366,6 +380,10 @@ fn described(held: &Held) -> Object {
 fn answer<T>(value: T, effect: Option<Effect>) -> Result<Answer<T>, CallError> {
     match effect {
         Some(Effect::Lose) => Err(error("s3:Any", Cause::Unreachable, "")),
+        Some(Effect::Repeat(then)) => {
+            then();
+            Err(CallError { repeated: true, ..error("s3:Any", Cause::Precondition, "PreconditionFailed") })
+        }
         _ => Ok(Answer { value, request_id: "R1".into() }),
     }
 }

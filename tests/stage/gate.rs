@@ -138,3 +138,34 @@ fn failures_are_in_the_trail_and_so_is_a_body_that_breaks_off() {
     assert_eq!((&events[1]["requestID"], &events[1]["errorMessage"]), (&"R1".into(), &Value::Null));
     assert_eq!((&events[2]["requestID"], &events[2]["errorMessage"]), (&"R2".into(), &"on order".into()));
 }
+
+/// Otherwise an object that is visible would be nobody's, and `end --remove-published` would leave it.
+#[test]
+fn what_a_lost_answer_has_made_is_found_even_when_the_run_is_ending() {
+    let (bucket, gate, cloud, dir) = gated();
+    let target = S3Uri { bucket: BUCKET.into(), key: "large".into() };
+    let (settings, crc) = (UploadSettings::default(), crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b"x"));
+    bucket.fault("CompleteMultipartUpload", 0, 1, Effect::Repeat(Arc::new(move || gate.cut())));
+    let made = cloud.block_on(async {
+        let upload = cloud.objects().begin_upload(&target, &settings).await.unwrap().value.0;
+        let part = cloud.objects().upload_part(&target, &upload, 1, Bytes::from_static(b"x"), crc).await.unwrap().value;
+        cloud.objects().complete_upload(&target, &settings, &upload, &[part], 1, crc).await
+    });
+    assert!(made.is_ok(), "{made:?}");
+    let last = events(&dir).split_off(2);
+    assert_eq!(names(&last), ["CompleteMultipartUpload", "HeadObject"]);
+    assert_eq!((&last[0]["errorCode"], &last[1]["errorCode"]), (&"PreconditionFailed".into(), &Value::Null));
+}
+
+#[test]
+fn a_body_that_the_gate_cuts_is_told_as_cut() {
+    let (_, gate, cloud, dir) = gated();
+    cloud.block_on(async {
+        let pieces = cloud.objects().get(BUCKET, "x", None, None).await.unwrap().value.1;
+        gate.cut();
+        futures_util::TryStreamExt::try_collect::<Vec<_>>(pieces).await.unwrap_err();
+    });
+    let events = events(&dir);
+    assert_eq!(names(&events), ["GetObject", "GetObject"]);
+    assert_eq!(events[1]["errorMessage"], "not sent: the run is ending");
+}

@@ -228,6 +228,8 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use aws_sdk_kms::operation::generate_data_key::GenerateDataKeyError;
     use aws_sdk_kms::types::error as kms;
     use aws_sdk_s3::operation::get_object::GetObjectError;
@@ -278,6 +280,12 @@ mod tests {
 
     fn expect(error: &CallError, code: &str, cause: Cause) {
         assert_eq!((error.code.as_str(), error.cause, error.message.as_str()), (code, cause, "text"), "{error:?}");
+    }
+
+    #[test]
+    fn a_code_has_one_cause() {
+        let all: Vec<_> = CODES.iter().flat_map(|(_, codes)| *codes).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 
     #[test]

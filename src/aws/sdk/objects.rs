@@ -22,8 +22,8 @@ use super::config::{Patience, Shared};
 use super::convert::{self, answer};
 use super::{Regional, attempts::Attempts, classify};
 use crate::aws::{
-    Answer, CallError, Cause, Encryption, NO_UPLOAD, Object, ObjectStore, ObjectSummary, Page, Part, Pieces, SLOWEST,
-    Stored, UploadSettings,
+    Answer, CallError, Cause, Encryption, NO_UPLOAD, Object, ObjectStore, ObjectSummary, Page, PageStart, Part, Pieces,
+    SLOWEST, Stored, UploadSettings,
 };
 use crate::spec::S3Uri;
 
@@ -102,14 +102,20 @@ impl ObjectStore for Objects {
         &self,
         bucket: &str,
         prefix: &str,
-        after: Option<&str>,
+        start: Option<&PageStart>,
         most: u16,
     ) -> Result<Answer<Page>, CallError> {
+        let (after, token) = match start {
+            None => (None, None),
+            Some(PageStart::After(key)) => (Some(key), None),
+            Some(PageStart::Token(token)) => (None, Some(token)),
+        };
         let mut encoding = None;
         let output = loop {
             let send = |client: Client| {
                 let request = client.list_objects_v2().bucket(bucket).prefix(prefix).max_keys(most.into());
-                request.set_encoding_type(encoding.clone()).set_start_after(after.map(str::to_owned)).send()
+                let request = request.set_start_after(after.cloned()).set_continuation_token(token.cloned());
+                request.set_encoding_type(encoding.clone()).send()
             };
             match self.call(LIST, bucket, send).await {
                 // Keys may hold what XML cannot. Not asked for at once, because not all servers encode.
@@ -124,8 +130,7 @@ impl ObjectStore for Objects {
             let etag = object.e_tag().map(str::to_owned);
             page.objects.push(ObjectSummary { key, size: convert::size(object.size()), etag });
         }
-        let last = page.objects.last().map(|object| object.key.clone());
-        page.next = last.filter(|_| output.is_truncated() == Some(true));
+        page.next = output.next_continuation_token().map(|token| PageStart::Token(token.to_owned()));
         Ok(answer(page, &output))
     }
 

@@ -113,9 +113,9 @@ async fn tell_apart(cloud: &Cloud, input: u32, uri: &S3Uri, error: CallError) ->
 /// Everything below a prefix.
 async fn below(cloud: &Cloud, input: u32, prefix: S3Uri) -> Result<Input, Box<Trouble>> {
     let mut keys = Vec::new();
-    let mut after = None;
+    let mut start = None;
     loop {
-        let page = match cloud.objects().list(&prefix.bucket, &prefix.key, after.as_deref(), PAGE).await {
+        let page = match cloud.objects().list(&prefix.bucket, &prefix.key, start.as_ref(), PAGE).await {
             Ok(answer) => answer.value,
             Err(error) => return Err(Box::new(Trouble::of_input(Attempt::List, input, &prefix, error))),
         };
@@ -124,7 +124,7 @@ async fn below(cloud: &Cloud, input: u32, prefix: S3Uri) -> Result<Input, Box<Tr
             Candidate { uri, listed: Some(listed), seen: None }
         }));
         match page.next {
-            Some(next) => after = Some(next),
+            next @ Some(_) => start = next,
             None => break,
         }
     }

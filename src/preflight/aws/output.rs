@@ -3,7 +3,7 @@
 
 use super::probe::{self, Probe};
 use super::trouble::{Attempt, Trouble};
-use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Page, UploadSettings};
+use crate::aws::{Answer, CallError, Cause, Cloud, Encryption, Page, PageStart, UploadSettings};
 use crate::preflight::report::{Check, Code, Finding, Outcome};
 use crate::spec::{Arn, S3Uri, SAVED};
 
@@ -39,7 +39,7 @@ async fn contents(cloud: &Cloud, prefix: &S3Uri) -> Result<Answer<Page>, CallErr
     let mut listed = cloud.objects().list(&prefix.bucket, &prefix.key, None, 2).await?;
     if listed.value.objects.iter().any(|object| object.key.starts_with(&saved)) {
         // Behind all of them. What sorts before them was in the first answer.
-        let after = format!("{saved}\u{10ffff}");
+        let after = PageStart::After(format!("{saved}\u{10ffff}"));
         let mut behind = cloud.objects().list(&prefix.bucket, &prefix.key, Some(&after), 2).await?;
         listed.value.objects.retain(|object| !object.key.starts_with(&saved));
         listed.value.objects.append(&mut behind.value.objects);

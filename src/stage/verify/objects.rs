@@ -102,13 +102,13 @@ impl Check<'_> {
 
     /// Sizes of all that is below the output, by key.
     async fn listing(&self) -> Result<BTreeMap<String, u64>, VerifyError> {
-        let (mut present, mut after) = (BTreeMap::new(), None);
+        let (mut present, mut start) = (BTreeMap::new(), None);
         loop {
-            let answer = self.store.list(&self.output.bucket, &self.output.key, after.as_deref(), PAGE).await;
+            let answer = self.store.list(&self.output.bucket, &self.output.key, start.as_ref(), PAGE).await;
             let page = answer.map_err(|error| remote(self.output, error))?.value;
             present.extend(page.objects.into_iter().map(|object| (object.key, object.size)));
             match page.next {
-                Some(next) => after = Some(next),
+                next @ Some(_) => start = next,
                 None => return Ok(present),
             }
         }

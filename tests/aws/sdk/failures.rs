@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use runseal::aws::{
-    CallError, Cause, Cloud, CloudConfig, EncryptionContext, Gate, ObjectStore, PolicyKind, UploadSettings,
+    CallError, Cause, Cloud, CloudConfig, EncryptionContext, Gate, ObjectStore, PageStart, PolicyKind, UploadSettings,
 };
 
 use super::wire::{Wire, kms_error, reply, s3_error, sts_error};
@@ -410,6 +410,36 @@ fn keys_that_xml_cannot_hold_are_listed_encoded() {
     let cloud = connect(&wire);
     let page = cloud.block_on(cloud.objects().list("data", "", None, 10)).unwrap().value;
     assert_eq!(page.objects[0].key, "a\u{1}+ \u{e4}");
+}
+
+// A page may be empty, and a server may leave out that there is more: its token alone says where to go on.
+#[test]
+fn a_listing_goes_on_where_the_server_says() {
+    let wire = Wire::new(|_, request| {
+        let body = match request.line.split("continuation-token=").nth(1).map(|rest| &rest[..2]) {
+            None => "<IsTruncated>true</IsTruncated><NextContinuationToken>t1</NextContinuationToken>",
+            Some("t1") => {
+                "<NextContinuationToken>t2</NextContinuationToken><Contents><Key>a</Key><Size>1</Size></Contents>"
+            }
+            Some(_) => "<IsTruncated>false</IsTruncated><Contents><Key>b</Key><Size>1</Size></Contents>",
+        };
+        reply(200, &[], format!("<ListBucketResult>{body}</ListBucketResult>").as_bytes())
+    });
+    let cloud = connect(&wire);
+    let (mut keys, mut start) = (Vec::new(), None);
+    loop {
+        let page = cloud.block_on(cloud.objects().list("data", "", start.as_ref(), 10)).unwrap().value;
+        keys.extend(page.objects.into_iter().map(|object| object.key));
+        start = page.next;
+        if start.is_none() {
+            break;
+        }
+    }
+    assert_eq!(keys, ["a", "b"]);
+    assert!(wire.requests().iter().all(|request| !request.line.contains("start-after")));
+    let behind = PageStart::After("k".to_owned());
+    cloud.block_on(cloud.objects().list("data", "", Some(&behind), 10)).unwrap();
+    assert!(wire.requests().last().is_some_and(|request| request.line.contains("start-after=k")));
 }
 
 // promise: S-84

@@ -316,7 +316,7 @@ impl S3 for Store {
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
         let world = self.0.world.lock();
         let home = world.buckets.get(&req.input.bucket).cloned().unwrap_or_default();
-        Ok(S3Response::new(list(&home, req.input)))
+        Ok(S3Response::new(list(&home, req.input)?))
     }
 
     async fn get_bucket_encryption(
@@ -542,11 +542,17 @@ fn sse_headers(encryption: &Encryption) -> HeaderMap {
     headers
 }
 
+/// What continuation tokens of listings begin with.
+const LIST_TOKEN: &str = "list:";
+
 /// One page: keys and common prefixes together, in order.
-fn list(home: &Home, input: ListObjectsV2Input) -> ListObjectsV2Output {
+fn list(home: &Home, input: ListObjectsV2Input) -> Result<ListObjectsV2Output, Refusal> {
     let prefix = input.prefix.clone().unwrap_or_default();
     let most = input.max_keys.unwrap_or(1000).clamp(0, 1000) as usize;
-    let after = input.continuation_token.clone().or(input.start_after.clone()).unwrap_or_default();
+    // As S3: a token is nothing that a client could make up.
+    let wrong = || Refusal::new(400, "InvalidArgument", "The continuation token provided is incorrect");
+    let token = input.continuation_token.as_deref().map(|token| token.strip_prefix(LIST_TOKEN).ok_or_else(wrong));
+    let after = token.transpose()?.or(input.start_after.as_deref()).unwrap_or_default().to_owned();
     let mut contents = Vec::new();
     let mut prefixes = BTreeSet::new();
     let (mut last, mut more) = (String::new(), false);
@@ -570,7 +576,7 @@ fn list(home: &Home, input: ListObjectsV2Input) -> ListObjectsV2Output {
             None => contents.push(entry_of(key, object, home.lists_etags)),
         }
     }
-    ListObjectsV2Output {
+    Ok(ListObjectsV2Output {
         name: Some(input.bucket),
         prefix: Some(prefix),
         delimiter: input.delimiter,
@@ -578,11 +584,11 @@ fn list(home: &Home, input: ListObjectsV2Input) -> ListObjectsV2Output {
         key_count: Some((contents.len() + prefixes.len()) as i32),
         is_truncated: Some(more),
         continuation_token: input.continuation_token,
-        next_continuation_token: more.then_some(last),
+        next_continuation_token: more.then(|| format!("{LIST_TOKEN}{last}")),
         contents: Some(contents),
         common_prefixes: Some(prefixes.into_iter().map(|prefix| CommonPrefix { prefix: Some(prefix) }).collect()),
         ..Default::default()
-    }
+    })
 }
 
 fn entry_of(key: &str, object: &Stored, with_etag: bool) -> Object {
