@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Searches the parsers of foreign bytes for input that breaks them, with libFuzzer on the stable compiler. New findings
 # are named and fail it. usage: scripts/fuzz.sh [SECONDS [TARGET...]]   60 seconds and all targets of fuzz/ by default
+# RUNSEAL_FUZZ_SEED=N searches in the order of before: what is found then is new in the code, not in the search.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 case ${1:-} in -h | --help)
-    sed -n '2,3s/^# //p' "../scripts/fuzz.sh"
+    sed -n '2,4s/^# //p' "../scripts/fuzz.sh"
     exit
     ;;
 esac
@@ -29,7 +30,7 @@ search() { # target
     local found=$target/found/$1 dictionary=$1.dict
     mkdir -p "$found"
     local options=(-max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1
-        -artifact_prefix="$found-")
+        -artifact_prefix="$found-" -seed="${RUNSEAL_FUZZ_SEED:-0}")
     [ ! -f "dictionaries/$dictionary" ] || options+=(-dict="dictionaries/$dictionary")
     if "$programs/$1" "${options[@]}" "$found" "corpus/$1" >"$target/$1.log" 2>&1; then
         printf '%-10s %s runs, %s inputs kept\n' "$1" \
