@@ -64,7 +64,8 @@ export RUNSEAL=$PWD/target/debug/runseal AWS_DOUBLE=$PWD/target/debug/examples/a
 step "tests, AWS-LC engine" cargo test --no-fail-fast --bins --lib --tests
 step "documentation tests" cargo test --doc
 # Compiles this crate once more, with the locks of a model checker; nothing else of the library can run on them.
-step "interleavings" cargo test --features loom --lib interleavings
+# Not optimised: it takes a second, and compiling it again longer.
+step "interleavings" cargo --config profile.dev.package.runseal.opt-level=0 test --features loom --lib interleavings
 # What comes near the cipher, over the other engine: the portable build, which must not compile C.
 portable=(--lib --bins)
 for test in xts_vectors keyring_hit reference fs_concurrency fs_memory perf_budget mounted cli secrecy; do
