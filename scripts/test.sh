@@ -64,7 +64,7 @@ export RUNSEAL=$PWD/target/debug/runseal AWS_DOUBLE=$PWD/target/debug/examples/a
 step "tests, AWS-LC engine" cargo test --no-fail-fast --bins --lib --tests
 step "documentation tests" cargo test --doc
 # Compiles this crate once more, with the locks of a model checker; nothing else of the library can run on them.
-# Not optimised: it takes a second, and compiling it again longer.
+# Not optimised: the tests take a second, compiling takes longer.
 step "interleavings" cargo --config profile.dev.package.runseal.opt-level=0 test --features loom --lib interleavings
 # What comes near the cipher, over the other engine: the portable build, which must not compile C.
 portable=(--lib --bins)
