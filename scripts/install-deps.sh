@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 # command or file that must be there, and the Debian package that brings it
 needs=(
-    cc:gcc setfacl:acl setfattr:attr sqlite3:sqlite3 git:git unshare:util-linux setpriv:util-linux findmnt:util-linux
+    cc:gcc c++:g++ setfacl:acl setfattr:attr sqlite3:sqlite3 git:git unshare:util-linux setpriv:util-linux findmnt:util-linux
     mount:mount losetup:mount mkfs.ext4:e2fsprogs chattr:e2fsprogs flock:util-linux ps:procps perl:perl bowtie2:bowtie2 samtools:samtools
     rsync:rsync busybox:busybox-static debootstrap:debootstrap openssl:openssl curl:curl
 )
